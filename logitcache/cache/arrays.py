@@ -1,0 +1,63 @@
+"""What one shard holds, decoded: the logical arrays that every shard format stores and gives back.
+
+Shape legend: S sequences, L tokens of all of them, N positions that have targets, K entries a position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ShardArrays:
+    """One shard's content. Position ``t`` holds the teacher's prediction for token ``t + 1`` of its sequence.
+
+    Attributes:
+        token_ids_L: uint32, the sequences end to end.
+        offsets_S1: int64 ``[S + 1]``, sequence ``s`` is ``token_ids_L[offsets_S1[s]:offsets_S1[s + 1]]``.
+        sequence_digests_S16: uint8 ``[S, 16]``, identity of each sequence (see ``sequence_digest``).
+        target_mask_L: bool, True where the position has targets; never at a sequence's last token.
+        topk_ids_NK: uint32, in the order of the True positions of ``target_mask_L``.
+        topk_logprobs_NK: float32, non-increasing along K, nats.
+        residual_logprob_N: float32, log of the mass outside the top K, nats.
+        vocab_size: V, the length of the teacher's logit vector.
+        log_partition_N, logit_std_N: float32, or None where they weren't asked for.
+    """
+
+    token_ids_L: NDArray[np.uint32]
+    offsets_S1: NDArray[np.int64]
+    sequence_digests_S16: NDArray[np.uint8]
+    target_mask_L: NDArray[np.bool_]
+    topk_ids_NK: NDArray[np.uint32]
+    topk_logprobs_NK: NDArray[np.float32]
+    residual_logprob_N: NDArray[np.float32]
+    vocab_size: int
+    log_partition_N: NDArray[np.float32] | None = None
+    logit_std_N: NDArray[np.float32] | None = None
+
+    @property
+    def sequences(self) -> int:
+        return len(self.offsets_S1) - 1
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_ids_L)
+
+    @property
+    def targets(self) -> int:
+        return len(self.residual_logprob_N)
+
+    @property
+    def k(self) -> int:
+        return int(self.topk_ids_NK.shape[1])
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays by field name, without those that are None."""
+        names = (name for name in self.__dataclass_fields__ if name != "vocab_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -1,0 +1,44 @@
+"""Progress as a plain callback, so that the library needs no terminal and the command line draws the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+#: ``report(phase, done, total, unit)``: ``done`` of ``total`` units so far in this phase; total None if unknown.
+Report = Callable[[str, int, int | None, str], None]
+
+
+def silent(phase: str, done: int, total: int | None, unit: str) -> None:
+    """Report to nobody: what the library does when no one watches."""
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        speed = task.finished_speed or task.speed
+        rate = f"{speed:,.0f} {unit}/s" if speed else f"– {unit}/s"
+        total = f"/{task.total:,.0f}" if task.total is not None else ""
+        return Text(f"{task.completed:,.0f}{total} {unit}  {rate}", style="progress.data.speed")
+
+
+@contextmanager
+def progress_bars(console: Console, *, enabled: bool = True) -> Iterator[Report]:
+    """Draw one bar a phase, with rate and time left, while the context lasts; silent if not enabled."""
+    if not enabled:
+        yield silent
+        return
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), _RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, speed_estimate_period=60) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, done: int, total: int | None, unit: str) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total, unit=unit)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,177 @@
+"""The teacher's k most probable tokens at each position, and the mass they leave out.
+
+Shape legend: N positions, K entries kept for each, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import TargetsError
+
+_TensorMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """Top-k log-probabilities of N next-token distributions: the one type that crosses every border.
+
+    Attributes:
+        ids: ``[N, K]`` int64, token ids, most probable first; equal values lie in ascending order of id.
+        logprobs: ``[N, K]`` float32 (float64 is kept), natural log of the probability at temperature 1, in nats.
+        residual_logprob: ``[N]``, log of the probability mass of all ids that are not listed; -inf if K = V.
+        vocab_size: V, the length of the logit vector that the distribution was taken from.
+        log_partition: ``[N]`` or None, log Σ exp(logits): raw logits are ``logprobs + log_partition``.
+        logit_std: ``[N]`` or None, the unbiased standard deviation of the V raw logits (NormKD and DKD need it).
+
+    Raises:
+        TargetsError: the shapes or dtypes don't fit together.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    residual_logprob: Tensor
+    vocab_size: int
+    log_partition: Tensor | None = None
+    logit_std: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.shape != self.logprobs.shape:
+            raise TargetsError(
+                f"ids {tuple(self.ids.shape)} and logprobs {tuple(self.logprobs.shape)} must both be [N, K]"
+            )
+        if self.ids.dtype != torch.int64:
+            raise TargetsError(f"ids are {self.ids.dtype}; they must be torch.int64")
+        if not 1 <= self.k <= self.vocab_size:
+            raise TargetsError(
+                f"K = {self.k} entries a position; it must be from 1 to the vocabulary's {self.vocab_size}"
+            )
+        dtype = self.logprobs.dtype
+        if not dtype.is_floating_point:
+            raise TargetsError(f"logprobs are {dtype}; they must be floating point")
+        wide = torch.promote_types(dtype, torch.float32)
+        object.__setattr__(self, "logprobs", self.logprobs.to(wide))
+        for name in ("residual_logprob", "log_partition", "logit_std"):
+            value = getattr(self, name)
+            if value is None and name != "residual_logprob":
+                continue
+            if value.shape != (len(self),):
+                raise TargetsError(f"{name} {tuple(value.shape)} must be [N] = [{len(self)}]")
+            object.__setattr__(self, name, value.to(wide))
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def k(self) -> int:
+        """K, the entries kept for each position."""
+        return self.ids.shape[1]
+
+    @property
+    def is_full(self) -> bool:
+        """True when every id of the vocabulary is listed, so nothing about the distribution is missing."""
+        return self.k == self.vocab_size
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, k: int, *, statistics: bool = False) -> TopK:
+        """Take the k largest of each row of raw logits.
+
+        Args:
+            logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or float64 if that is what comes in.
+            k: entries to keep, 1 to V.
+            statistics: also keep ``log_partition`` and ``logit_std``.
+
+        Raises:
+            TargetsError: ``logits`` is not ``[N, V]`` or k is out of range.
+        """
+        if logits.dim() != 2:
+            raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
+        vocab_size = logits.shape[1]
+        if not 1 <= k <= vocab_size:
+            raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
+        logits_NV = logits.detach()
+        values_NK, ids_NK = _ordered_topk(logits_NV, k)
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        values_NK = values_NK.to(wide)
+        # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
+        rest_N = torch.full_like(values_NK[:, 0], -math.inf)
+        if k < vocab_size:
+            rest_N = logits_NV.to(wide).scatter(1, ids_NK, -math.inf).logsumexp(1)
+        log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
+        return cls(
+            ids=ids_NK,
+            logprobs=values_NK - log_partition_N[:, None],
+            residual_logprob=rest_N - log_partition_N,
+            vocab_size=vocab_size,
+            log_partition=log_partition_N if statistics else None,
+            logit_std=logits_NV.to(wide).std(1) if statistics else None,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[TopK]) -> TopK:
+        """Join positions of several TopK with equal K and vocabulary; a statistic stays if all parts have it."""
+        if not parts:
+            raise TargetsError("nothing to join: the list of TopK is empty")
+        if len({(part.k, part.vocab_size) for part in parts}) > 1:
+            raise TargetsError("only TopK of equal K and vocabulary size can be joined")
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else torch.cat(values)
+
+        return cls(
+            ids=torch.cat([part.ids for part in parts]),
+            logprobs=torch.cat([part.logprobs for part in parts]),
+            residual_logprob=torch.cat([part.residual_logprob for part in parts]),
+            vocab_size=parts[0].vocab_size,
+            log_partition=join("log_partition"),
+            logit_std=join("logit_std"),
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> TopK:
+        """Select positions by slice, index tensor or boolean mask."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TopK:
+        """Copy to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def top(self, k: int) -> TopK:
+        """Keep the first k entries; what is dropped joins the residual mass."""
+        if not 1 <= k <= self.k:
+            raise TargetsError(f"can't keep {k} entries of {self.k}")
+        if k == self.k:
+            return self
+        dropped_N = self.logprobs[:, k:].logsumexp(1)
+        return replace(
+            self,
+            ids=self.ids[:, :k],
+            logprobs=self.logprobs[:, :k],
+            residual_logprob=torch.logaddexp(self.residual_logprob, dropped_N),
+        )
+
+    def _map(self, function: _TensorMap) -> TopK:
+        optional = {
+            name: None if value is None else function(value)
+            for name, value in (("log_partition", self.log_partition), ("logit_std", self.logit_std))
+        }
+        return replace(
+            self,
+            ids=function(self.ids),
+            logprobs=function(self.logprobs),
+            residual_logprob=function(self.residual_logprob),
+            **optional,
+        )
+
+
+def _ordered_topk(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and ids ``[N, k]``, descending; ties by ascending id, so that equal logits always give equal caches."""
+    values_NK, ids_NK = logits_NV.topk(k, dim=1)
+    ids_NK, by_id_NK = ids_NK.sort(dim=1)
+    values_NK, by_value_NK = values_NK.gather(1, by_id_NK).sort(dim=1, descending=True, stable=True)
+    return values_NK, ids_NK.gather(1, by_value_NK)
