@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-import typer
+import sys
+from typing import Annotated
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+import typer
+from rich.markup import escape
+
+import logitcache
+from logitcache.errors import LogitCacheError
+
+from .common import console, messages
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"logitcache {logitcache.__version__}", highlight=False)
+        raise typer.Exit
 
 
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Taken anywhere on the line.")
+    ] = False,
+) -> None:
     """Dump a teacher's top-k logits once; distil many students from the cache."""
 
 
 def run() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script. Exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except (LogitCacheError, OSError) as error:
+        if len(arguments) < len(sys.argv) - 1:
+            raise
+        messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from error

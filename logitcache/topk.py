@@ -156,16 +156,16 @@ class TopK:
         )
 
     def _map(self, function: _TensorMap) -> TopK:
-        optional = {
-            name: None if value is None else function(value)
-            for name, value in (("log_partition", self.log_partition), ("logit_std", self.logit_std))
-        }
+        def optional(value: Tensor | None) -> Tensor | None:
+            return None if value is None else function(value)
+
         return replace(
             self,
             ids=function(self.ids),
             logprobs=function(self.logprobs),
             residual_logprob=function(self.residual_logprob),
-            **optional,
+            log_partition=optional(self.log_partition),
+            logit_std=optional(self.logit_std),
         )
 
 

@@ -1,4 +1,4 @@
-"""Models and text that more than one test module uses. Nothing is downloaded here: `make install` fetches the teacher."""
+"""Models and text that more than one test module uses. Nothing is downloaded here: `make teacher` fetches the model."""
 
 from __future__ import annotations
 
