@@ -1,0 +1,1 @@
+"""Measurements whose figures the docs quote. Each module is a command of its own: `python -m benchmarks.NAME`."""
