@@ -1,0 +1,65 @@
+"""Shard formats by name. A format turns named arrays into the bytes of one file and back, and knows no more."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from logitcache.cache.arrays import ShardArrays
+from logitcache.cache.arrow_shard import ArrowShards
+from logitcache.cache.encoding import Encoding, decode_arrays, encode_arrays
+from logitcache.cache.stored import StoredShard
+from logitcache.cache.zarr_shard import ZarrShards
+from logitcache.errors import ConfigError
+
+ShardFormatName = Literal["zarr", "arrow"]
+
+
+class ShardFormat(Protocol):
+    """One container for stored arrays."""
+
+    #: Ending of a shard file's name, with its dot.
+    suffix: str
+
+    def write(self, stored: StoredShard) -> bytes:
+        """Return the file's bytes; equal input gives equal bytes."""
+
+    def read(self, payload: bytes | memoryview) -> StoredShard:
+        """Return what was written.
+
+        Raises:
+            CorruptCacheError: the payload isn't what :meth:`write` would have written.
+        """
+
+
+_FORMATS: dict[str, ShardFormat] = {"zarr": ZarrShards(), "arrow": ArrowShards()}
+
+
+def get_format(name: str) -> ShardFormat:
+    """Return a shard format by name.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    if name not in _FORMATS:
+        raise ConfigError(f"shard format {name!r} is not known: choose one of {', '.join(_FORMATS)}")
+    return _FORMATS[name]
+
+
+def encode_shard(arrays: ShardArrays, encoding: Encoding, shard_format: ShardFormatName) -> bytes:
+    """Encode a shard into the bytes of its file; equal input gives equal bytes.
+
+    Raises:
+        TargetsError: the arrays don't fit together, or hold NaN, +inf, a rising row or an id outside the vocabulary.
+        ConfigError: there is no such format.
+    """
+    return get_format(shard_format).write(encode_arrays(arrays, encoding))
+
+
+def decode_shard(payload: bytes | memoryview, shard_format: ShardFormatName) -> ShardArrays:
+    """Decode the bytes of a shard's file. The arrays may be read-only.
+
+    Raises:
+        CorruptCacheError: the payload is damaged, or was not written by :func:`encode_shard`.
+        ConfigError: there is no such format.
+    """
+    return decode_arrays(get_format(shard_format).read(payload))
