@@ -1,0 +1,26 @@
+"""Distillation losses on ``TopK`` targets: by name, as weighted mixes, and fused with the model's output layer.
+
+Each loss is one file. ``get`` and ``parse`` return functions of (student logits, targets, labels), one value a token;
+``linear_loss`` takes hidden states and the head's weight instead, and never holds the logits of all positions.
+"""
+
+from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
+from logitcache.losses.head import HeadStats, LinearHead, head_loss, linear_loss
+from logitcache.losses.mix import Mix
+from logitcache.losses.registry import describe, get, names, parameters, parse
+
+__all__ = [
+    "IGNORED_LABEL",
+    "HeadStats",
+    "LinearHead",
+    "Loss",
+    "Mix",
+    "SparseLoss",
+    "describe",
+    "get",
+    "head_loss",
+    "linear_loss",
+    "names",
+    "parameters",
+    "parse",
+]

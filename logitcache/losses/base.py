@@ -1,0 +1,155 @@
+"""What a loss is: a frozen dataclass of settings that turns student logits and targets into one number a token.
+
+Shape legend: N positions, V words in the student's vocabulary, K entries in the targets, C ids that a loss reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import ConfigError, TargetsError
+from logitcache.topk import TopK
+
+IGNORED_LABEL = -100
+
+
+class Loss(ABC):
+    """One distillation loss with its settings; call it for per-token values.
+
+    ``loss(student_logits [N, V], targets, labels=None) -> [N]``, in nats (times a loss's own factors), float32, or
+    float64 for float64 logits, whatever the model's dtype. A label of -100 means *ignored*; see each loss for what
+    it then does. Nothing is averaged here: ``linear_loss`` averages over the positions that aren't ignored.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def needs_labels(self) -> bool:
+        """True if the loss can't be computed without labels."""
+        return False
+
+    def __call__(self, student_logits: Tensor, targets: TopK, labels: Tensor | None = None) -> Tensor:
+        """Per-token loss ``[N]``.
+
+        Args:
+            student_logits: ``[N, V]``, any floating dtype, before any softmax.
+            targets: the teacher's distributions, N rows.
+            labels: ``[N]`` int64, the token that really follows, or None where the loss needs none.
+
+        Raises:
+            TargetsError: shapes don't fit, or the targets lack a statistic that the loss needs.
+        """
+        check_shapes(student_logits, targets, labels)
+        self.check_inputs(targets, labels)
+        wide = torch.promote_types(student_logits.dtype, torch.float32)
+        return self.per_token(student_logits.to(wide), to_dtype(targets, wide), labels)
+
+    def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
+        """Raise, or warn, before any arithmetic if the targets or labels can't serve this loss."""
+        if self.needs_labels and labels is None:
+            raise TargetsError(f"{self.name} needs labels: pass labels [N], the tokens that follow")
+
+    @abstractmethod
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        """The loss itself, on checked inputs in float32 or float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The few ids of each position whose student logits a sparse loss reads, and the teacher's side of them.
+
+    Attributes:
+        ids_NC: int64; the gradient of the loss touches no other id.
+        teacher_NC: teacher log-probs (up to a constant a row) at those ids, finite.
+        usable_NC: bool, False where the entry takes no part in the loss.
+        led: how many of the C are the teacher-led half of a two-way loss; they come first.
+        coverage_N: share of the student's top k that the targets hold, or None if the loss doesn't look for them.
+    """
+
+    ids_NC: Tensor
+    teacher_NC: Tensor
+    usable_NC: Tensor
+    led: int = 0
+    coverage_N: Tensor | None = None
+
+
+class SparseLoss(Loss):
+    """A loss that reads, and sends gradient to, a few ids of each position: the fused head makes it cheap."""
+
+    @abstractmethod
+    def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
+        """Choose the ids, without gradient. ``logits_NV`` are finite, float32 or float64."""
+
+    @abstractmethod
+    def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
+        """The loss ``[N]`` from the student's logits at the selected ids."""
+
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        selection = self.select(logits_NV.detach(), targets)
+        return self.at(logits_NV.gather(1, selection.ids_NC), selection)
+
+
+def check_shapes(logits: Tensor, targets: TopK, labels: Tensor | None) -> None:
+    """Raise ``TargetsError`` unless logits are ``[N, V]`` and targets and labels have N rows that fit V."""
+    if logits.dim() != 2 or not logits.dtype.is_floating_point:
+        raise TargetsError(f"student logits are {logits.dtype} {tuple(logits.shape)}; they must be floating [N, V]")
+    check_rows(logits.shape[0], logits.shape[1], targets, labels)
+
+
+def check_rows(rows: int, vocab_size: int, targets: TopK, labels: Tensor | None) -> None:
+    """The same for a student whose logits don't exist yet (the fused head)."""
+    if len(targets) != rows:
+        raise TargetsError(f"the student has {rows} positions, the targets {len(targets)}; each needs its own row")
+    if labels is not None and tuple(labels.shape) != (rows,):
+        raise TargetsError(f"labels {tuple(labels.shape)} must be [N] = [{rows}]")
+    # A student may have fewer (padding) rows than the teacher; that only matters if a target names one of them.
+    if vocab_size < targets.vocab_size and rows and int(targets.ids.max()) >= vocab_size:
+        raise TargetsError(
+            f"the targets name id {int(targets.ids.max())}, but the student has only {vocab_size} logits; "
+            "check that both use the same tokenizer"
+        )
+
+
+def to_dtype(targets: TopK, dtype: torch.dtype) -> TopK:
+    """The targets with their floating tensors in ``dtype`` (float32 or float64)."""
+    if targets.logprobs.dtype == dtype:
+        return targets
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(dtype)
+
+    return dataclasses.replace(
+        targets,
+        logprobs=targets.logprobs.to(dtype),
+        residual_logprob=targets.residual_logprob.to(dtype),
+        log_partition=cast(targets.log_partition),
+        logit_std=cast(targets.logit_std),
+    )
+
+
+def check_positive(loss: str, **values: float) -> None:
+    """Raise ``ConfigError`` unless each value is a finite number above zero."""
+    for field, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ConfigError(f"{loss}: {field} = {value!r} is not allowed; it must be a number above 0")
+
+
+def check_not_negative(loss: str, **values: float) -> None:
+    """Raise ``ConfigError`` unless each value is a finite number, zero or above."""
+    for field, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ConfigError(f"{loss}: {field} = {value!r} is not allowed; it must be a number, 0 or above")
+
+
+def check_count(loss: str, least: int, **values: int) -> None:
+    """Raise ``ConfigError`` unless each value is a whole number of at least ``least``."""
+    for field, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{loss}: {field} = {value!r} is not allowed; it must be a whole number from {least}")

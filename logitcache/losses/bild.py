@@ -1,0 +1,147 @@
+"""BiLD, the bi-directional logits difference loss, and its two halves (arXiv 2406.13555).
+
+Shape legend: N positions, V words, K entries in the targets, k ids a half compares, P = k(k−1)/2 pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import ConfigError
+from logitcache.losses.base import Selection, SparseLoss, check_count, check_not_negative, check_positive
+from logitcache.losses.divergence import kl
+from logitcache.losses.student_top import student_top_ids
+from logitcache.losses.tail import look_up
+from logitcache.topk import TopK
+
+MISSING = ("bound", "drop")
+
+
+@dataclass(frozen=True)
+class TLD(SparseLoss):
+    """Teacher-led difference loss: at the teacher's k largest ids, KL between softmaxes over all pairwise differences.
+
+    Both models' logits at the ids, over T, in the teacher's order; all k(k−1)/2 differences z[i] − z[j], i < j; softmax
+    over the differences; KL(teacher ‖ student). No T² factor. Exact for any targets with K ≥ k entries, at every
+    temperature; with fewer, all K are compared (one entry has no pairs, and gives 0). An entry of -inf takes the value of a
+    missing one (see ``SLD``).
+    """
+
+    name: ClassVar[str] = "t_ld"
+    k: int = 8
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_count(self.name, 2, k=self.k)
+        check_positive(self.name, temperature=self.temperature)
+
+    def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
+        ids_Nk, teacher_Nk = targets.ids[:, : self.k], targets.logprobs[:, : self.k]
+        usable_Nk = torch.ones_like(ids_Nk, dtype=torch.bool)
+        lowest_N1 = bound(targets)[:, None] - 1
+        return Selection(ids_Nk, torch.where(teacher_Nk > -math.inf, teacher_Nk, lowest_N1), usable_Nk)
+
+    def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
+        return difference_kl(selection.teacher_NC, student_NC, selection.usable_NC, self.temperature)
+
+
+@dataclass(frozen=True)
+class SLD(SparseLoss):
+    """Student-led difference loss: as ``t_ld``, at the *student's* k largest ids, in the student's order.
+
+    The gradient flows through the student's values, not through the choice of ids. Exact where the targets hold the
+    student's ids. Where one is missing, ``missing`` says what stands for the teacher's value:
+
+    * ``bound``: b − ``offset`` nats, where b = min(least listed log-prob, log of the residual mass) is the most it can be;
+    * ``drop``: every pair with a missing value is left out.
+    """
+
+    name: ClassVar[str] = "s_ld"
+    k: int = 8
+    temperature: float = 3.0
+    missing: str = "bound"
+    offset: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_count(self.name, 2, k=self.k)
+        check_positive(self.name, temperature=self.temperature)
+        check_not_negative(self.name, offset=self.offset)
+        if self.missing not in MISSING:
+            raise ConfigError(
+                f"{self.name}: missing = {self.missing!r} is not allowed; choose from {', '.join(MISSING)}"
+            )
+
+    def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
+        ids_Nk = student_top_ids(logits_NV, min(self.k, logits_NV.shape[1]))
+        teacher_Nk, listed_Nk = look_up(targets, ids_Nk)
+        known_Nk = listed_Nk & (teacher_Nk > -math.inf)
+        fill_N1 = bound(targets)[:, None] - self.offset
+        usable_Nk = known_Nk if self.missing == "drop" else torch.ones_like(known_Nk)
+        coverage_N = listed_Nk.to(logits_NV.dtype).mean(1)
+        return Selection(ids_Nk, torch.where(known_Nk, teacher_Nk, fill_N1), usable_Nk, coverage_N=coverage_N)
+
+    def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
+        return difference_kl(selection.teacher_NC, student_NC, selection.usable_NC, self.temperature)
+
+
+@dataclass(frozen=True)
+class BiLD(SLD):
+    """t-LD + s-LD, equal weights, no T² factor; see ``t_ld`` and ``s_ld`` for each half and for what is assumed.
+
+    The defaults, k = 8 and T = 3, are the paper's. At most 2 k ids a position carry gradient.
+    """
+
+    name: ClassVar[str] = "bild"
+
+    def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
+        led = TLD(self.k, self.temperature).select(logits_NV, targets)
+        student_led = super().select(logits_NV, targets)
+        return Selection(
+            torch.cat([led.ids_NC, student_led.ids_NC], 1),
+            torch.cat([led.teacher_NC, student_led.teacher_NC], 1),
+            torch.cat([led.usable_NC, student_led.usable_NC], 1),
+            led=led.ids_NC.shape[1],
+            coverage_N=student_led.coverage_N,
+        )
+
+    def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
+        halves = (slice(0, selection.led), slice(selection.led, None))
+        led, following = (
+            difference_kl(selection.teacher_NC[:, h], student_NC[:, h], selection.usable_NC[:, h], self.temperature)
+            for h in halves
+        )
+        return led + following
+
+
+def bound(targets: TopK) -> Tensor:
+    """The most ``[N]`` that the log-prob of an id outside the list can be: finite wherever any entry is.
+
+    min(least finite listed log-prob, log of the residual mass); a residual of 0 (-inf) bounds nothing usable.
+    """
+    finite_NK = targets.logprobs > -math.inf
+    least_N = torch.where(finite_NK, targets.logprobs, 0).amin(1)
+    residual_N = targets.residual_logprob
+    return torch.where(residual_N > -math.inf, torch.minimum(least_N, residual_N), least_N)
+
+
+def difference_kl(teacher_Nk: Tensor, student_Nk: Tensor, usable_Nk: Tensor, temperature: float) -> Tensor:
+    """KL ``[N]`` between the softmaxes over pairwise differences, without the pairs that have an unusable member."""
+    count = student_Nk.shape[1]
+    first_P, second_P = torch.triu_indices(count, count, 1, device=student_Nk.device)
+    if first_P.numel() == 0:
+        return student_Nk.sum(1) * 0
+    pair_NP = usable_Nk[:, first_P] & usable_Nk[:, second_P]
+    # A row without any usable pair compares equal things: KL 0, gradient 0.
+    alone_N1 = ~pair_NP.any(1, keepdim=True)
+
+    def log_softmax(values_Nk: Tensor) -> Tensor:
+        differences_NP = (values_Nk[:, first_P] - values_Nk[:, second_P]) / temperature
+        differences_NP = torch.where(pair_NP, differences_NP, -math.inf)
+        return torch.where(alone_N1, 0, differences_NP).log_softmax(1)
+
+    return kl(log_softmax(teacher_Nk), log_softmax(student_Nk))

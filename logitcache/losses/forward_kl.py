@@ -1,0 +1,36 @@
+"""Forward KL, the classic of distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from logitcache.losses.base import Loss, check_positive
+from logitcache.losses.divergence import kl
+from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.topk import TopK
+
+
+@dataclass(frozen=True)
+class ForwardKL(Loss):
+    """KL(softmax(z_t/T) ‖ softmax(z_s/T)), without a T² factor.
+
+    Truncated targets: the ids that aren't listed share the residual mass as the student would. At T = 1 that is the
+    KL with the tail as one more bucket (``residual_kl``), a lower bound of the full KL that needs no assumption. At
+    other temperatures the tail's shape is a guess, and a warning says so. A teacher entry of -inf counts 0.
+    """
+
+    name: ClassVar[str] = "forward_kl"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.name, temperature=self.temperature)
+
+    def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
+        warn_of_tail(targets, self.name, self.temperature)
+
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        teacher_NV = complete(targets, logits_NV) / self.temperature
+        return kl(teacher_NV.log_softmax(1), (logits_NV / self.temperature).log_softmax(1))

@@ -1,0 +1,43 @@
+"""Generalised Jensen-Shannon divergence, as GKD uses it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import ConfigError
+from logitcache.losses.base import Loss, check_positive
+from logitcache.losses.divergence import kl
+from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.topk import TopK
+
+
+@dataclass(frozen=True)
+class JSD(Loss):
+    """β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m) with m = β p_t + (1 − β) p_s, all at temperature T (Agarwal et al. 2024).
+
+    β = 0.5 is the symmetric Jensen-Shannon divergence, at most log 2 nats. Truncated targets: as ``forward_kl``; exact
+    with the tail as one bucket at T = 1, a guess elsewhere, which a warning says.
+    """
+
+    name: ClassVar[str] = "jsd"
+    beta: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.name, temperature=self.temperature)
+        if not isinstance(self.beta, (int, float)) or not 0 < self.beta < 1:
+            raise ConfigError(f"jsd: beta = {self.beta!r} is not allowed; it must lie between 0 and 1")
+
+    def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
+        warn_of_tail(targets, self.name, self.temperature)
+
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        teacher_NV = (complete(targets, logits_NV) / self.temperature).log_softmax(1)
+        student_NV = (logits_NV / self.temperature).log_softmax(1)
+        middle_NV = torch.logaddexp(teacher_NV + math.log(self.beta), student_NV + math.log1p(-self.beta))
+        return self.beta * kl(teacher_NV, middle_NV) + (1 - self.beta) * kl(student_NV, middle_NV)

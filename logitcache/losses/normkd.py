@@ -1,0 +1,59 @@
+"""NormKD: the temperature follows each sample's own spread of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from logitcache.losses.base import Loss, check_positive
+from logitcache.losses.divergence import kl
+from logitcache.losses.tail import complete, finite_std, logit_std, warn_of_tail
+from logitcache.topk import TopK
+
+# Below this spread a row of logits counts as constant, and its normalised logits as equal.
+_LEAST_STD = 1e-4
+
+
+@dataclass(frozen=True)
+class NormKD(Loss):
+    """(T σ_t)² · KL(softmax(z_t/(T σ_t)) ‖ softmax(z_s/(T σ_s))), σ the unbiased std of a model's own V logits.
+
+    The gradient flows through σ_s (Chi et al. 2023). Truncated targets need ``logit_std``, which the dump stores on
+    request; the tail then is assumed to have the student's shape, which is a guess at any T, and a warning says so.
+    A σ below 1e-4 counts as 1e-4.
+    """
+
+    name: ClassVar[str] = "normkd"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.name, temperature=self.temperature)
+
+    def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
+        logit_std(targets, self.name)
+        warn_of_tail(targets, self.name, self.temperature, always=True)
+
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        teacher_NV, student_NV, scale_N = normalised(logits_NV, targets, self.name, self.temperature)
+        return scale_N.square() * kl(teacher_NV.log_softmax(1), student_NV.log_softmax(1))
+
+
+def normalised(logits_NV: Tensor, targets: TopK, loss: str, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Teacher's and student's logits ``[N, V]``, each over T times its own σ, and T σ_t ``[N]``."""
+    scale_N = temperature * logit_std(targets, loss).clamp_min(_LEAST_STD)
+    teacher_NV = complete(targets, logits_NV)
+    # Differences are what counts; taking the maximum off first keeps a constant row exactly zero.
+    teacher_NV = (teacher_NV - teacher_NV.amax(1, keepdim=True)) / scale_N[:, None]
+    centred_NV = logits_NV - logits_NV.detach().amax(1, keepdim=True)
+    student_NV = centred_NV / (temperature * _student_std(logits_NV))[:, None]
+    return teacher_NV, student_NV, scale_N
+
+
+def _student_std(logits_NV: Tensor) -> Tensor:
+    if not torch.isfinite(logits_NV).all():
+        return finite_std(logits_NV).clamp_min(_LEAST_STD)
+    # The root's slope at 0 is infinite, so the floor goes under the root.
+    return logits_NV.var(1).clamp_min(_LEAST_STD**2).sqrt()

@@ -1,0 +1,44 @@
+"""Forward KL with everything outside the teacher's top K as one more bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from logitcache.losses.base import Loss
+from logitcache.losses.divergence import kl
+from logitcache.topk import TopK
+
+
+@dataclass(frozen=True)
+class ResidualKL(Loss):
+    """KL over K + 1 events: the listed ids, and all others together. Temperature 1 only.
+
+    This is the unbiased way to use a truncated teacher: it assumes nothing of the tail's shape, is at most the full KL
+    (by the data-processing inequality), and its minimum has the teacher's probabilities at every listed id. It
+    equals ``forward_kl`` at temperature 1, and costs less memory.
+    """
+
+    name: ClassVar[str] = "residual_kl"
+
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        return kl(teacher_buckets(targets), student_buckets(logits_NV, targets))
+
+
+def teacher_buckets(targets: TopK) -> Tensor:
+    """Log-probs ``[N, K + 1]`` of the listed ids and of the rest; each row sums to 1 whatever rounding the cache did."""
+    return torch.cat([targets.logprobs, targets.residual_logprob[:, None]], 1).log_softmax(1)
+
+
+def student_buckets(logits_NV: Tensor, targets: TopK) -> Tensor:
+    """The student's log-probs ``[N, K + 1]`` of the same events."""
+    listed_NK = logits_NV.gather(1, targets.ids)
+    if targets.k == logits_NV.shape[1]:
+        # No other ids: the last bucket is impossible for the teacher too, and any finite value serves.
+        listed_NK = listed_NK.log_softmax(1)
+        return torch.cat([listed_NK, torch.zeros_like(listed_NK[:, :1])], 1)
+    rest_N = logits_NV.scatter(1, targets.ids, -torch.inf).logsumexp(1)
+    return torch.cat([listed_NK, rest_N[:, None]], 1).log_softmax(1)

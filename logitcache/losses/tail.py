@@ -1,0 +1,87 @@
+"""What the targets say of ids they don't list: looking teacher values up, and completing the tail.
+
+Shape legend: N positions, V words in the student's vocabulary, K entries in the targets, C ids asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import TargetsError
+from logitcache.topk import TopK
+
+# Comparing every id with every entry beats sorting as long as the [N, C, K] of booleans stays small.
+_COMPARE_UP_TO = 512
+
+
+def complete(targets: TopK, student_NV: Tensor) -> Tensor:
+    """Teacher log-probs ``[N, V]``, where the ids that aren't listed share the residual mass as the *student* would.
+
+    Within the tail the student's own shape is assumed; the tail's total is the teacher's. At temperature 1 the
+    divergences of this distribution then equal those in which the whole tail is one bucket, in value and in
+    gradient, so nothing is invented. At other temperatures the shape matters, and the student's is the one guess under
+    which a student that equals the teacher has loss 0. No gradient flows through the result.
+    """
+    student_NV = student_NV.detach()
+    rest_N = student_NV.scatter(1, targets.ids, -math.inf).logsumexp(1)
+    # A tail without mass on either side stays -inf: -inf - -inf would be NaN.
+    empty_N = (rest_N == -math.inf) | (targets.residual_logprob == -math.inf)
+    shift_N = torch.where(empty_N, -math.inf, targets.residual_logprob - torch.where(empty_N, 0, rest_N))
+    return (student_NV + shift_N[:, None]).scatter(1, targets.ids, targets.logprobs)
+
+
+def look_up(targets: TopK, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """Teacher log-probs ``[N, C]`` at the ids, and a bool ``[N, C]``: True where the targets list the id.
+
+    Where they don't, the value is 0 and means nothing.
+    """
+    if targets.k <= _COMPARE_UP_TO:
+        matches_NCK = ids_NC[:, :, None] == targets.ids[:, None, :]
+        found_NC, column_NC = matches_NCK.any(2), matches_NCK.to(torch.uint8).argmax(2)
+    else:
+        sorted_NK, order_NK = targets.ids.sort(1)
+        at_NC = torch.searchsorted(sorted_NK, ids_NC.contiguous()).clamp_max(targets.k - 1)
+        found_NC, column_NC = sorted_NK.gather(1, at_NC) == ids_NC, order_NK.gather(1, at_NC)
+    return torch.where(found_NC, targets.logprobs.gather(1, column_NC), 0), found_NC
+
+
+def logit_std(targets: TopK, loss: str) -> Tensor:
+    """σ ``[N]`` of the teacher's raw logits: the stored statistic, or computed where every id is listed.
+
+    Raises:
+        TargetsError: the targets are truncated and hold no ``logit_std``.
+    """
+    if targets.logit_std is not None:
+        return targets.logit_std
+    if targets.is_full:
+        return finite_std(targets.logprobs)
+    raise TargetsError(
+        f"{loss} needs the standard deviation of the teacher's logits, which these targets don't hold; "
+        "dump again with --statistics, or use a loss that doesn't need it"
+    )
+
+
+def finite_std(logits_NV: Tensor) -> Tensor:
+    """The unbiased standard deviation of each row's finite entries; 0 where there are fewer than two."""
+    finite_NV = logits_NV > -math.inf
+    count_N = finite_NV.sum(1)
+    values_NV = torch.where(finite_NV, logits_NV, 0)
+    mean_N = values_NV.sum(1) / count_N.clamp_min(1)
+    squares_N = torch.where(finite_NV, values_NV - mean_N[:, None], 0).square().sum(1)
+    return (squares_N / (count_N - 1).clamp_min(1)).sqrt()
+
+
+def warn_of_tail(targets: TopK, loss: str, temperature: float, *, always: bool = False) -> None:
+    """Say that truncated targets don't determine this loss at this temperature (``always``: at no temperature)."""
+    if targets.is_full or (temperature == 1 and not always):
+        return
+    advice = "Use residual_kl or bild, which don't depend on it" if always else "At temperature 1 it doesn't matter"
+    warnings.warn(
+        f"{loss} at temperature {temperature:g} depends on the shape of the teacher's tail, which top-{targets.k} "
+        f"targets don't hold; the student's shape is assumed. {advice}",
+        stacklevel=4,
+    )

@@ -1,0 +1,34 @@
+"""Total variation distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from logitcache.losses.base import Loss, check_positive
+from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.topk import TopK
+
+
+@dataclass(frozen=True)
+class TVD(Loss):
+    """½ Σ |softmax(z_t/T) − softmax(z_s/T)|, from 0 to 1.
+
+    Truncated targets: the ids that aren't listed share the residual mass as the student would; at T = 1 their part is
+    ½ |residual − the student's mass outside the list|. At other temperatures a guess, which a warning says.
+    """
+
+    name: ClassVar[str] = "tvd"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.name, temperature=self.temperature)
+
+    def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
+        warn_of_tail(targets, self.name, self.temperature)
+
+    def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        teacher_NV = (complete(targets, logits_NV) / self.temperature).softmax(1)
+        return (teacher_NV - (logits_NV / self.temperature).softmax(1)).abs().sum(1) / 2
