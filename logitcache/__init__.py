@@ -8,4 +8,4 @@ from logitcache.topk import TopK
 
 __version__ = "0.1.0"
 
-__all__ = ["Cache", "CachedSequence", "LogitCacheError", "TopK", "__version__", "losses"]
+__all__ = ["Cache", "CachedSequence", "LogitCacheError", "TopK", "__version__", "losses", "open"]

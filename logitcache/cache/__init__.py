@@ -3,5 +3,32 @@
 from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName, decode_shard, encode_shard
+from logitcache.cache.manifest import Card, Manifest, Provenance, Teacher, require_writer_features
+from logitcache.cache.opening import open_cache
+from logitcache.cache.publish import finalize_cache, publish_shard, remove_scratch
+from logitcache.cache.reader import Cache, CachedSequence
+from logitcache.cache.table import ShardEntry
+from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
 
-__all__ = ["DIGEST_BYTES", "Encoding", "ShardArrays", "ShardFormatName", "decode_shard", "encode_shard"]
+__all__ = [
+    "DIGEST_BYTES",
+    "Cache",
+    "CachedSequence",
+    "Card",
+    "Encoding",
+    "Manifest",
+    "Provenance",
+    "ShardArrays",
+    "ShardEntry",
+    "ShardFormatName",
+    "Teacher",
+    "decode_shard",
+    "encode_shard",
+    "finalize_cache",
+    "open_cache",
+    "publish_shard",
+    "remove_scratch",
+    "require_writer_features",
+    "tokenizer_digest",
+    "tokenizer_files",
+]

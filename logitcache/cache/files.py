@@ -1,0 +1,148 @@
+"""Files of a cache: written so that no reader sees half of one, read so that nothing outside the cache is touched."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from logitcache.cache.manifest import FileRecord
+from logitcache.errors import CorruptCacheError, StorageError
+
+#: Where an unfinished cache keeps what isn't part of it; removed when the cache is finished.
+SCRATCH_DIR = ".dump"
+_ADVICE = {
+    errno.ENOSPC: "make room, then run the same command again: what is finished is kept",
+    errno.EDQUOT: "your quota is used up: make room, then run the same command again",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENOTDIR: "a file stands where a directory is needed: choose another place",
+}
+
+
+def storage_error(action: str, path: Path, error: OSError) -> StorageError:
+    """What to tell the user when the system refuses: what, where, why, and what to try."""
+    reason = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or 0)
+    return StorageError(f"can't {action} {path}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def write_file(root: Path, relative: str, payload: bytes) -> None:
+    """Publish a file: write it aside, sync, rename, sync the directory. A crash leaves the old state or the new one.
+
+    Raises:
+        StorageError: the system refused; what was written aside is removed again.
+    """
+    target = root / relative
+    aside = root / SCRATCH_DIR / f"write-{uuid.uuid4().hex}.part"
+    try:
+        _make_directory(root, aside.parent)
+        _make_directory(root, target.parent)
+        with open(aside, "xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+        sync_directory(target.parent)
+    except OSError as error:
+        with suppress(OSError):  # the first failure is the one to report
+            aside.unlink(missing_ok=True)
+        raise storage_error("write", target, error) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory last through a power cut."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_regular(root: Path, relative: str) -> tuple[int, int]:
+    """Open a file of a cache for reading; returns its descriptor and size. Follows no links, waits for no pipe.
+
+    Raises:
+        CorruptCacheError: missing, a link, or not a plain file.
+        StorageError: the system refused.
+    """
+    path = root / relative
+    try:
+        if path.parent != root and stat.S_ISLNK(os.lstat(path.parent).st_mode):
+            raise CorruptCacheError(f"{path.parent} is a link; a cache holds plain files and directories only")
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError as error:
+        raise CorruptCacheError(f"{path} is missing") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise CorruptCacheError(f"{path} is not a plain file of this cache") from error
+        raise storage_error("read", path, error) from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise CorruptCacheError(f"{path} is not a plain file")
+    return handle, status.st_size
+
+
+def read_limited(root: Path, relative: str, limit: int) -> bytes:
+    """Read a small file whose digest isn't known yet.
+
+    Raises:
+        CorruptCacheError: missing, not a plain file, or larger than ``limit`` bytes.
+        StorageError: the system refused.
+    """
+    handle, size = open_regular(root, relative)
+    with os.fdopen(handle, "rb") as file:
+        if size > limit:
+            raise CorruptCacheError(f"{root / relative} has {size:,} bytes, at most {limit:,} are allowed")
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise storage_error("read", root / relative, error) from error
+
+
+def read_checked(root: Path, relative: str, size: int, sha256: str) -> bytes:
+    """Read a file whole, and return it only if its size and digest are the expected ones.
+
+    Raises:
+        CorruptCacheError: missing, not a plain file, or of another size or digest.
+        StorageError: the system refused.
+    """
+    handle, found = open_regular(root, relative)
+    with os.fdopen(handle, "rb") as file:
+        check_size(root / relative, found, size)
+        try:
+            payload = file.read(size)
+        except OSError as error:
+            raise storage_error("read", root / relative, error) from error
+    check_digest(root / relative, hashlib.sha256(payload).hexdigest(), sha256)
+    return payload
+
+
+def check_size(path: Path, found: int, expected: int) -> None:
+    """Raise CorruptCacheError unless the sizes agree."""
+    if found != expected:
+        raise CorruptCacheError(f"{path} has {found:,} bytes, it should have {expected:,}: cut off or altered")
+
+
+def check_digest(path: Path, found: str, expected: str) -> None:
+    """Raise CorruptCacheError unless the digests agree."""
+    if found != expected:
+        raise CorruptCacheError(f"{path} was altered: its SHA-256 is {found[:12]}…, it should be {expected[:12]}…")
+
+
+def file_record(payload: bytes) -> FileRecord:
+    """Size and digest of a file's content."""
+    return FileRecord(bytes=len(payload), sha256=hashlib.sha256(payload).hexdigest())
+
+
+def _make_directory(root: Path, path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if path != root and path.is_symlink():
+        raise OSError(errno.ENOTDIR, f"{path.name} is a link to another place")

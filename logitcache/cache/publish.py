@@ -1,0 +1,184 @@
+"""Writing a cache: shards as they are done, then everything else, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from logitcache.cache.arrays import ShardArrays
+from logitcache.cache.encoding import Encoding
+from logitcache.cache.files import SCRATCH_DIR, file_record, storage_error, sync_directory, write_file
+from logitcache.cache.formats import ShardFormatName
+from logitcache.cache.manifest import (
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    SHARDS_DIR,
+    TABLE_NAME,
+    TOKENIZER_DIR,
+    Card,
+    Manifest,
+    Provenance,
+    Totals,
+    digest_line,
+    manifest_digest,
+)
+from logitcache.cache.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
+from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError, StorageError
+
+
+def publish_shard(root: Path, payload: bytes, arrays: ShardArrays, shard_format: ShardFormatName) -> ShardEntry:
+    """Write one encoded shard under its digest, so that readers see all of it or nothing.
+
+    A shard that is there already with the same content is kept; a damaged one is replaced.
+
+    Args:
+        root: the cache being built; made if missing.
+        payload: what ``encode_shard`` returned.
+        arrays: what was encoded, for the counts.
+        shard_format: ``zarr`` or ``arrow``.
+
+    Raises:
+        ConfigError: the payload is larger than a reader accepts.
+        StorageError: no room, no permission, a read-only file system.
+    """
+    if len(payload) > MAX_SHARD_BYTES:
+        raise ConfigError(f"a shard of {len(payload):,} bytes; at most {MAX_SHARD_BYTES:,}: put less into one shard")
+    sha256 = hashlib.sha256(payload).hexdigest()
+    entry = ShardEntry(
+        path=shard_path(sha256, shard_format),
+        sha256=sha256,
+        bytes=len(payload),
+        sequences=arrays.sequences,
+        tokens=arrays.tokens,
+        targets=arrays.targets,
+    )
+    if not _holds(root / entry.path, payload):
+        write_file(root, entry.path, payload)
+    return entry
+
+
+def finalize_cache(
+    root: Path,
+    entries: Sequence[ShardEntry],
+    provenance: Provenance,
+    encoding: Encoding,
+    shard_format: ShardFormatName,
+    tokenizer_files: Mapping[str, bytes],
+    calibration: BaseModel | None = None,
+    card: Card | None = None,
+) -> str:
+    """Turn published shards into a finished cache: tokenizer, shard table, and the manifest last.
+
+    Until the manifest is there, nobody takes the directory for a cache; running this again, after a crash at any
+    point, gives the same bytes. The scratch directory ``.dump`` goes when all is done.
+
+    Args:
+        root: where the shards were published.
+        entries: in the order of the sequences.
+        tokenizer_files: content by plain file name.
+
+    Returns:
+        The cache's digest, ``sha256:…`` over its manifest.
+
+    Raises:
+        CorruptCacheError: a listed shard is missing or of another size, or a file lies there that isn't the cache's.
+        OutputExistsError: another finished cache is there.
+        ConfigError: a value can't stand in a manifest.
+        StorageError: the system refused.
+    """
+    table = write_table(entries)
+    manifest = Manifest(
+        provenance=provenance,
+        encoding=encoding,
+        shard_format=shard_format,
+        totals=Totals(shards=len(entries), **_sums(entries)),
+        shard_table=file_record(table),
+        tokenizer={name: file_record(content) for name, content in tokenizer_files.items()},
+        calibration=None if calibration is None else calibration.model_dump(mode="json", exclude_none=True),
+        card=card or Card(),
+    )
+    raw = manifest.to_bytes()
+    _refuse_other_cache(root, raw)
+    _check_shards(root, entries)
+    for name, content in sorted(tokenizer_files.items()):
+        write_file(root, f"{TOKENIZER_DIR}/{name}", content)
+    _remove_unlisted(root / TOKENIZER_DIR, set(tokenizer_files))
+    write_file(root, TABLE_NAME, table)
+    write_file(root, MANIFEST_DIGEST_NAME, digest_line(raw))
+    write_file(root, MANIFEST_NAME, raw)
+    remove_scratch(root)
+    return manifest_digest(raw)
+
+
+def remove_scratch(root: Path) -> None:
+    """Remove what an unfinished cache kept beside its content.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    scratch = root / SCRATCH_DIR
+    try:
+        if scratch.is_symlink():
+            scratch.unlink()
+        elif scratch.exists():
+            shutil.rmtree(scratch)
+            sync_directory(root)
+    except OSError as error:
+        raise storage_error("remove", scratch, error) from error
+
+
+def _sums(entries: Sequence[ShardEntry]) -> dict[str, int]:
+    return {
+        name: sum(getattr(entry, name) for entry in entries) for name in ("sequences", "tokens", "targets", "bytes")
+    }
+
+
+def _holds(path: Path, payload: bytes) -> bool:
+    """True if the path is a plain file with exactly this content."""
+    try:
+        return not path.is_symlink() and path.stat().st_size == len(payload) and path.read_bytes() == payload
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+
+
+def _refuse_other_cache(root: Path, raw: bytes) -> None:
+    path = root / MANIFEST_NAME
+    if (path.exists() or path.is_symlink()) and not _holds(path, raw):
+        raise OutputExistsError(f"{root} already holds another cache: choose another place, or delete it first")
+
+
+def _check_shards(root: Path, entries: Sequence[ShardEntry]) -> None:
+    """Every listed shard is there at its size; shards that no plan lists any more go; anything else is refused."""
+    try:
+        (root / SHARDS_DIR).mkdir(parents=True, exist_ok=True)
+        sizes = {item.name: item.stat(follow_symlinks=False).st_size for item in os.scandir(root / SHARDS_DIR)}
+    except OSError as error:
+        raise storage_error("list", root / SHARDS_DIR, error) from error
+    for entry in entries:
+        found = sizes.get(entry.path.removeprefix(f"{SHARDS_DIR}/"))
+        if found != entry.bytes:
+            state = "is missing" if found is None else f"has {found:,} bytes, it should have {entry.bytes:,}"
+            raise CorruptCacheError(f"{root / entry.path} {state}: run the same command again to write it anew")
+    _remove_unlisted(root / SHARDS_DIR, {entry.path.removeprefix(f"{SHARDS_DIR}/") for entry in entries})
+
+
+def _remove_unlisted(directory: Path, listed: set[str]) -> None:
+    """Delete files that an earlier, unfinished run left in a directory of ours and that the cache doesn't list."""
+    if not directory.is_dir():
+        return
+    for item in sorted(directory.iterdir()):
+        if item.name in listed:
+            continue
+        if item.is_dir() and not item.is_symlink():
+            raise StorageError(f"{item} is a directory and no part of a cache: move it away, then run this again")
+        try:
+            item.unlink()
+        except OSError as error:
+            raise storage_error("remove", item, error) from error

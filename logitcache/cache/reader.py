@@ -1,0 +1,269 @@
+"""Reading a cache: sequences by index, each with its targets; every file checked before it is decoded.
+
+Shape legend: L tokens of a sequence, M of its positions with targets, K entries a position, S sequences of a shard.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.cache.arrays import ShardArrays
+from logitcache.cache.files import read_checked
+from logitcache.cache.formats import decode_shard
+from logitcache.cache.manifest import TOKENIZER_DIR, Manifest
+from logitcache.cache.table import ShardEntry, ShardTable
+from logitcache.errors import CorruptCacheError, ModelError
+from logitcache.topk import TopK
+
+#: Decoded shards kept in memory: one that is being read, and room for a few readers.
+KEPT_SHARDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class CachedSequence:
+    """One sequence and the teacher's predictions in it.
+
+    Attributes:
+        token_ids: ``[L]`` int64.
+        target_mask: ``[L]`` bool, True where a position has targets.
+        targets: the teacher's top K at those positions, M rows.
+        digest: 32 hex digits, the sequence's identity.
+    """
+
+    token_ids: Tensor
+    target_mask: Tensor
+    targets: TopK
+    digest: str
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``[M]`` int64: row m of ``targets`` predicts the token after ``token_ids[positions[m]]``."""
+        return self.target_mask.nonzero()[:, 0]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """``[M]`` int64: the token that really came next at each position."""
+        return self.token_ids[self.positions + 1]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"CachedSequence({len(self):,} tokens, {len(self.targets):,} targets × top {self.targets.k} "
+            f"of {self.targets.vocab_size:,}, digest {self.digest[:12]}…)"
+        )
+
+
+class CacheSlice(Sequence[CachedSequence]):
+    """Some sequences of a cache, read when asked for."""
+
+    def __init__(self, cache: Cache, indices: range) -> None:
+        self._cache = cache
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> CachedSequence: ...
+    @overload
+    def __getitem__(self, index: slice) -> CacheSlice: ...
+    def __getitem__(self, index: int | slice) -> CachedSequence | CacheSlice:
+        if isinstance(index, slice):
+            return CacheSlice(self._cache, self._indices[index])
+        return self._cache[self._indices[index]]
+
+    def __repr__(self) -> str:
+        return f"CacheSlice({len(self):,} of {len(self._cache):,} sequences)"
+
+
+class Cache(Sequence[CachedSequence]):
+    """A finished cache, opened with ``logitcache.open``. Threads may share it; a copy in another process opens anew.
+
+    Attributes:
+        root: its directory.
+        manifest: what it holds and where it came from.
+        digest: ``sha256:…``, its name.
+        shards: the shard table, a sequence of ``ShardEntry``.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, digest: str, shards: ShardTable) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.digest = digest
+        self.shards = shards
+        self._kept: OrderedDict[int, _Decoded] = OrderedDict()
+        self._lock = threading.Lock()
+        self._shard_locks: dict[int, threading.Lock] = {}
+
+    @property
+    def top_k(self) -> int:
+        """K, the entries kept for each position."""
+        return self.manifest.provenance.top_k
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the length of the teacher's logit vector."""
+        return self.manifest.provenance.vocab_size
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Where the tokenizer's files are."""
+        return self.root / TOKENIZER_DIR
+
+    def __len__(self) -> int:
+        return int(self.shards.first_sequence_R1[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> CachedSequence: ...
+    @overload
+    def __getitem__(self, index: slice) -> CacheSlice: ...
+    def __getitem__(self, index: int | slice) -> CachedSequence | CacheSlice:
+        """One sequence, or a view of several.
+
+        Raises:
+            IndexError: there is no such sequence.
+            CorruptCacheError: its shard is missing or altered.
+        """
+        if isinstance(index, slice):
+            return CacheSlice(self, range(*index.indices(len(self))))
+        sequence = int(index) + len(self) if index < 0 else int(index)
+        if not 0 <= sequence < len(self):
+            raise IndexError(f"sequence {index} of {len(self):,}")
+        shard, within = self.shards.locate(sequence)
+        return self._decoded(shard).sequence(within)
+
+    def __iter__(self) -> Iterator[CachedSequence]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def read_shard(self, index: int) -> ShardArrays:
+        """Read, check and decode one shard.
+
+        Raises:
+            IndexError: there is no such shard.
+            CorruptCacheError: the shard is missing, altered, or doesn't hold what the table says.
+        """
+        entry = self.shards[index]
+        payload = read_checked(self.root, entry.path, entry.bytes, entry.sha256)
+        try:
+            arrays = decode_shard(payload, self.manifest.shard_format)
+        except CorruptCacheError as error:
+            raise CorruptCacheError(f"{self.root / entry.path}: {error}") from error
+        check_content(arrays, entry, self.manifest, self.root / entry.path)
+        return arrays
+
+    def load_tokenizer(self) -> Any:
+        """The teacher's tokenizer, from the cache's own files; no code from the cache runs, and no hub is asked.
+
+        Raises:
+            CorruptCacheError: a tokenizer file is missing or altered.
+            ModelError: the cache has no tokenizer, or transformers can't load it.
+        """
+        from transformers import AutoTokenizer
+
+        if not self.manifest.tokenizer:
+            raise ModelError(f"{self.root} carries no tokenizer")
+        for name, record in self.manifest.tokenizer.items():
+            read_checked(self.root, f"{TOKENIZER_DIR}/{name}", record.bytes, record.sha256)
+        try:
+            return AutoTokenizer.from_pretrained(self.tokenizer_dir, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"can't load the tokenizer in {self.tokenizer_dir}: {reason[0][:300]}") from error
+
+    def _decoded(self, shard: int) -> _Decoded:
+        with self._lock:
+            if shard in self._kept:
+                self._kept.move_to_end(shard)
+                return self._kept[shard]
+            shard_lock = self._shard_locks.setdefault(shard, threading.Lock())
+        with shard_lock:  # two threads that want the same shard decode it once
+            with self._lock:
+                if shard in self._kept:
+                    return self._kept[shard]
+            decoded = _Decoded(self.read_shard(shard))
+            with self._lock:
+                self._kept[shard] = decoded
+                self._shard_locks.pop(shard, None)
+                while len(self._kept) > KEPT_SHARDS:
+                    self._kept.popitem(last=False)
+            return decoded
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.root, self.digest)
+
+    def __repr__(self) -> str:
+        totals = self.manifest.totals
+        return (
+            f"Cache({str(self.root)!r}: {totals.sequences:,} sequences, {totals.tokens:,} tokens, "
+            f"{totals.targets:,} targets × top {self.top_k} of {self.manifest.provenance.teacher.name}, "
+            f"{self.digest[:19]}…)"
+        )
+
+
+def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, path: Path) -> None:
+    """Raise CorruptCacheError unless a decoded shard holds what the table and the manifest say."""
+    expected = {"sequences": entry.sequences, "tokens": entry.tokens, "targets": entry.targets}
+    expected |= {"vocab_size": manifest.provenance.vocab_size, "k": manifest.provenance.top_k}
+    for name, value in expected.items():
+        found = getattr(arrays, name)
+        if found != value:
+            raise CorruptCacheError(f"{path} holds {name} = {found:,}, the cache says {value:,}")
+
+
+class _Decoded:
+    """A decoded shard, and where each sequence's targets begin."""
+
+    def __init__(self, arrays: ShardArrays) -> None:
+        self.arrays = arrays
+        before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.target_mask_L, dtype=np.int64)])
+        self.target_offsets_S1: NDArray[np.int64] = before_L1[arrays.offsets_S1]
+
+    def sequence(self, index: int) -> CachedSequence:
+        arrays = self.arrays
+        tokens = slice(int(arrays.offsets_S1[index]), int(arrays.offsets_S1[index + 1]))
+        rows = slice(int(self.target_offsets_S1[index]), int(self.target_offsets_S1[index + 1]))
+        return CachedSequence(
+            token_ids=_tensor(arrays.token_ids_L[tokens], np.int64),
+            target_mask=_tensor(arrays.target_mask_L[tokens], np.bool_),
+            targets=TopK(
+                ids=_tensor(arrays.topk_ids_NK[rows], np.int64),
+                logprobs=_tensor(arrays.topk_logprobs_NK[rows], np.float32),
+                residual_logprob=_tensor(arrays.residual_logprob_N[rows], np.float32),
+                vocab_size=arrays.vocab_size,
+                log_partition=_optional(arrays.log_partition_N, rows),
+                logit_std=_optional(arrays.logit_std_N, rows),
+            ),
+            digest=arrays.sequence_digests_S16[index].tobytes().hex(),
+        )
+
+
+def _tensor(values: NDArray[Any], dtype: type[np.generic]) -> Tensor:
+    # A copy, so that a caller who writes into a sequence doesn't alter the shard kept in memory.
+    return torch.from_numpy(np.array(values, dtype=dtype, order="C"))
+
+
+def _optional(values_N: NDArray[np.float32] | None, rows: slice) -> Tensor | None:
+    return None if values_N is None else _tensor(values_N[rows], np.float32)
+
+
+def _reopen(root: Path, digest: str) -> Cache:
+    from logitcache.cache.opening import open_cache
+
+    cache = open_cache(root)
+    if cache.digest != digest:
+        raise CorruptCacheError(f"{root} now holds another cache: {cache.digest}, it was {digest}")
+    return cache
