@@ -26,10 +26,10 @@ MISSING = ("bound", "drop")
 class TLD(SparseLoss):
     """Teacher-led difference loss: at the teacher's k largest ids, KL between softmaxes over all pairwise differences.
 
-    Both models' logits at the ids, over T, in the teacher's order; all k(k−1)/2 differences z[i] − z[j], i < j; softmax
-    over the differences; KL(teacher ‖ student). No T² factor. Exact for any targets with K ≥ k entries, at every
-    temperature; with fewer, all K are compared (one entry has no pairs, and gives 0). An entry of -inf takes the value of a
-    missing one (see ``SLD``).
+    Both models' logits at the ids, over T, in the teacher's order; all k(k−1)/2 differences z[i] − z[j], i < j;
+    softmax over the differences; KL(teacher ‖ student). No T² factor. Exact for any targets with K ≥ k entries, at
+    every temperature; with fewer, all K are compared (one entry has no pairs, and gives 0). An entry of -inf takes
+    the value of a missing one (see ``SLD``).
     """
 
     name: ClassVar[str] = "t_ld"
@@ -57,7 +57,7 @@ class SLD(SparseLoss):
     The gradient flows through the student's values, not through the choice of ids. Exact where the targets hold the
     student's ids. Where one is missing, ``missing`` says what stands for the teacher's value:
 
-    * ``bound``: b − ``offset`` nats, where b = min(least listed log-prob, log of the residual mass) is the most it can be;
+    * ``bound``: b − ``offset`` nats, b = min(least listed log-prob, log of the residual mass) the most it can be;
     * ``drop``: every pair with a missing value is left out.
     """
 

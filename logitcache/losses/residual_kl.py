@@ -29,7 +29,7 @@ class ResidualKL(Loss):
 
 
 def teacher_buckets(targets: TopK) -> Tensor:
-    """Log-probs ``[N, K + 1]`` of the listed ids and of the rest; each row sums to 1 whatever rounding the cache did."""
+    """Log-probs ``[N, K + 1]`` of the listed ids and of the rest; rows sum to 1 whatever the cache rounded."""
     return torch.cat([targets.logprobs, targets.residual_logprob[:, None]], 1).log_softmax(1)
 
 

@@ -19,7 +19,7 @@ def student_top_ids(logits_NV: Tensor, k: int) -> Tensor:
     if blocks <= 4 * k:
         return logits_NV.topk(k, dim=1).indices
     whole = blocks * _BLOCK
-    maxima_NB = logits_NV[:, :whole].unflatten(1, (blocks, _BLOCK)).amax(2)
+    maxima_NB = logits_NV[:, :whole].view(-1, blocks, _BLOCK).amax(2)
     best_Nk = maxima_NB.topk(k, dim=1, sorted=False).indices
     within_B = torch.arange(_BLOCK, device=logits_NV.device)
     candidates_NC = (best_Nk[:, :, None] * _BLOCK + within_B).flatten(1)
