@@ -54,6 +54,10 @@ class CorruptCacheError(LogitCacheError):
     """A file of a cache is missing, extra, truncated or altered; the message names the file."""
 
 
+class MissingFileError(CorruptCacheError):
+    """A file of a cache isn't there; the message names it."""
+
+
 class TargetsError(LogitCacheError):
     """Targets can't serve what is asked of them: wrong shapes, or a statistic that wasn't stored."""
 

@@ -1,6 +1,6 @@
 """The cache format: shards of targets, and the directory that holds them."""
 
-from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays
+from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays, sequence_digest
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName, decode_shard, encode_shard
 from logitcache.cache.manifest import Card, Manifest, Provenance, Teacher, require_writer_features
@@ -9,6 +9,7 @@ from logitcache.cache.publish import finalize_cache, publish_shard, remove_scrat
 from logitcache.cache.reader import Cache, CachedSequence
 from logitcache.cache.table import ShardEntry
 from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
+from logitcache.cache.verify import Fault, VerifyReport, verify_cache
 
 __all__ = [
     "DIGEST_BYTES",
@@ -16,12 +17,14 @@ __all__ = [
     "CachedSequence",
     "Card",
     "Encoding",
+    "Fault",
     "Manifest",
     "Provenance",
     "ShardArrays",
     "ShardEntry",
     "ShardFormatName",
     "Teacher",
+    "VerifyReport",
     "decode_shard",
     "encode_shard",
     "finalize_cache",
@@ -29,6 +32,8 @@ __all__ = [
     "publish_shard",
     "remove_scratch",
     "require_writer_features",
+    "sequence_digest",
     "tokenizer_digest",
     "tokenizer_files",
+    "verify_cache",
 ]

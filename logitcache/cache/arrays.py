@@ -5,6 +5,7 @@ Shape legend: S sequences, L tokens of all of them, N positions that have target
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +62,15 @@ class ShardArrays:
         """The arrays by field name, without those that are None."""
         names = (name for name in self.__dataclass_fields__ if name != "vocab_size")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def sequence_digest(token_ids_L: NDArray[Any], target_mask_L: NDArray[np.bool_]) -> bytes:
+    """Identity of one sequence: the first 16 bytes of a SHA-256 over its length, its tokens and its mask.
+
+    Hashed are the length as uint64, the ids as uint32, both little-endian, and the mask packed eight to a byte, the
+    first position in the lowest bit.
+    """
+    digest = hashlib.sha256(len(token_ids_L).to_bytes(8, "little"))
+    digest.update(np.ascontiguousarray(token_ids_L, "<u4").tobytes())
+    digest.update(np.packbits(np.asarray(target_mask_L, np.bool_), bitorder="little").tobytes())
+    return digest.digest()[:DIGEST_BYTES]

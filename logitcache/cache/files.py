@@ -7,14 +7,17 @@ import hashlib
 import os
 import stat
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from logitcache.cache.manifest import FileRecord
-from logitcache.errors import CorruptCacheError, StorageError
+from logitcache.errors import CorruptCacheError, MissingFileError, StorageError
 
 #: Where an unfinished cache keeps what isn't part of it; removed when the cache is finished.
 SCRATCH_DIR = ".dump"
+_CHUNK = 1 << 20
 _ADVICE = {
     errno.ENOSPC: "make room, then run the same command again: what is finished is kept",
     errno.EDQUOT: "your quota is used up: make room, then run the same command again",
@@ -78,7 +81,7 @@ def open_regular(root: Path, relative: str) -> tuple[int, int]:
             raise CorruptCacheError(f"{path.parent} is a link; a cache holds plain files and directories only")
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
-        raise CorruptCacheError(f"{path} is missing") from error
+        raise MissingFileError(f"{path} is missing") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
             raise CorruptCacheError(f"{path} is not a plain file of this cache") from error
@@ -114,9 +117,7 @@ def read_checked(root: Path, relative: str, size: int, sha256: str) -> bytes:
         CorruptCacheError: missing, not a plain file, or of another size or digest.
         StorageError: the system refused.
     """
-    handle, found = open_regular(root, relative)
-    with os.fdopen(handle, "rb") as file:
-        check_size(root / relative, found, size)
+    with open_sized(root, relative, size) as file:
         try:
             payload = file.read(size)
         except OSError as error:
@@ -125,10 +126,33 @@ def read_checked(root: Path, relative: str, size: int, sha256: str) -> bytes:
     return payload
 
 
-def check_size(path: Path, found: int, expected: int) -> None:
-    """Raise CorruptCacheError unless the sizes agree."""
-    if found != expected:
-        raise CorruptCacheError(f"{path} has {found:,} bytes, it should have {expected:,}: cut off or altered")
+def hash_checked(root: Path, relative: str, size: int, sha256: str) -> None:
+    """Check a file's size and digest without holding it in memory. Raises as :func:`read_checked` does."""
+    with open_sized(root, relative, size) as file:
+        check_digest(root / relative, hash_stream(file, root / relative), sha256)
+
+
+@contextmanager
+def open_sized(root: Path, relative: str, size: int) -> Iterator[BinaryIO]:
+    """Open a file of a cache that must have a given size. Raises as :func:`open_regular` does."""
+    handle, found = open_regular(root, relative)
+    with os.fdopen(handle, "rb") as file:
+        if found != size:
+            raise CorruptCacheError(
+                f"{root / relative} has {found:,} bytes, it should have {size:,}: it was cut off or altered"
+            )
+        yield file
+
+
+def hash_stream(file: BinaryIO, path: Path) -> str:
+    """SHA-256 of what is left of an open file, in hex."""
+    digest = hashlib.sha256()
+    try:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    return digest.hexdigest()
 
 
 def check_digest(path: Path, found: str, expected: str) -> None:

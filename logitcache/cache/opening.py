@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import stat
@@ -11,12 +10,13 @@ from pathlib import Path
 from logitcache.cache.files import (
     SCRATCH_DIR,
     check_digest,
-    check_size,
-    open_regular,
+    hash_stream,
+    open_sized,
     read_checked,
     read_limited,
     storage_error,
 )
+from logitcache.cache.listing import Stray, stray_files, stray_shards
 from logitcache.cache.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
@@ -32,14 +32,13 @@ from logitcache.cache.manifest import (
 )
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardTable
-from logitcache.errors import CacheNotFoundError, CorruptCacheError
+from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
 
-#: Notes for people and for version control; no part of the cache, never read, covered by no digest.
-UNCHECKED_NAMES = frozenset({"README.md", "LICENSE", ".gitattributes"})
 #: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
 LISTED_SHARDS = 10_000
 _MAX_TOKENIZER_BYTES = 1 << 28
-_CHUNK = 1 << 20
+#: Room for some ten million shards.
+MAX_TABLE_BYTES = 1 << 31
 
 
 def open_cache(path: str | os.PathLike[str]) -> Cache:
@@ -58,21 +57,19 @@ def open_cache(path: str | os.PathLike[str]) -> Cache:
     """
     root = Path(path)
     manifest, digest = read_manifest(root)
-    for fault in stray_files(root, manifest):
-        raise CorruptCacheError(fault)
+    _refuse(stray_files(root, manifest))
     table = read_table(root, manifest)
     check_totals(root, manifest, table)
     for name, record in manifest.tokenizer.items():
         read_tokenizer_file(root, name, record)
     if len(table) <= LISTED_SHARDS:
-        for fault in stray_shards(root, table):
-            raise CorruptCacheError(fault)
+        _refuse(stray_shards(root, table))
     return Cache(root, manifest, digest, table)
 
 
 def read_manifest(root: Path) -> tuple[Manifest, str]:
     """The manifest and its digest. Raises as :func:`open_cache` does."""
-    _check_is_cache(root)
+    check_is_cache(root)
     raw = read_limited(root, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     if read_limited(root, MANIFEST_DIGEST_NAME, 256) != digest_line(raw):
         raise CorruptCacheError(
@@ -84,19 +81,15 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
 def read_table(root: Path, manifest: Manifest) -> ShardTable:
     """The shard table, checked and then memory-mapped. Raises as :func:`open_cache` does."""
     path = root / TABLE_NAME
-    handle, size = open_regular(root, TABLE_NAME)
-    with os.fdopen(handle, "rb") as file:
-        check_size(path, size, manifest.shard_table.bytes)
-        if size == 0:
-            raise CorruptCacheError(f"{path} is empty")
-        digest = hashlib.sha256()
+    record = manifest.shard_table
+    if not 0 < record.bytes <= MAX_TABLE_BYTES:
+        raise CacheFormatError(f"{path}: a table of {record.bytes:,} bytes; allowed are 1 to {MAX_TABLE_BYTES:,}")
+    with open_sized(root, TABLE_NAME, record.bytes) as file:
+        check_digest(path, hash_stream(file, path), record.sha256)
         try:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), record.bytes, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise storage_error("read", path, error) from error
-    check_digest(path, digest.hexdigest(), manifest.shard_table.sha256)
+            raise storage_error("map", path, error) from error
     return ShardTable(mapped, manifest.shard_format, str(path))
 
 
@@ -117,39 +110,18 @@ def read_tokenizer_file(root: Path, name: str, record: FileRecord) -> bytes:
     return read_checked(root, relative, record.bytes, record.sha256)
 
 
-def stray_files(root: Path, manifest: Manifest) -> list[str]:
-    """What lies at the top or under ``tokenizer/`` and is no part of the cache: one message for each."""
-    expected = {MANIFEST_NAME, MANIFEST_DIGEST_NAME, TABLE_NAME, SHARDS_DIR}
-    expected |= {TOKENIZER_DIR} if manifest.tokenizer else set()
-    # A run that was killed after its manifest may leave the scratch directory; the cache is whole.
-    strays = _unlisted(root, expected | UNCHECKED_NAMES | {SCRATCH_DIR})
-    if manifest.tokenizer and (root / TOKENIZER_DIR).is_dir():
-        strays += _unlisted(root / TOKENIZER_DIR, set(manifest.tokenizer))
-    return strays
+def _refuse(strays: list[Stray]) -> None:
+    if strays:
+        raise CorruptCacheError(strays[0].message)
 
 
-def stray_shards(root: Path, table: ShardTable) -> list[str]:
-    """What lies under ``shards/`` and isn't in the table: one message for each."""
-    directory = root / SHARDS_DIR
-    if not directory.is_dir():
-        return [f"{directory} is missing"] if len(table) else []
-    return _unlisted(directory, {entry.path.removeprefix(f"{SHARDS_DIR}/") for entry in table})
+def check_is_cache(root: Path) -> None:
+    """Tell a place without a cache, an unfinished cache and a damaged one apart.
 
-
-def _unlisted(directory: Path, expected: set[str]) -> list[str]:
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError as error:
-        raise storage_error("list", directory, error) from error
-    return [
-        f"{directory / name} is no part of the cache: move it away, or get the cache again"
-        for name in names
-        if name not in expected
-    ]
-
-
-def _check_is_cache(root: Path) -> None:
-    """Tell a place without a cache, an unfinished cache and a damaged one apart."""
+    Raises:
+        CacheNotFoundError: nothing is there, something else is, or an unfinished cache.
+        MissingFileError: files of a cache are there, but no manifest.
+    """
     try:
         names = set(os.listdir(root))
     except FileNotFoundError as error:
@@ -166,5 +138,5 @@ def _check_is_cache(root: Path) -> None:
             f"{root} holds an unfinished cache: run the same `logitcache dump` command again to finish it"
         )
     if names & {MANIFEST_DIGEST_NAME, TABLE_NAME, SHARDS_DIR}:
-        raise CorruptCacheError(f"{root / MANIFEST_NAME} is missing, though other files of a cache are there")
+        raise MissingFileError(f"{root / MANIFEST_NAME} is missing, though other files of a cache are there")
     raise CacheNotFoundError(f"{root} is not a cache: it has no {MANIFEST_NAME}")

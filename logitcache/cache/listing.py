@@ -1,0 +1,71 @@
+"""What lies in a cache's directories and is no part of the cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from logitcache.cache.files import SCRATCH_DIR, storage_error
+from logitcache.cache.manifest import (
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    SHARDS_DIR,
+    TABLE_NAME,
+    TOKENIZER_DIR,
+    Manifest,
+)
+from logitcache.cache.table import ShardTable
+
+#: Notes for people and for version control: no part of the cache, never read, covered by no digest.
+UNCHECKED_NAMES = frozenset({"README.md", "LICENSE", ".gitattributes"})
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A file or directory that doesn't belong; ``path`` is relative to the cache."""
+
+    path: str
+    message: str
+
+
+def stray_files(root: Path, manifest: Manifest) -> list[Stray]:
+    """Strays at the top of a cache and under ``tokenizer/``.
+
+    Raises:
+        StorageError: the system refused to list a directory.
+    """
+    expected = {MANIFEST_NAME, MANIFEST_DIGEST_NAME, TABLE_NAME, SHARDS_DIR}
+    expected |= {TOKENIZER_DIR} if manifest.tokenizer else set()
+    # A run that was killed after its manifest may leave the scratch directory; the cache is whole.
+    strays = _unlisted(root, "", expected | UNCHECKED_NAMES | {SCRATCH_DIR})
+    if manifest.tokenizer:
+        strays += _unlisted(root, TOKENIZER_DIR, set(manifest.tokenizer))
+    return strays
+
+
+def stray_shards(root: Path, table: ShardTable) -> list[Stray]:
+    """Strays under ``shards/``.
+
+    Raises:
+        StorageError: the system refused to list the directory.
+    """
+    return _unlisted(root, SHARDS_DIR, {path.removeprefix(f"{SHARDS_DIR}/") for path in table.paths()})
+
+
+def _unlisted(root: Path, place: str, expected: set[str]) -> list[Stray]:
+    directory = root / place
+    prefix = f"{place}/" if place else ""
+    if place and not directory.is_dir():
+        return []  # what it should hold will be found missing, file by file
+    if place and directory.is_symlink():
+        return [Stray(place, f"{directory} is a link; a cache holds plain files and directories only")]
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise storage_error("list", directory, error) from error
+    return [
+        Stray(prefix + name, f"{directory / name} is no part of the cache: move it away, or get the cache again")
+        for name in names
+        if name not in expected
+    ]

@@ -1,0 +1,212 @@
+"""Checking a whole cache: every file, in parallel, and every fault reported, not the first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from logitcache.cache.content import content_faults
+from logitcache.cache.files import SCRATCH_DIR, hash_checked, read_limited
+from logitcache.cache.listing import Stray, stray_files, stray_shards
+from logitcache.cache.manifest import (
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    TABLE_NAME,
+    TOKENIZER_DIR,
+    Manifest,
+    digest_line,
+    manifest_digest,
+    parse_manifest,
+)
+from logitcache.cache.opening import check_is_cache, check_totals, read_table, read_tokenizer_file
+from logitcache.cache.reader import Cache
+from logitcache.cache.table import ShardEntry, ShardTable
+from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
+from logitcache.progress import Report, silent
+
+_SHARDS_AT_ONCE = 1 << 10
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        path: the file, relative to the cache.
+        kind: ``missing``, ``extra``, ``altered``, ``invalid`` or ``unreadable``.
+        message: one sentence for people.
+    """
+
+    path: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify_cache`` found.
+
+    Attributes:
+        digest: the cache's name, ``sha256:…``; None if there is no manifest to take it of.
+        deep: whether shards were decoded too.
+        files, bytes: how many were read and checked.
+        faults: everything that is wrong, in the order of the files; empty for a sound cache.
+    """
+
+    digest: str | None
+    deep: bool
+    files: int
+    bytes: int
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.faults
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_cache(
+    path: str | os.PathLike[str], deep: bool = False, workers: int | None = None, progress: Report = silent
+) -> VerifyReport:
+    """Check every file of a cache against the manifest and the shard table.
+
+    Args:
+        path: the cache's directory.
+        deep: also decode every shard and check what it holds: counts, order, ids, masks, digests of the sequences,
+            and that each distribution's mass is 1 within the encoding's bound.
+        workers: threads; as many as the machine has processors if left out.
+        progress: called as shards are done.
+
+    Raises:
+        CacheNotFoundError: there is no finished cache at this place.
+    """
+    return _Verification(Path(path), deep, workers or os.cpu_count() or 1, progress).run()
+
+
+class _Verification:
+    """One run over one cache, and what it has found so far."""
+
+    def __init__(self, root: Path, deep: bool, workers: int, progress: Report) -> None:
+        self.root = root
+        self.deep = deep
+        self.workers = workers
+        self.progress = progress
+        self.faults: list[Fault] = []
+        self.files = 0
+        self.bytes = 0
+
+    def run(self) -> VerifyReport:
+        try:
+            check_is_cache(self.root)
+        except CorruptCacheError as error:
+            self._add(MANIFEST_NAME, error)
+            return self._report(None)
+        try:
+            raw = read_limited(self.root, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+        except LogitCacheError as error:
+            self._add(MANIFEST_NAME, error)
+            return self._report(None)
+        self._count(len(raw))
+        manifest = self._manifest(raw)
+        if manifest is not None:
+            self._strays(manifest)
+            self._tokenizer(manifest)
+            table = self._table(manifest)
+            if table is not None:
+                self._shards(manifest, table, manifest_digest(raw))
+        return self._report(manifest_digest(raw))
+
+    def _manifest(self, raw: bytes) -> Manifest | None:
+        try:
+            line = read_limited(self.root, MANIFEST_DIGEST_NAME, 256)
+            self._count(len(line))
+            if line != digest_line(raw):
+                message = f"{MANIFEST_NAME} and {MANIFEST_DIGEST_NAME} don't belong together: one of them was altered"
+                self.faults.append(Fault(MANIFEST_NAME, "altered", message))
+        except LogitCacheError as error:
+            self._add(MANIFEST_DIGEST_NAME, error)
+        try:
+            return parse_manifest(raw, MANIFEST_NAME)
+        except LogitCacheError as error:
+            self._add(MANIFEST_NAME, error)
+            return None
+
+    def _strays(self, manifest: Manifest) -> None:
+        self._extra(stray_files(self.root, manifest))
+        if (self.root / SCRATCH_DIR).exists():
+            message = "left by a run that was killed as it finished; the cache is whole: delete this directory"
+            self.faults.append(Fault(SCRATCH_DIR, "extra", message))
+
+    def _tokenizer(self, manifest: Manifest) -> None:
+        for name, record in sorted(manifest.tokenizer.items()):
+            try:
+                self._count(len(read_tokenizer_file(self.root, name, record)))
+            except LogitCacheError as error:
+                self._add(f"{TOKENIZER_DIR}/{name}", error)
+
+    def _table(self, manifest: Manifest) -> ShardTable | None:
+        try:
+            table = read_table(self.root, manifest)
+            self._count(manifest.shard_table.bytes)
+        except LogitCacheError as error:
+            self._add(TABLE_NAME, error)
+            return None
+        try:
+            check_totals(self.root, manifest, table)
+        except LogitCacheError as error:
+            self._add(TABLE_NAME, error)
+        self._extra(stray_shards(self.root, table))
+        return table
+
+    def _shards(self, manifest: Manifest, table: ShardTable, digest: str) -> None:
+        cache = Cache(self.root, manifest, digest, table)
+        done = 0
+        with ThreadPoolExecutor(self.workers) as pool:
+            for start in range(0, len(table), _SHARDS_AT_ONCE):
+                entries = table[start : start + _SHARDS_AT_ONCE]
+                found = pool.map(lambda item: list(self._shard(cache, *item)), enumerate(entries, start))
+                for entry, faults in zip(entries, found, strict=True):
+                    self.faults += faults
+                    self._count(entry.bytes)
+                    done += 1
+                    self.progress("verify", done, len(table), "shards")
+
+    def _shard(self, cache: Cache, index: int, entry: ShardEntry) -> Iterator[Fault]:
+        try:
+            if not self.deep:
+                hash_checked(self.root, entry.path, entry.bytes, entry.sha256)
+                return
+            arrays = cache.read_shard(index)
+        except LogitCacheError as error:
+            yield _fault(entry.path, error)
+            return
+        for message in content_faults(arrays, cache.manifest):
+            yield Fault(entry.path, "invalid", message)
+
+    def _extra(self, strays: list[Stray]) -> None:
+        self.faults += [Fault(stray.path, "extra", stray.message) for stray in strays]
+
+    def _count(self, size: int) -> None:
+        self.files += 1
+        self.bytes += size
+
+    def _add(self, path: str, error: LogitCacheError) -> None:
+        self.faults.append(_fault(path, error))
+
+    def _report(self, digest: str | None) -> VerifyReport:
+        return VerifyReport(digest, self.deep, self.files, self.bytes, self.faults)
+
+
+def _fault(path: str, error: LogitCacheError) -> Fault:
+    kinds = ((MissingFileError, "missing"), (CorruptCacheError, "altered"), (StorageError, "unreadable"))
+    kind = next((kind for failure, kind in kinds if isinstance(error, failure)), "invalid")
+    return Fault(path, kind, str(error))
