@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.cache.arrays import ShardArrays
+from logitcache.cache.export import to_arrow, to_datasets
 from logitcache.cache.files import read_checked
 from logitcache.cache.formats import decode_shard
 from logitcache.cache.manifest import TOKENIZER_DIR, Manifest
@@ -183,6 +185,18 @@ class Cache(Sequence[CachedSequence]):
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"can't load the tokenizer in {self.tokenizer_dir}: {reason[0][:300]}") from error
+
+    def to_arrow(self) -> pa.RecordBatchReader:
+        """All sequences as Arrow record batches, read shard by shard; see ``logitcache.cache.export``."""
+        return to_arrow(self)
+
+    def to_datasets(self, *, streaming: bool = False) -> Any:
+        """All sequences as a Hugging Face ``datasets.Dataset``, or an ``IterableDataset`` if ``streaming``.
+
+        Raises:
+            MissingDependencyError: ``datasets`` isn't installed.
+        """
+        return to_datasets(self, streaming=streaming)
 
     def _decoded(self, shard: int) -> _Decoded:
         with self._lock:
