@@ -5,7 +5,8 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 """
 
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
-from logitcache.losses.head import HeadStats, LinearHead, head_loss, linear_loss
+from logitcache.losses.fused import LinearHead
+from logitcache.losses.head import HeadStats, head_loss, linear_loss
 from logitcache.losses.mix import Mix
 from logitcache.losses.registry import describe, get, names, parameters, parse
 

@@ -1,6 +1,6 @@
 """The fused head: hidden states and the head's weight go in, the mean loss comes out, and [N, V] never exists.
 
-Shape legend: N positions, D hidden width, V words, C ids a sparse loss reads, B positions of one chunk.
+Shape legend: N positions, D hidden width, V words.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from logitcache.losses.base import IGNORED_LABEL, Loss, check_rows
+from logitcache.errors import ConfigError, TargetsError
+from logitcache.losses.base import IGNORED_LABEL, Loss, check_rows, to_dtype
+from logitcache.losses.bild import SLD
+from logitcache.losses.fused import Job, LinearHead, Tally, fused_loss
+from logitcache.losses.mix import Mix
 from logitcache.losses.registry import resolve
 from logitcache.topk import TopK
 
@@ -31,21 +35,25 @@ def linear_loss(
 ) -> Tensor:
     """The loss of ``softcap(logit_scale · (hidden @ weight.T + bias))``, without ever holding all logits.
 
+    Equals ``get(name, **params)`` on those logits, averaged, in value and in gradients. Losses that read a few ids
+    of each position (bild, t_ld, s_ld, top_kl, and mixes of them) cost about a third of an ordinary head with
+    cross-entropy; the others about as much, in little memory.
+
     Args:
         name: a loss's name, with its settings in ``params``; or a line of text as ``parse`` reads; or a loss.
-        hidden: ``[N, D]``, the last hidden states at the N positions.
-        weight, bias: the head, ``[V, D]`` and ``[V]``.
+        hidden: ``[N, D]``, the last hidden states at the N positions, any floating dtype.
+        weight, bias: the head, ``[V, D]`` and ``[V]``. Half precision stays as it is; arithmetic is in float32.
         targets: N rows.
         labels: ``[N]`` int64. Positions labelled -100 are left out, cost nothing, and don't count in the mean.
         softcap: c > 0 makes logits ``c · tanh(logits / c)`` (Gemma 2 and 3).
-        logit_scale: a factor on the logits, before the cap (Cohere, Granite).
+        logit_scale: a factor on the logits, before the cap (Cohere; Granite's ``1 / logits_scaling``).
         reduction: mean or sum over the positions that aren't left out.
 
     Returns:
-        A scalar, float32 (float64 for float64 input). 0 if every position is left out.
+        A scalar, float32 (float64 for float64 input). 0, with gradients of 0, if every position is left out.
 
     Raises:
-        ConfigError: no such loss or setting.
+        ConfigError: no such loss or setting, or a setting's value isn't allowed.
         TargetsError: shapes don't fit, or the targets lack something the loss needs.
     """
     loss = resolve(name, **params)
@@ -53,35 +61,13 @@ def linear_loss(
     return head_loss(loss, hidden, head, targets, labels=labels, reduction=reduction)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class LinearHead:
-    """An output layer: logits = softcap(logit_scale · (hidden @ weight.T + bias)); softcap(x) = c tanh(x / c)."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-    logit_scale: float = 1.0
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., V]`` in float32 (float64 for float64), from hidden states ``[..., D]``."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.to(wide) @ self.weight.to(wide).T
-        if self.bias is not None:
-            logits = logits + self.bias.to(wide)
-        if self.logit_scale != 1:
-            logits = logits * self.logit_scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
-
-
 @dataclass
 class HeadStats:
-    """What a step saw, for the log; detached tensors, so that reading them is the only synchronisation.
+    """What a step saw, for the log: detached tensors, so that a GPU need not be waited for.
 
     Attributes:
-        tokens: positions that counted.
-        parts: mean of each weighted part of a mix, unweighted, by name.
+        tokens: the positions that counted.
+        parts: mean over them of each part of a mix, by name, before its weight.
         coverage: share of the student's top k that the targets held, or None if the loss doesn't look for them.
     """
 
@@ -99,14 +85,52 @@ def head_loss(
     labels: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Tensor, HeadStats]:
-    """``linear_loss`` for a head and a loss that are built already, with what it saw on the way."""
-    check_rows(hidden.shape[0], head.weight.shape[0], targets, labels)
+    """``linear_loss`` for a loss and a head that are built already, and what it saw on the way."""
+    _check(hidden, head, targets, labels, reduction)
     loss.check_inputs(targets, labels)
     if labels is not None:
         keep = labels != IGNORED_LABEL
         if not bool(keep.all()):
             hidden, targets, labels = hidden[keep], targets[keep], labels[keep]
     if len(targets) == 0:
-        return hidden.sum() * 0, HeadStats(0)
-    values = loss(head.logits(hidden), targets, labels)
-    return (values.mean() if reduction == "mean" else values.sum()), HeadStats(len(targets))
+        return _nothing(hidden, head), HeadStats(0)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    parts = loss.parts if isinstance(loss, Mix) else ((1.0, loss),)
+    scale = 1 / len(targets) if reduction == "mean" else 1.0
+    tally = Tally()
+    job = Job(parts, head, to_dtype(targets, wide), labels, scale, tally)
+    value = fused_loss(job, hidden)
+    return value, _stats(parts, tally, len(targets))
+
+
+def _stats(parts: tuple[tuple[float, Loss], ...], tally: Tally, tokens: int) -> HeadStats:
+    stats = HeadStats(tokens)
+    for (_, loss), total in zip(parts, tally.parts, strict=True):
+        # The same loss may be in a mix twice, with other settings.
+        twin = sum(name.split("#")[0] == loss.name for name in stats.parts)
+        stats.parts[f"{loss.name}#{twin + 1}" if twin else loss.name] = total / tokens
+    if tally.coverage is not None:
+        halves = sum(isinstance(loss, SLD) for _, loss in parts)
+        stats.coverage = tally.coverage / (tokens * halves)
+    return stats
+
+
+def _nothing(hidden: Tensor, head: LinearHead) -> Tensor:
+    """0, connected to everything that may want a gradient: a step without targets must not stop a parallel run."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    zero = hidden.sum().to(wide) * 0 + head.weight[:0].sum().to(wide)
+    return zero if head.bias is None else zero + head.bias[:0].sum().to(wide)
+
+
+def _check(hidden: Tensor, head: LinearHead, targets: TopK, labels: Tensor | None, reduction: str) -> None:
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(f"reduction = {reduction!r} is not allowed; it must be mean or sum")
+    if head.softcap is not None and not head.softcap > 0:
+        raise ConfigError(f"softcap = {head.softcap!r} is not allowed; it must be above 0, or None for no cap")
+    if hidden.dim() != 2 or head.weight.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
+        raise TargetsError(
+            f"hidden {tuple(hidden.shape)} and weight {tuple(head.weight.shape)} must be [N, D] and [V, D]"
+        )
+    if head.bias is not None and head.bias.shape != head.weight.shape[:1]:
+        raise TargetsError(f"bias {tuple(head.bias.shape)} must be [V] = [{head.weight.shape[0]}]")
+    check_rows(hidden.shape[0], head.weight.shape[0], targets, labels)
