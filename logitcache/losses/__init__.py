@@ -7,6 +7,7 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, head_loss, linear_loss
+from logitcache.losses.lm_head import LossModel, loss_model
 from logitcache.losses.mix import Mix
 from logitcache.losses.registry import describe, get, names, parameters, parse
 
@@ -15,12 +16,14 @@ __all__ = [
     "HeadStats",
     "LinearHead",
     "Loss",
+    "LossModel",
     "Mix",
     "SparseLoss",
     "describe",
     "get",
     "head_loss",
     "linear_loss",
+    "loss_model",
     "names",
     "parameters",
     "parse",

@@ -73,7 +73,6 @@ class Job:
     """All that the autograd function needs beside its three tensors."""
 
     parts: tuple[tuple[float, Loss], ...]
-    head: LinearHead
     targets: TopK
     labels: Tensor | None
     scale: float
@@ -84,24 +83,31 @@ class Job:
         return all(isinstance(loss, SparseLoss) for _, loss in self.parts)
 
 
-def fused_loss(job: Job, hidden_ND: Tensor) -> Tensor:
+def fused_loss(job: Job, hidden_ND: Tensor, head: LinearHead) -> Tensor:
     """``scale · Σ loss`` over the positions: a scalar with gradients for hidden, weight and bias."""
-    head = job.head
     tracked = [tensor for tensor in (hidden_ND, head.weight, head.bias) if tensor is not None]
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tracked)
     function = _SparseHead if job.is_sparse else _DenseHead
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        value: Tensor = function.apply(hidden_ND, head.weight, head.bias, job, needs_gradient)  # type: ignore[no-untyped-call]
+        value: Tensor = function.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, head.weight, head.bias, head, job, needs_gradient
+        )
         return value
 
 
 class _SparseHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: Job, needs_gradient: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: LinearHead,
+        job: Job,
+        needs_gradient: bool,
     ) -> Tensor:
         total, ids, gradients = _zero(hidden_ND), [], []
-        for rows, logits_BV in _chunks(hidden_ND, job):
+        for rows, logits_BV in _chunks(hidden_ND, head):
             targets = job.targets[rows]
             for index, (factor, loss) in enumerate(job.parts):
                 assert isinstance(loss, SparseLoss)
@@ -113,7 +119,7 @@ class _SparseHead(torch.autograd.Function):
                 _add(job.tally, index, part, selection.coverage_N)
                 if needs_gradient:
                     (gradient_BC,) = torch.autograd.grad(part, student_BC)
-                    gradients.append(job.head.slope(gradient_BC * (factor * job.scale), student_BC.detach()))
+                    gradients.append(head.slope(gradient_BC * (factor * job.scale), student_BC.detach()))
                     ids.append(selection.ids_NC)
         if needs_gradient:
             ctx.save_for_backward(hidden_ND, weight_VD, _join(ids, len(job.parts)), _join(gradients, len(job.parts)))
@@ -133,13 +139,19 @@ class _SparseHead(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             bias_V = gradient_NC.new_zeros(weight_VD.shape[0])
             bias = bias_V.index_add_(0, ids_NC.flatten(), gradient_NC.flatten()).to(ctx.bias_dtype)
-        return hidden, weight, bias, None, None
+        return hidden, weight, bias, None, None, None
 
 
 class _DenseHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: Job, needs_gradient: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: LinearHead,
+        job: Job,
+        needs_gradient: bool,
     ) -> Tensor:
         total, wide = _zero(hidden_ND), _wide(hidden_ND)
         wants = [needs_gradient and ctx.needs_input_grad[i] for i in range(3)]
@@ -148,15 +160,15 @@ class _DenseHead(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight_VD, dtype=wide) if wants[1] else None
         bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants[2] and bias_V is not None else None
         weight_wide = weight_VD.to(wide) if wants[0] else weight_VD
-        for rows, logits_BV in _chunks(hidden_ND, job):
+        for rows, logits_BV in _chunks(hidden_ND, head):
             logits_BV.requires_grad_(needs_gradient)
             with torch.set_grad_enabled(needs_gradient):
-                value = _chunk_loss(logits_BV, rows, job)
+                value = chunk_loss(logits_BV, rows, job)
             total += value.detach()
             if not needs_gradient:
                 continue
             (gradient_BV,) = torch.autograd.grad(value, logits_BV)
-            gradient_BV = job.head.slope(gradient_BV, logits_BV.detach())
+            gradient_BV = head.slope(gradient_BV, logits_BV.detach())
             if hidden_grad is not None:
                 torch.mm(gradient_BV, weight_wide, out=hidden_grad[rows])
             if weight_grad is not None:
@@ -180,10 +192,11 @@ class _DenseHead(torch.autograd.Function):
             None if gradient is None else gradient.mul_(upstream).to(dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
-def _chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
+def chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
+    """``scale · Σ loss`` of logits that exist, with their gradient; ``rows`` are theirs in the targets and labels."""
     targets, labels_B = job.targets[rows], None if job.labels is None else job.labels[rows]
     value = _zero(logits_BV)
     for index, (factor, loss) in enumerate(job.parts):
@@ -197,9 +210,9 @@ def _chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
     return value
 
 
-def _chunks(hidden_ND: Tensor, job: Job) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(hidden_ND: Tensor, head: LinearHead) -> Iterator[tuple[slice, Tensor]]:
     """Each chunk's rows and logits ``[B, V]``, float32 or float64. The memory of one chunk serves the next as well."""
-    wide, head = _wide(hidden_ND), job.head
+    wide = _wide(hidden_ND)
     positions, vocab_size = hidden_ND.shape[0], head.weight.shape[0]
     size = min(positions, max(_LEAST_CHUNK, CHUNK_BYTES // (4 * vocab_size)))
     weight_VD = head.weight.detach()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import ConfigError, TargetsError
-from logitcache.losses.base import IGNORED_LABEL, Loss, check_rows, to_dtype
+from logitcache.losses.base import IGNORED_LABEL, Loss, check_rows, check_shapes, to_dtype
 from logitcache.losses.bild import SLD
-from logitcache.losses.fused import Job, LinearHead, Tally, fused_loss
-from logitcache.losses.mix import Mix
+from logitcache.losses.fused import Job, LinearHead, Tally, chunk_loss, fused_loss
+from logitcache.losses.mix import parts_of
 from logitcache.losses.registry import resolve
 from logitcache.topk import TopK
 
@@ -88,38 +88,63 @@ def head_loss(
     """``linear_loss`` for a loss and a head that are built already, and what it saw on the way."""
     _check(hidden, head, targets, labels, reduction)
     loss.check_inputs(targets, labels)
-    if labels is not None:
-        keep = labels != IGNORED_LABEL
-        if not bool(keep.all()):
-            hidden, targets, labels = hidden[keep], targets[keep], labels[keep]
+    hidden, targets, labels = _kept(hidden, targets, labels)
     if len(targets) == 0:
-        return _nothing(hidden, head), HeadStats(0)
+        return _nothing(hidden, head.weight, head.bias), HeadStats(0)
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    parts = loss.parts if isinstance(loss, Mix) else ((1.0, loss),)
     scale = 1 / len(targets) if reduction == "mean" else 1.0
-    tally = Tally()
-    job = Job(parts, head, to_dtype(targets, wide), labels, scale, tally)
-    value = fused_loss(job, hidden)
-    return value, _stats(parts, tally, len(targets))
+    job = Job(parts_of(loss), to_dtype(targets, wide), labels, scale, Tally())
+    value = fused_loss(job, hidden, head)
+    return value, _stats(job, len(targets))
 
 
-def _stats(parts: tuple[tuple[float, Loss], ...], tally: Tally, tokens: int) -> HeadStats:
-    stats = HeadStats(tokens)
-    for (_, loss), total in zip(parts, tally.parts, strict=True):
+def dense_loss(
+    loss: Loss,
+    logits: Tensor,
+    targets: TopK,
+    *,
+    labels: Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> tuple[Tensor, HeadStats]:
+    """The same from logits ``[N, V]`` that exist already, for a model whose output layer isn't linear."""
+    check_shapes(logits, targets, labels)
+    loss.check_inputs(targets, labels)
+    logits, targets, labels = _kept(logits, targets, labels)
+    if len(targets) == 0:
+        return _nothing(logits), HeadStats(0)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    scale = 1 / len(targets) if reduction == "mean" else 1.0
+    job = Job(parts_of(loss), to_dtype(targets, wide), labels, scale, Tally())
+    value = chunk_loss(logits.to(wide), slice(None), job)
+    return value, _stats(job, len(targets))
+
+
+def _kept(rows: Tensor, targets: TopK, labels: Tensor | None) -> tuple[Tensor, TopK, Tensor | None]:
+    """Without the positions that are labelled -100."""
+    if labels is None:
+        return rows, targets, None
+    keep = labels != IGNORED_LABEL
+    return (rows, targets, labels) if bool(keep.all()) else (rows[keep], targets[keep], labels[keep])
+
+
+def _stats(job: Job, tokens: int) -> HeadStats:
+    stats, losses = HeadStats(tokens), [loss for _, loss in job.parts]
+    for loss, total in zip(losses, job.tally.parts, strict=True):
         # The same loss may be in a mix twice, with other settings.
-        twin = sum(name.split("#")[0] == loss.name for name in stats.parts)
-        stats.parts[f"{loss.name}#{twin + 1}" if twin else loss.name] = total / tokens
-    if tally.coverage is not None:
-        halves = sum(isinstance(loss, SLD) for _, loss in parts)
-        stats.coverage = tally.coverage / (tokens * halves)
+        twins = sum(name.split("#")[0] == loss.name for name in stats.parts)
+        stats.parts[f"{loss.name}#{twins + 1}" if twins else loss.name] = total / tokens
+    if job.tally.coverage is not None:
+        stats.coverage = job.tally.coverage / (tokens * sum(isinstance(loss, SLD) for loss in losses))
     return stats
 
 
-def _nothing(hidden: Tensor, head: LinearHead) -> Tensor:
+def _nothing(rows: Tensor, *others: Tensor | None) -> Tensor:
     """0, connected to everything that may want a gradient: a step without targets must not stop a parallel run."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    zero = hidden.sum().to(wide) * 0 + head.weight[:0].sum().to(wide)
-    return zero if head.bias is None else zero + head.bias[:0].sum().to(wide)
+    zero = rows.sum().to(torch.promote_types(rows.dtype, torch.float32)) * 0
+    for other in others:
+        if other is not None:
+            zero = zero + other[:0].sum().to(zero.dtype)
+    return zero
 
 
 def _check(hidden: Tensor, head: LinearHead, targets: TopK, labels: Tensor | None, reduction: str) -> None:

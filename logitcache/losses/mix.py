@@ -30,3 +30,8 @@ class Mix(Loss):
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
         values = [weight * loss.per_token(logits_NV, targets, labels_N) for weight, loss in self.parts]
         return torch.stack(values).sum(0)
+
+
+def parts_of(loss: Loss) -> tuple[tuple[float, Loss], ...]:
+    """The weighted parts of a mix; a single loss is a mix of itself."""
+    return loss.parts if isinstance(loss, Mix) else ((1.0, loss),)

@@ -1,0 +1,122 @@
+"""A causal language model as the fused head sees it: a body that gives hidden states, and a linear output layer.
+
+Shape legend: B sequences, L tokens of each, N positions that have targets, D hidden width, V words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from logitcache.errors import ModelError
+from logitcache.heads import Head, find_head
+from logitcache.losses.base import Loss
+from logitcache.losses.fused import LinearHead
+from logitcache.losses.head import HeadStats, dense_loss, head_loss
+from logitcache.topk import TopK
+
+
+class LossModel:
+    """A student with its loss: fused if its output layer is linear, dense otherwise. Made by ``loss_model``.
+
+    The weight is read at each call, so the model may be moved, resized or wrapped between calls.
+
+    Attributes:
+        model: the student as it was given, with or without an adapter.
+        fused: True if the logits of all positions never exist.
+        why_dense: empty, or one line that says why the fused head can't be used.
+    """
+
+    def __init__(self, model: Any, head: Head | None, why_dense: str) -> None:
+        self.model = model
+        self.fused = head is not None
+        self.why_dense = why_dense
+        self._head = head
+
+    def linear_head(self) -> LinearHead:
+        """The output layer as it is now.
+
+        Raises:
+            ModelError: it isn't linear, so there is none.
+        """
+        if self._head is None:
+            raise ModelError(self.why_dense)
+        return LinearHead(self._head.weight, self._head.bias, self._head.softcap, self._head.logit_scale)
+
+    def hidden_states(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """Last hidden states ``[B, L, D]``, what the output layer reads.
+
+        Args:
+            input_ids: ``[B, L]``.
+            inputs: ``attention_mask``, ``position_ids`` and whatever else the model's forward takes.
+
+        Raises:
+            ModelError: the output layer isn't linear.
+        """
+        if self._head is None:
+            raise ModelError(self.why_dense)
+        hidden: Tensor = self._head.body(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        return hidden
+
+    def loss(
+        self,
+        loss: Loss,
+        input_ids: Tensor,
+        target_index: Tensor,
+        targets: TopK,
+        labels: Tensor | None = None,
+        *,
+        reduction: Literal["mean", "sum"] = "mean",
+        **inputs: Any,
+    ) -> tuple[Tensor, HeadStats]:
+        """The loss of one batch, a scalar, and what it saw.
+
+        Args:
+            loss: as ``get`` or ``parse`` return it.
+            input_ids: ``[B, L]``.
+            target_index: ``[N]`` int64, row · L + column of each position that has targets.
+            targets: N rows, in the same order.
+            labels: ``[N]``, the tokens that follow; -100 leaves a position out.
+            reduction: mean or sum over the positions that aren't left out.
+            inputs: ``attention_mask``, ``position_ids``, ...
+        """
+        if self._head is None:
+            logits_BLV = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
+            return dense_loss(loss, logits_BLV.flatten(0, 1)[target_index], targets, labels=labels, reduction=reduction)
+        hidden_ND = self.hidden_states(input_ids, **inputs).flatten(0, 1)[target_index]
+        return head_loss(loss, hidden_ND, self.linear_head(), targets, labels=labels, reduction=reduction)
+
+
+def loss_model(model: Any) -> LossModel:
+    """Read a transformers causal language model (or a PEFT model around one) and choose: fused or dense.
+
+    What is read, logit scale and soft cap included, is compared with the model's own logits on a few tokens before
+    it is used. A model that isn't understood takes the dense way, which costs memory and time; ``why_dense`` says why.
+    """
+    inner, refusal = _inside(model)
+    if refusal:
+        return LossModel(model, None, refusal)
+    try:
+        head = find_head(inner)
+    except ModelError as error:
+        return LossModel(model, None, f"{error}; the loss reads all logits instead, which takes more memory and time")
+    if type(head.output) is not nn.Linear or head.output._forward_hooks or head.output._forward_pre_hooks:
+        kind = type(head.output).__name__
+        return LossModel(
+            model,
+            None,
+            f"the output layer of {type(inner).__name__} is {kind}, not a plain linear layer (adapted, quantised or "
+            "hooked?); the loss reads all logits instead, which takes more memory and time",
+        )
+    return LossModel(model, head, "")
+
+
+def _inside(model: Any) -> tuple[Any, str]:
+    """The language model within a PEFT wrapper, and a reason if its body alone would not do what the whole does."""
+    if not hasattr(model, "peft_config"):
+        return model, ""
+    prompt_learning = [config for config in model.peft_config.values() if config.is_prompt_learning]
+    if prompt_learning:
+        return model, f"{prompt_learning[0].peft_type} adds virtual tokens; the loss reads all logits instead"
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model), ""
