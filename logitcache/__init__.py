@@ -3,9 +3,31 @@
 from logitcache import losses
 from logitcache.cache import Cache, CachedSequence
 from logitcache.cache import open_cache as open
+from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError
+from logitcache.evaluation import Metrics, evaluate
+from logitcache.streaming import Batch, Stream, stream
 from logitcache.topk import TopK
+from logitcache.training import TrainConfig, TrainResult, train
 
 __version__ = "0.1.0"
 
-__all__ = ["Cache", "CachedSequence", "LogitCacheError", "TopK", "__version__", "losses", "open"]
+__all__ = [
+    "Batch",
+    "Cache",
+    "CachedSequence",
+    "DumpConfig",
+    "LogitCacheError",
+    "Metrics",
+    "Stream",
+    "TopK",
+    "TrainConfig",
+    "TrainResult",
+    "__version__",
+    "dump",
+    "evaluate",
+    "losses",
+    "open",
+    "stream",
+    "train",
+]

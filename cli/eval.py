@@ -1,0 +1,50 @@
+"""`logitcache eval`: measure students against a cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from logitcache.progress import progress_bars
+
+from .common import console, messages, print_json
+from .measures import comparison_table, quiet_transformers
+
+
+def evaluate(
+    cache: Annotated[str, typer.Option(help="The cache to measure against; best of text held out from training.")],
+    student: Annotated[str | None, typer.Option(help="The student: a directory or a hub id.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Name several students behind it.")] = False,
+    students: Annotated[list[str] | None, typer.Argument(help="Students to compare.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward pass.")] = 8,
+    dtype: Annotated[str, typer.Option(help="The student's weights: fp32, bf16 or fp16.")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+) -> None:
+    """Measure how close a student is to the teacher behind a cache; the teacher is not needed.
+
+    Example: logitcache eval --cache held-out --compare student trained
+    """
+    from logitcache.cache import open_cache
+    from logitcache.errors import ConfigError
+    from logitcache.evaluation import Metrics
+    from logitcache.evaluation import evaluate as measure
+    from logitcache.pairing import DTYPES
+
+    names = list(dict.fromkeys(([student] if student else []) + (students or [])))
+    if not names or (len(names) > 1 and not compare):
+        raise ConfigError("give one student with --student DIR, or several with --compare DIR DIR …")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype = {dtype!r} is not allowed; choose from {', '.join(DTYPES)}")
+    quiet_transformers()
+    opened = open_cache(cache)
+    results: dict[str, Metrics] = {}
+    for name in names:
+        with progress_bars(messages) as report:
+            results[name] = measure(opened, name, batch_size=batch_size, dtype=DTYPES[dtype], report=report)
+    if as_json:
+        shown = {name: metrics.as_dict() for name, metrics in results.items()}
+        print_json(shown[names[0]] if len(names) == 1 else shown)
+        return
+    console.print(comparison_table(results))
+    console.print(f"{results[names[0]].positions:,} positions of {cache}", highlight=False)

@@ -1,0 +1,101 @@
+"""`logitcache train`: train a student from a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitcache.progress import progress_bars
+
+from .common import console, messages, print_json, read_config
+from .measures import comparison_table, quiet_transformers
+
+
+def train(
+    cache: Annotated[str | None, typer.Option(help="The cache to learn from.")] = None,
+    student: Annotated[str | None, typer.Option(help="The student: a directory or a hub id.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the trained student goes; must not exist yet.")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="A loss, or a weighted sum such as bild=1.0,cross_entropy=0.1; by default bild."),
+    ] = None,
+    eval_cache: Annotated[str | None, typer.Option(help="A held-out cache to measure the student against.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the cache.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimizer steps.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Learning-rate schedule, as transformers names them.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Share of the steps that warm up.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of an optimizer step, over all ranks.")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Rows of one forward pass on one rank.")] = None,
+    pack_tokens: Annotated[int | None, typer.Option(help="Pack sequences into rows of up to so many tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Order of samples, dropout, adapters.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="The student's weights: fp32, bf16 or fp16.")] = None,
+    mixed_precision: Annotated[str | None, typer.Option(help="Compute in half precision: no, bf16 or fp16.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Train only LoRA adapters of this rank.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; by default an epoch.")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; by default an epoch, 0 for none.")
+    ] = None,
+    resume: Annotated[bool | None, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; flags win. `trainer:` takes TrainingArguments.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show the plan, write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a student from a cache; the teacher is not needed.
+
+    Example: logitcache train --cache cache --student student --out trained --loss bild --eval-cache held-out
+    """
+    flags = {
+        "cache": cache,
+        "student": student,
+        "out": out,
+        "loss": loss,
+        "eval_cache": eval_cache,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "pack_tokens": pack_tokens,
+        "seed": seed,
+        "dtype": dtype,
+        "mixed_precision": mixed_precision,
+        "lora_rank": lora_rank,
+        "eval_every": eval_every,
+        "checkpoint_every": checkpoint_every,
+        "resume": resume,
+    }
+    settings = read_config(config) | {name: value for name, value in flags.items() if value is not None}
+    run_training(settings, dry_run=dry_run, as_json=as_json)
+
+
+def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
+    from logitcache.training import TrainConfig, plan
+    from logitcache.training import train as run
+
+    parsed = TrainConfig.parse(settings)
+    quiet_transformers()
+    if dry_run:
+        planned = plan(parsed)
+        if as_json:
+            print_json(planned)
+            return
+        for name, value in planned.items():
+            console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+        return
+    with progress_bars(messages) as report:
+        result = run(parsed, report=report)
+    for note in result.notes:
+        messages.print(f"note: {note}", highlight=False)
+    if as_json:
+        print_json(result.as_dict())
+        return
+    if result.before is not None and result.after is not None:
+        console.print(comparison_table({"before": result.before, "after": result.after}))
+    console.print(f"{result.steps:,} steps in {result.seconds:,.0f} s; the student is in {result.out}", highlight=False)

@@ -1,0 +1,165 @@
+"""A cache as a stream of batches: decoded ahead in threads, the same batches for any number of ranks and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from logitcache.cache.arrays import ShardArrays
+from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError
+from logitcache.streaming.batches import Batch, DecodedShard, collate
+from logitcache.streaming.order import Order, ShardSizes
+from logitcache.streaming.position import Position
+from logitcache.streaming.prefetch import Windows, prefetched
+from logitcache.streaming.rows import Row, RowPlan
+
+
+class Readable(Protocol):
+    """What streaming needs of a cache."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def shards(self) -> Any: ...
+    def read_shard(self, index: int) -> ShardArrays: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an epoch's rows become batches.
+
+    Attributes:
+        batch_size: rows of a global batch, over all ranks and micro-batches.
+        micro_batch_size: rows of one forward pass on one rank; None means all that the rank has.
+        pack_tokens: pack sequences into rows of at most so many tokens; None: one sequence a row.
+        rank, world_size: which part of each global batch is ours.
+        vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
+    """
+
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    pack_tokens: int | None = None
+    rank: int = 0
+    world_size: int = 1
+    vocab_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "pack_tokens", "world_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank is {self.rank}; it must be from 0 to {self.world_size - 1}")
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step, the same on every rank: what gradient accumulation counts."""
+        rows = -(-self.batch_size // self.world_size)
+        return -(-rows // (self.micro_batch_size or rows))
+
+
+class Stream(IterableDataset[Batch]):
+    """Batches of a cache in a fixed order; see :func:`stream` for the arguments.
+
+    Iterating starts where ``load_state_dict`` or an earlier iteration left off, and ends after the last epoch.
+    Iterate it alone (a thread prefetches), or give it to ``torch.utils.data.DataLoader(stream, batch_size=None)``.
+    """
+
+    def __init__(self, cache: Readable, layout: Layout, order: Order, *, epochs: int | None, prefetch: int) -> None:
+        super().__init__()
+        self.cache, self.layout, self.order, self.epochs, self.prefetch = cache, layout, order, epochs, prefetch
+        self._sizes = ShardSizes.of(cache.digest, cache.shards)
+        if int(self._sizes.sequences_S.sum()) == 0:
+            raise TargetsError("the cache holds no sequences")
+        self._lengths: dict[int, Any] = {}
+        self._position = Position()
+
+    def plan(self, epoch: int) -> RowPlan:
+        """The rows of one epoch. With packing, every sequence's length is read (once)."""
+        order = self.order.epoch(self._sizes, epoch)
+        return RowPlan(order, self.layout.pack_tokens, self._shard_lengths)
+
+    def steps(self, epoch: int) -> int:
+        """Global batches in an epoch; with packing it may differ by a few between epochs."""
+        return self.plan(epoch).batches(self.layout.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on: plain values, for JSON or a checkpoint."""
+        return self._position.state(self._settings(), self.cache.digest, self.layout)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place, possibly with another number of ranks or workers.
+
+        Raises:
+            ResumeMismatchError: the state is of another cache, order or version, or stands inside a step while the
+                ranks or micro-batches have changed.
+        """
+        self._position = Position.load(state, self._settings(), self.cache.digest, self.layout)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        turn = self._position.turn
+        batches: Iterator[Batch] = islice(self._from(self._position), (number - turn) % count, None, count)
+        if self.prefetch and worker is None:
+            batches = prefetched(batches, self.prefetch)
+        for batch in batches:
+            self._position = Position.after(batch, (number + 1) % count)
+            yield batch
+
+    def _from(self, position: Position) -> Iterator[Batch]:
+        epoch, samples, part = position.epoch, position.samples_consumed, position.part
+        while self.epochs is None or epoch < self.epochs:
+            plan = self.plan(epoch)
+            if samples < plan.order.samples:
+                yield from islice(self._epoch_batches(plan, epoch, samples), part, None)
+            epoch, samples, part = epoch + 1, 0, 0
+
+    def _epoch_batches(self, plan: RowPlan, epoch: int, samples: int) -> Iterator[Batch]:
+        first = plan.rows_before(samples)
+        step, inside = divmod(first, self.layout.batch_size)
+        if inside:
+            raise ResumeMismatchError(f"{samples} samples don't end at a batch of {self.layout.batch_size} rows")
+        rows = plan.iterate(first)
+        windows = Windows(self.cache, plan, self.layout.vocab_limit)
+        try:
+            while group := list(islice(rows, self.layout.batch_size)):
+                shards = windows.holding(group)
+                yield from self._step_batches(group, shards, epoch, step)
+                step += 1
+        finally:
+            windows.close()
+
+    def _step_batches(
+        self, group: list[Row], shards: dict[int, DecodedShard], epoch: int, step: int
+    ) -> Iterator[Batch]:
+        layout = self.layout
+        mine = [row.samples for row in group[layout.rank :: layout.world_size]]
+        targets = sum(shards[shard].targets_of(local) for row in group for shard, local in row.samples)
+        size = layout.micro_batch_size or -(-layout.batch_size // layout.world_size)
+        template = next(iter(shards.values()))
+        for part in range(layout.parts):
+            yield replace(
+                collate(mine[part * size : (part + 1) * size], shards, template),
+                batch_targets=targets,
+                epoch=epoch,
+                step=step,
+                part=part,
+                samples_before=group[0].consumed - len(group[0].samples),
+                samples_consumed=group[-1].consumed,
+                ends_step=part == layout.parts - 1,
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        return {**asdict(self.order), "pack_tokens": self.layout.pack_tokens}
+
+    def _shard_lengths(self, shard: int) -> Any:
+        if shard not in self._lengths:
+            lengths = np.diff(self.cache.read_shard(shard).offsets_S1)
+            self._lengths[shard] = lengths.astype(np.int32)
+        return self._lengths[shard]

@@ -1,0 +1,113 @@
+"""Which sample comes when: a pure function of (seed, epoch, manifest digest, index), and of nothing else.
+
+Shards are permuted, neighbours in that permutation form windows of about ``window_tokens`` tokens, and the sequences
+of a window are permuted among themselves. So samples mix across shards, no more than a window need be in memory,
+and any index can be found without walking there. Only the raw stream of a Philox generator is used, which numpy
+promises never to change; its shuffling methods carry no such promise.
+
+Shape legend: S shards, W windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_WINDOW_TOKENS = 1 << 19
+
+
+class _Sizes(Protocol):
+    @property
+    def sequences(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSizes:
+    """How many sequences and tokens each shard holds: all that ordering needs to know about a cache."""
+
+    digest: str
+    sequences_S: NDArray[np.int64]
+    tokens_S: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, digest: str, shards: Sequence[_Sizes]) -> ShardSizes:
+        pairs = np.array([(shard.sequences, shard.tokens) for shard in shards], dtype=np.int64).reshape(-1, 2)
+        return cls(digest, pairs[:, 0].copy(), pairs[:, 1].copy())
+
+
+@dataclass(frozen=True)
+class Order:
+    """The settings that an order depends on, beside the cache itself."""
+
+    seed: int = 0
+    window_tokens: int = DEFAULT_WINDOW_TOKENS
+    shuffle: bool = True
+
+    def epoch(self, sizes: ShardSizes, epoch: int) -> EpochOrder:
+        return EpochOrder(self, sizes, epoch)
+
+
+class EpochOrder:
+    """One epoch's order, window by window.
+
+    Attributes:
+        shards_S: the shards in the order in which they are read.
+        window_starts_W1: window ``w`` reads ``shards_S[window_starts_W1[w]:window_starts_W1[w + 1]]``.
+        first_sample_W1: index of each window's first sample in the epoch, and last the epoch's number of samples.
+    """
+
+    def __init__(self, order: Order, sizes: ShardSizes, epoch: int) -> None:
+        self._order, self._sizes, self._epoch = order, sizes, epoch
+        count = len(sizes.sequences_S)
+        self.shards_S = self._permutation("shards", count)
+        tokens_S = sizes.tokens_S[self.shards_S]
+        # A window closes with the shard that fills it: at least one shard, at most one shard too much.
+        window_S = (np.cumsum(tokens_S) - tokens_S) // max(1, order.window_tokens)
+        starts = np.flatnonzero(np.diff(window_S, prepend=-1))
+        self.window_starts_W1 = np.append(starts, count)
+        ends_S1 = np.concatenate([[0], np.cumsum(sizes.sequences_S[self.shards_S])])
+        self.first_sample_W1 = ends_S1[self.window_starts_W1]
+
+    @property
+    def windows(self) -> int:
+        return len(self.window_starts_W1) - 1
+
+    @property
+    def samples(self) -> int:
+        return int(self.first_sample_W1[-1])
+
+    def window_shards(self, window: int) -> NDArray[np.int64]:
+        """The shards that a window reads."""
+        return self.shards_S[self.window_starts_W1[window] : self.window_starts_W1[window + 1]]
+
+    def window_samples(self, window: int) -> NDArray[np.int64]:
+        """``[samples, 2]``: (shard, sequence within it) of each sample of a window, in order."""
+        shards = self.window_shards(window)
+        counts = self._sizes.sequences_S[shards]
+        total = int(counts.sum())
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        pairs = np.stack([np.repeat(shards, counts), np.arange(total) - starts], axis=1)
+        return pairs[self._permutation(f"window {window}", total)]
+
+    def window_of(self, sample: int) -> int:
+        """The window that holds a sample of the epoch, by its index."""
+        return int(np.searchsorted(self.first_sample_W1, sample, side="right")) - 1
+
+    def permutation(self, purpose: str, count: int) -> NDArray[np.int64]:
+        """A permutation of ``range(count)`` that depends on seed, epoch, digest and purpose only."""
+        return self._permutation(purpose, count)
+
+    def _permutation(self, purpose: str, count: int) -> NDArray[np.int64]:
+        if not self._order.shuffle:
+            return np.arange(count, dtype=np.int64)
+        text = f"logitcache order 1|{self._order.seed}|{self._epoch}|{self._sizes.digest}|{purpose}"
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+        draws: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(count)
+        return np.argsort(draws, kind="stable").astype(np.int64)

@@ -1,0 +1,88 @@
+"""Work ahead of the consumer: shards decoded in the background, batches made in a thread. Errors come through."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from logitcache.streaming.batches import DecodedShard
+from logitcache.streaming.rows import Row, RowPlan
+
+if TYPE_CHECKING:
+    from logitcache.streaming.loader import Readable
+
+T = TypeVar("T")
+
+
+class Windows:
+    """The decoded shards of the windows in use, and of the one after them; no more are ever in memory."""
+
+    def __init__(self, cache: Readable, plan: RowPlan, vocab_limit: int | None = None) -> None:
+        self._cache, self._plan, self._vocab_limit = cache, plan, vocab_limit
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="logitcache-decode")
+        self._loading: dict[int, dict[int, Future[DecodedShard]]] = {}
+
+    def holding(self, rows: Sequence[Row]) -> dict[int, DecodedShard]:
+        """Decoded shards for consecutive rows, by shard number. What lies behind them is let go."""
+        first, last = rows[0].window, rows[-1].window
+        for window in [window for window in self._loading if window < first]:
+            del self._loading[window]
+        for window in range(first, min(last + 2, self._plan.order.windows)):
+            if window not in self._loading:
+                shards = self._plan.order.window_shards(window).tolist()
+                self._loading[window] = {shard: self._pool.submit(self._decode, shard) for shard in shards}
+        return {
+            shard: future.result()
+            for window in range(first, last + 1)
+            for shard, future in self._loading[window].items()
+        }
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._loading.clear()
+
+    def _decode(self, shard: int) -> DecodedShard:
+        return DecodedShard(self._cache.read_shard(shard), self._vocab_limit)
+
+
+def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The same items, made up to ``depth`` ahead in a thread. An exception there is raised here, in its place."""
+    ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(kind: str, value: T | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer's thread
+            put("error", error)
+        else:
+            put("end", None)
+
+    thread = threading.Thread(target=work, name="logitcache-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                assert isinstance(value, BaseException)
+                raise value
+            yield value  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

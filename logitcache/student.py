@@ -1,0 +1,185 @@
+"""Make a student from a bigger model by keeping some of its layers; width, embeddings and head stay as they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitcache.errors import ConfigError, ModelError, OutputExistsError
+from logitcache.pairing import load_student
+from logitcache.progress import Report, silent
+
+# Entries of a configuration that hold one value a layer, or count layers.
+_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def even_layers(total: int, keep: int) -> tuple[int, ...]:
+    """``keep`` of ``total`` layers at even distances, the first and the last among them.
+
+    Raises:
+        ConfigError: ``keep`` is not from 1 to ``total``.
+    """
+    if not 1 <= keep <= total:
+        raise ConfigError(f"layers is {keep}; the model has {total}: give a number from 1 to {total}")
+    if keep == 1:
+        return (0,)
+    return tuple(round(index * (total - 1) / (keep - 1)) for index in range(keep))
+
+
+def make_student(
+    teacher: str | Path,
+    out: str | Path,
+    *,
+    layers: int | Sequence[int],
+    importance_cache: str | Path | None = None,
+    importance_tokens: int = 2048,
+    report: Report = silent,
+) -> tuple[int, ...]:
+    """Write a student made of some of a model's layers.
+
+    Args:
+        teacher: a directory or hub id of a causal language model.
+        out: the student's directory; must not exist yet. It gets the teacher's tokenizer too.
+        layers: how many to keep, or which.
+        importance_cache: with a number of layers, keep those that change the hidden state most on this cache's text,
+            first and last included (block influence, 1 − cos(in, out): ShortGPT, arXiv 2403.03853), instead of
+            layers at even distances.
+        importance_tokens: how much of that text to run.
+        report: called with progress in tokens.
+
+    Returns:
+        The layers that were kept, counted from 0.
+
+    Raises:
+        OutputExistsError: ``out`` exists.
+        ModelError: the teacher can't be loaded, or its layers aren't a plain list.
+        ConfigError: more layers than there are, or a layer that isn't there.
+    """
+    out = Path(out)
+    if out.exists():
+        raise OutputExistsError(f"{out} exists: choose another --out, or remove it")
+    model = load_student(teacher)
+    stack = find_layers(model)
+    if not isinstance(layers, int):
+        kept = _checked(layers, len(stack))
+    elif importance_cache is not None:
+        even_layers(len(stack), layers)
+        influence = block_influence(model, importance_cache, importance_tokens, report)
+        kept = most_influential(influence, layers)
+    else:
+        kept = even_layers(len(stack), layers)
+    keep_layers(model, kept)
+    _save(model, teacher, out)
+    return kept
+
+
+def find_layers(model: Any) -> nn.ModuleList:
+    """The model's stack of layers.
+
+    Raises:
+        ModelError: there is no list of as many modules as the configuration says there are layers.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{type(model).__name__} has no plain list of {count} layers; only such models can be cut")
+
+
+def keep_layers(model: Any, kept: Sequence[int]) -> None:
+    """Cut a model down to some of its layers, in place; the configuration follows."""
+    stack = find_layers(model)
+    total = len(stack)
+    layers = [stack[index] for index in kept]
+    del stack[:]
+    stack.extend(layers)
+    for index, layer in enumerate(layers):
+        # Attention layers know their own number, for the key-value cache.
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.__dict__["layer_idx"] = index
+    config = model.config.get_text_config()
+    for name, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == total:
+            setattr(config, name, type(value)(value[index] for index in kept))
+    for name in _COUNTS:
+        if name in vars(config):
+            setattr(config, name, len(kept))
+    if getattr(config, "max_window_layers", None) is not None:
+        config.max_window_layers = min(config.max_window_layers, len(kept))
+
+
+@torch.no_grad()
+def block_influence(model: Any, cache_path: str | Path, tokens: int, report: Report = silent) -> list[float]:
+    """How much each layer turns the hidden state: mean of 1 − cos(what goes in, what comes out) over some text."""
+    from logitcache.cache import open_cache
+
+    stack = find_layers(model)
+    sums = [0.0] * len(stack)
+
+    def watch(index: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            before: Tensor = inputs[0] if inputs else keywords["hidden_states"]
+            after: Tensor = output[0] if isinstance(output, tuple) else output
+            sums[index] += float((1 - nn.functional.cosine_similarity(before, after, dim=-1)).sum())
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(index), with_kwargs=True) for index, layer in enumerate(stack)]
+    done = 0
+    try:
+        model.eval()
+        for sequence in open_cache(cache_path):
+            model(input_ids=sequence.token_ids[None], use_cache=False)
+            done += len(sequence)
+            report("Measuring layers", min(done, tokens), tokens, "tokens")
+            if done >= tokens:
+                break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [value / max(1, done) for value in sums]
+
+
+def most_influential(influence: Sequence[float], keep: int) -> tuple[int, ...]:
+    """First and last layer, and between them those of the largest influence, in their own order."""
+    total = len(influence)
+    if keep == 1:
+        return (0,)
+    inner = sorted(range(1, total - 1), key=lambda index: (-influence[index], index))[: keep - 2]
+    return tuple(sorted({0, total - 1, *inner}))
+
+
+def _checked(layers: Sequence[int], total: int) -> tuple[int, ...]:
+    kept = tuple(layers)
+    if not kept or any(not 0 <= layer < total for layer in kept) or list(kept) != sorted(set(kept)):
+        raise ConfigError(
+            f"layers {','.join(map(str, kept)) or 'none'}: give different layers, ascending, from 0 to {total - 1}"
+        )
+    return kept
+
+
+def _save(model: Any, teacher: str | Path, out: Path) -> None:
+    """Written aside and renamed, so that nothing half-written looks like a model."""
+    from transformers import AutoTokenizer
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        model.save_pretrained(aside)
+        try:
+            AutoTokenizer.from_pretrained(teacher).save_pretrained(aside)
+        except Exception as error:
+            raise ModelError(f"can't load the tokenizer of {teacher}: {str(error).splitlines()[0][:300]}") from error
+        os.chmod(aside, 0o755)
+        os.rename(aside, out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

@@ -1,0 +1,109 @@
+"""The module that the Trainer wraps: the student with its loss inside, so that wrapping it synchronises gradients.
+
+Shape legend: B rows, T tokens of a row, N positions with targets, D hidden width, K entries a position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitcache.evaluation import MetricSums, metric_sums
+from logitcache.heads import Head, find_head
+from logitcache.losses import LinearHead, Loss, head_loss
+from logitcache.topk import TopK
+
+
+class DistillModule(nn.Module):
+    """A student and its distillation loss as one module.
+
+    ``forward`` takes a batch's tensors and returns ``{"loss": …}``: the sum over the positions of this micro-batch,
+    divided by the number of positions in the whole global batch (and multiplied by the number of ranks, because
+    data-parallel wrappers average gradients over them). Summed over micro-batches and averaged over ranks it is the
+    mean over the global batch, however that was divided.
+
+    Args:
+        student: a transformers causal language model, or a PEFT model around one.
+        loss: from ``logitcache.losses``.
+        vocab_size: V of the teacher.
+        vocab_limit: ids below it are known to both.
+        world_size: data-parallel ranks.
+    """
+
+    accepts_loss_kwargs = False  # the Trainer must not scale the loss again
+
+    def __init__(self, student: Any, loss: Loss, vocab_size: int, vocab_limit: int, world_size: int = 1) -> None:
+        super().__init__()
+        self.student = student
+        self.loss, self.vocab_size, self.vocab_limit, self.world_size = loss, vocab_size, vocab_limit, world_size
+        base = student.get_base_model() if hasattr(student, "get_base_model") else student
+        # Held in a tuple, so that body and head aren't registered as submodules a second time.
+        self._parts: tuple[Head] = (find_head(base),)
+        self._flattens = "flash" in str(getattr(base.config, "_attn_implementation", ""))
+
+    @property
+    def config(self) -> Any:
+        return self.student.config
+
+    @property
+    def head(self) -> Head:
+        return self._parts[0]
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """FSDP asks this of the model to know which blocks to shard."""
+        return getattr(self.student, "_no_split_modules", None)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        self.student.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        self.student.gradient_checkpointing_enable(**kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        target_index: Tensor,
+        topk_ids: Tensor,
+        topk_logprobs: Tensor,
+        residual_logprob: Tensor,
+        labels: Tensor,
+        batch_targets: Tensor | None = None,
+        log_partition: Tensor | None = None,
+        logit_std: Tensor | None = None,
+        measure: bool = False,
+    ) -> dict[str, Any]:
+        """The loss, or with ``measure`` the sums of all metrics. Arguments as in ``logitcache.streaming.Batch``."""
+        targets = TopK(topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, log_partition, logit_std)
+        hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
+        if measure:
+            return {"metrics": self.metrics(hidden_ND, targets, labels)}
+        weight, bias = self.head.weight[: self.vocab_limit], self.head.bias
+        # Autocast doesn't reach into the loss, which computes in fp32 by itself.
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            head = LinearHead(
+                weight.to(hidden_ND.dtype),
+                None if bias is None else bias[: self.vocab_limit].to(hidden_ND.dtype),
+                self.head.softcap,
+                self.head.logit_scale,
+            )
+            total, stats = head_loss(self.loss, hidden_ND, head, targets, labels=labels, reduction="sum")
+        if stats.tokens == 0:
+            total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
+        count = len(targets) if batch_targets is None else batch_targets
+        return {"loss": total * self.world_size / count}
+
+    def hidden(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
+        """``[B, T, D]`` last hidden states."""
+        if self._flattens:  # flash attention finds documents by their positions, in a single row
+            input_ids_BT, position_ids_BT = input_ids_BT.reshape(1, -1), position_ids_BT.reshape(1, -1)
+        out = self.head.body(input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def metrics(self, hidden_ND: Tensor, targets: TopK, labels_N: Tensor) -> MetricSums:
+        return metric_sums(self.head, hidden_ND, targets, labels_N, self.vocab_limit)

@@ -1,0 +1,327 @@
+"""Stage 2: train a student from a cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from logitcache import losses
+from logitcache.cache import Cache, open_cache
+from logitcache.errors import (
+    ConfigError,
+    MissingDependencyError,
+    OutputExistsError,
+    TargetsError,
+    TokenizerMismatchError,
+)
+from logitcache.evaluation import Metrics
+from logitcache.pairing import DTYPES, load_student, pair
+from logitcache.progress import Report, silent
+from logitcache.streaming import Stream, stream
+from logitcache.training import checkpoints
+from logitcache.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from logitcache.training.trainer import DistillTrainer
+
+CONFIG_NAME = "train_config.yaml"
+CHECKPOINTS = "checkpoints"
+# Settings that may differ on resuming: they don't change what is computed.
+_FREE = {
+    "cache", "out", "resume", "report", "prefetch", "keep_checkpoints", "checkpoint_every", "log_every",
+    "eval_cache", "eval_every", "micro_batch_size", "trainer",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did.
+
+    Attributes:
+        out: the trained student.
+        steps: optimizer steps done in all.
+        before, after: the student against the held-out cache, or None without one.
+        history: what was logged, one entry a step or evaluation.
+        seconds: of this run, evaluations and checkpoints included.
+        notes: what the user should know about the pair of student and cache.
+    """
+
+    out: Path
+    steps: int
+    before: Metrics | None
+    after: Metrics | None
+    history: list[dict[str, Any]]
+    seconds: float
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; the history is in the report."""
+        return {
+            "out": str(self.out),
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "before": None if self.before is None else self.before.as_dict(),
+            "after": None if self.after is None else self.after.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def plan(config: TrainConfig) -> dict[str, Any]:
+    """What a run would do, after all checks that don't write anything. Raises as :func:`train` does."""
+    run = Run(config, silent)
+    steps = [run.train_stream().steps(epoch) for epoch in range(config.epochs)]
+    parameters = [(value.numel(), value.requires_grad) for value in run.student.parameters()]
+    return {
+        "cache": run.cache.digest,
+        "sequences": len(run.cache),
+        "tokens": run.cache.manifest.totals.tokens,
+        "targets": run.cache.manifest.totals.targets,
+        "optimizer_steps": config.max_steps or sum(steps),
+        "steps_per_epoch": steps[0],
+        "parameters": sum(count for count, _ in parameters),
+        "trained_parameters": sum(count for count, trained in parameters if trained),
+        "resumes_from": run.checkpoint,
+        "notes": list(run.pairing.notes),
+    }
+
+
+def train(config: TrainConfig | None = None, *, report: Report = silent, **settings: Any) -> TrainResult:
+    """Train a student from a cache. Needs nothing but the two: the teacher's files are never opened.
+
+    Args:
+        config: the settings, or give them as keywords; see :class:`TrainConfig`.
+        report: called with progress in tokens.
+
+    Raises:
+        ConfigError: a setting isn't allowed.
+        OutputExistsError: ``out`` exists and ``resume`` isn't set.
+        TokenizerMismatchError, ModelError, TargetsError: student and cache don't go together.
+        ResumeMismatchError: cache or settings have changed since the run that is to be resumed.
+    """
+    config = TrainConfig.parse(settings) if config is None else config
+    started = time.perf_counter()
+    run = Run(config, report)
+    trainer = run.trainer()
+    trainer.train(resume_from_checkpoint=run.checkpoint)
+    if config.eval_cache is not None and evaluations(trainer.state.log_history)[-1][0] != trainer.state.global_step:
+        trainer.evaluate()
+    measured = evaluations(trainer.state.log_history)
+    run.save(trainer)
+    return TrainResult(
+        out=config.out,
+        steps=trainer.state.global_step,
+        before=measured[0][1] if measured else None,
+        after=measured[-1][1] if measured else None,
+        history=trainer.state.log_history,
+        seconds=time.perf_counter() - started,
+        notes=run.pairing.notes,
+    )
+
+
+def evaluations(history: list[dict[str, Any]]) -> list[tuple[int, Metrics]]:
+    """The measurements in a log: (step, metrics)."""
+    return [(entry["step"], Metrics.from_flat(entry, "eval_")) for entry in history if "eval_kl" in entry]
+
+
+class Run:
+    """One run: everything is opened and checked here, before anything is written."""
+
+    def __init__(self, config: TrainConfig, report: Report) -> None:
+        self.config, self._report = config, report
+        self.loss = _loss(config)
+        self.checkpoint = _place(config)
+        self.cache = open_cache(config.cache)
+        self.eval_cache = None if config.eval_cache is None else open_cache(config.eval_cache)
+        _check_eval_cache(self.cache, self.eval_cache)
+        torch.manual_seed(config.seed)
+        student = load_student(config.student, dtype=DTYPES[config.dtype])
+        self.pairing = pair(self.cache, student, config.student)
+        self.student = student if config.lora_rank is None else add_lora(student, config)
+
+    def trainer(self) -> DistillTrainer:
+        """The Trainer, ready to start; from here on there are files."""
+        # Imported late: loading transformers' Trainer takes seconds, and other commands don't need it.
+        from logitcache.training.module import DistillModule
+        from logitcache.training.trainer import DistillTrainer, Feed
+
+        config = self.config
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
+        args = training_arguments(config, self)
+        feed_stream = self.train_stream(args.process_index, args.world_size)
+        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
+        if self.checkpoint is not None:
+            feed_stream.load_state_dict(checkpoints.read_state(Path(self.checkpoint), settings))
+        limit = self.pairing.vocab_limit
+        return DistillTrainer(
+            model=DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size),
+            args=args,
+            feed=Feed(feed_stream, len(self.cache)),
+            eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
+            tokenizer_dir=self.cache.tokenizer_dir,
+            settings=settings,
+            keep_checkpoints=config.keep_checkpoints,
+            total_tokens=self.cache.manifest.totals.tokens * config.epochs,
+            report=self._report,
+        )
+
+    def train_stream(self, rank: int = 0, world_size: int = 1) -> Stream:
+        config = self.config
+        return stream(
+            self.cache,
+            batch_size=config.batch_size,
+            micro_batch_size=micro_batch_size(config, world_size),
+            pack_tokens=config.pack_tokens,
+            seed=config.seed,
+            epochs=None if config.max_steps else config.epochs,
+            rank=rank,
+            world_size=world_size,
+            window_tokens=config.window_tokens,
+            vocab_limit=self.pairing.vocab_limit,
+            prefetch=config.prefetch,
+        )
+
+    def _eval_stream(self, args: Any) -> Stream:
+        assert self.eval_cache is not None
+        return stream(
+            self.eval_cache,
+            batch_size=8 * args.world_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            shuffle=False,
+            vocab_limit=self.pairing.vocab_limit,
+        )
+
+    def save(self, trainer: DistillTrainer) -> None:
+        """The trained student into ``out``: written aside first, its configuration comes last."""
+        aside = self.config.out / ".incoming"
+        trainer.save_model(str(aside))
+        if not trainer.args.should_save:
+            return
+        for path in sorted(aside.iterdir(), key=lambda path: path.name in ("config.json", "adapter_config.json")):
+            os.replace(path, self.config.out / path.name)
+        aside.rmdir()
+
+
+def training_arguments(config: TrainConfig, run: Run) -> Any:
+    """Our settings and the pass-through ones as ``transformers.TrainingArguments``.
+
+    Raises:
+        ConfigError: a pass-through field doesn't exist, or has a value that the Trainer refuses.
+    """
+    from transformers import TrainingArguments
+
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    for name in config.trainer:
+        if name not in known:
+            raise ConfigError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = [run.train_stream().steps(epoch) for epoch in range(config.epochs)]
+    max_steps = config.max_steps or sum(steps)
+    layout = run.train_stream(0, world_size).layout
+    every = steps[0] if config.checkpoint_every is None else config.checkpoint_every
+    values: dict[str, Any] = {
+        "output_dir": str(config.out / CHECKPOINTS),
+        "remove_unused_columns": False,
+        "per_device_train_batch_size": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.parts,
+        "max_steps": max_steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": round(config.warmup * max_steps),
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.betas[0],
+        "adam_beta2": config.betas[1],
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "ignore_data_skip": True,
+        "eval_strategy": "no" if config.eval_cache is None else "steps",
+        "eval_steps": config.eval_every or steps[0],
+        "eval_on_start": config.eval_cache is not None and run.checkpoint is None,
+        "save_strategy": "steps" if every else "no",
+        "save_steps": every or 1,
+        "logging_strategy": "steps",
+        "logging_steps": config.log_every,
+        "disable_tqdm": True,
+        "bf16": config.mixed_precision == "bf16",
+        "fp16": config.mixed_precision == "fp16",
+        "report_to": "none",
+        **config.trainer,
+    }
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"transformers refuses the settings: {str(error).splitlines()[0]}") from error
+
+
+def micro_batch_size(config: TrainConfig, world_size: int) -> int:
+    """Rows of one forward pass on one rank; by default what the rank has in a step, up to 8."""
+    return config.micro_batch_size or min(8, -(-config.batch_size // world_size))
+
+
+def add_lora(student: Any, config: TrainConfig) -> Any:
+    """Wrap a student in LoRA adapters; nothing else is trained.
+
+    Raises:
+        MissingDependencyError: peft isn't installed.
+        ConfigError: no module has the name that was asked for.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependencyError("LoRA needs peft: pip install 'logitcache[peft]'") from error
+    assert config.lora_rank is not None
+    targets = config.lora_targets
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(student, lora)
+    except ValueError as error:
+        raise ConfigError(f"lora_targets = {targets!r}: {str(error).splitlines()[0]}") from error
+
+
+def _loss(config: TrainConfig) -> losses.Loss:
+    if config.loss_options:
+        return losses.get(config.loss, **config.loss_options)
+    return losses.parse(config.loss)
+
+
+def _place(config: TrainConfig) -> str | None:
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        OutputExistsError: there is something in ``out``, and ``resume`` isn't set.
+        ResumeMismatchError: there is nothing to resume.
+    """
+    out = config.out
+    if not config.resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputExistsError(f"{out} exists: choose another --out, remove it, or go on with --resume")
+        return None
+    if (out / "config.json").exists() or (out / "adapter_config.json").exists():
+        raise OutputExistsError(f"{out} holds a finished run: there is nothing to resume")
+    found = checkpoints.newest(out / CHECKPOINTS)
+    return None if found is None else str(found)
+
+
+def _check_eval_cache(cache: Cache, held_out: Cache | None) -> None:
+    if held_out is None:
+        return
+    for name in ("vocab_size", "tokenizer_digest"):
+        ours, theirs = getattr(cache.manifest.provenance, name), getattr(held_out.manifest.provenance, name)
+        if ours != theirs:
+            raise TokenizerMismatchError(
+                f"the caches don't go together: {name} is {ours} in {cache.root} and {theirs} in {held_out.root}"
+            )
+    if held_out.manifest.totals.targets == 0:
+        raise TargetsError(f"the cache {held_out.root} holds no targets: nothing can be measured against it")

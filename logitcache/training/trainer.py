@@ -1,0 +1,189 @@
+"""transformers.Trainer, fed from a cache: batches from the stream, the loss from the module, plain students on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from logitcache.evaluation import MetricSums
+from logitcache.progress import Report
+from logitcache.streaming import Batch, Stream
+from logitcache.training import checkpoints
+from logitcache.training.module import DistillModule
+
+
+class Feed:
+    """The stream as the Trainer's dataloader: dictionaries of tensors, with a look at the clock.
+
+    It has no length: the whole run is one pass, and the stream itself knows about epochs.
+    """
+
+    def __init__(self, stream: Stream, epoch_samples: int) -> None:
+        self.stream, self._epoch_samples = stream, epoch_samples
+        self.waiting, self.tokens, self.epoch = 0.0, 0, 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches = iter(self.stream)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waiting += time.perf_counter() - started
+            if batch is None:
+                return
+            self.tokens += batch.tokens
+            self.epoch = batch.epoch + batch.samples_consumed / self._epoch_samples
+            yield inputs_of(batch)
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """A batch as the keywords of :meth:`DistillModule.forward`."""
+    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets)}
+
+
+class DistillTrainer(Trainer):
+    """See the module; what isn't overridden here is the Trainer that people know."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: DistillModule,
+        args: Any,
+        feed: Feed,
+        eval_stream: Callable[[], Stream] | None,
+        tokenizer_dir: Path,
+        settings: dict[str, Any],
+        keep_checkpoints: int,
+        total_tokens: int,
+        report: Report,
+    ) -> None:
+        # The Trainer wants an eval_dataset where there is an eval_strategy; evaluate() below uses the stream.
+        super().__init__(model=model, args=args, eval_dataset=[] if eval_stream else None)
+        self.remove_callback(PrinterCallback)
+        self.feed, self._eval_stream, self._tokenizer_dir = feed, eval_stream, tokenizer_dir
+        self._settings, self._keep = settings, keep_checkpoints
+        self.add_callback(_Follow(self, total_tokens, report))
+
+    def get_train_dataloader(self) -> Any:
+        return self.feed
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        # Copied as they are: under DeepSpeed the Trainer would round the teacher's log-probs to half precision.
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Measure against the held-out cache; each rank takes its share of every batch."""
+        assert self._eval_stream is not None
+        model = self.model_wrapped
+        model.eval()
+        total: MetricSums | None = None
+        for batch in self._eval_stream():
+            part = model(**self._prepare_inputs(inputs_of(batch)), measure=True)["metrics"]
+            total = part if total is None else total.plus(part)
+        assert total is not None
+        if self.args.world_size > 1:
+            total = total.reduced(self.args.device)
+        model.train()
+        logs = total.mean().flat(f"{metric_key_prefix}_")
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def student(self) -> Any:
+        """The student inside whatever wraps it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).student
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """A plain student: ``from_pretrained`` loads it, and knows nothing of us."""
+        if not self.args.should_save:
+            return
+        out = Path(str(output_dir or self.args.output_dir))
+        own = None
+        if state_dict is not None:
+            own = {name.removeprefix("student."): value for name, value in state_dict.items()}
+        save_student(self.student(), out, self._tokenizer_dir, own)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+        if self.args.should_save:
+            directory = Path(str(self.args.output_dir))
+            checkpoint = directory / f"checkpoint-{self.state.global_step}"
+            checkpoints.complete(checkpoint, self.feed.stream.state_dict(), self._settings)
+            checkpoints.rotate(directory, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, self.student())
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied head isn't in the file, and needn't be; anything else missing is a fault."""
+        tied = set(getattr(self.student(), "_tied_weights_keys", None) or ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        if missing or load_result.unexpected_keys:
+            raise RuntimeError(f"the checkpoint doesn't fit the student: {missing or load_result.unexpected_keys}")
+
+
+def save_student(student: Any, out: Path, tokenizer_dir: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Save a student with the cache's tokenizer beside it."""
+    out.mkdir(parents=True, exist_ok=True)
+    student.save_pretrained(out, state_dict=state_dict)
+    for path in tokenizer_dir.iterdir():
+        (out / path.name).write_bytes(path.read_bytes())
+
+
+class _Follow(TrainerCallback):
+    """Keeps the Trainer's idea of the epoch true, adds rates to the log, and reports progress."""
+
+    def __init__(self, trainer: DistillTrainer, total_tokens: int, report: Report) -> None:
+        self._trainer, self._total, self._report = trainer, total_tokens, report
+        self._started = self._waited = 0.0
+        self._tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        feed = self._trainer.feed
+        state.epoch = feed.epoch
+        self._report("Training", min(feed.tokens * args.world_size, self._total), self._total, "tokens")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        feed, now = self._trainer.feed, time.perf_counter()
+        seconds = max(1e-9, now - self._started)
+        entry = state.log_history[-1]
+        entry["tokens_per_second"] = (feed.tokens - self._tokens) * args.world_size / seconds
+        entry["waiting_share"] = (feed.waiting - self._waited) / seconds
+        entry["seconds"] = seconds
+        self._mark()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        """Time goes by from here: evaluating and saving don't count as training."""
+        feed = self._trainer.feed
+        self._started, self._tokens, self._waited = time.perf_counter(), feed.tokens, feed.waiting
