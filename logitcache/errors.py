@@ -64,3 +64,7 @@ class TargetsError(LogitCacheError):
 
 class NonFiniteLogitsError(LogitCacheError):
     """The teacher returned NaN or +inf; the message names the sequence and the position."""
+
+
+class DumpInterruptedError(LogitCacheError):
+    """A signal stopped a dump before its end; the same command goes on where it stopped."""

@@ -1,0 +1,129 @@
+"""`logitcache dump`: stage 1."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitcache.dump import config_path, make_config
+from logitcache.dump import dump as run_dump
+from logitcache.progress import progress_bars
+
+from .common import console, messages, print_json, read_config
+
+
+def dump(
+    teacher: Annotated[str | None, typer.Option(help="Model directory, hub id, or .gguf file.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="File, glob, or saved data set. May be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the cache to make.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Entries kept for each position.", show_default="64")] = None,
+    shard_format: Annotated[str | None, typer.Option("--format", help="zarr or arrow.", show_default="zarr")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Encoding: exact, half, compact or tiny.", show_default="compact")
+    ] = None,
+    max_error: Annotated[float | None, typer.Option(help="Largest error of a stored log-prob, in nats.")] = None,
+    statistics: Annotated[
+        bool | None, typer.Option("--statistics", help="Keep what gives raw logits back (NormKD and DKD need it).")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
+    long_rows: Annotated[str | None, typer.Option(help="Longer rows: split or truncate.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Tokens a split row repeats as context.")] = None,
+    positions: Annotated[str | None, typer.Option(help="all, or completion: what the assistant says.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column to read; found by its name otherwise.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a saved data set.", show_default="train")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a teacher from a hub.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
+    device_map: Annotated[str | None, typer.Option(help="For a teacher over several devices, such as auto.")] = None,
+    attention: Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa.")] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the teacher.")
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
+    shard_tokens: Annotated[int | None, typer.Option(help="Tokens after which a shard ends.")] = None,
+    skip_non_finite: Annotated[
+        bool | None, typer.Option("--skip-non-finite", help="Leave positions with NaN or infinite logits out.")
+    ] = None,
+    min_mass: Annotated[float | None, typer.Option(help="Warn if the top K cover less probability.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the cache, for its card.")] = None,
+    card_corpus: Annotated[str | None, typer.Option(help="What the corpus is, for the card.")] = None,
+    card_purpose: Annotated[str | None, typer.Option(help="What the cache is for, for the card.")] = None,
+    card_contact: Annotated[str | None, typer.Option(help="Whom to ask, for the card.")] = None,
+    card_notes: Annotated[str | None, typer.Option(help="Free text for the card.")] = None,
+    rank: Annotated[int | None, typer.Option(help="This worker, from 0. torchrun and Slurm are understood.")] = None,
+    world_size: Annotated[int | None, typer.Option(help="Number of workers.")] = None,
+    finalize: Annotated[
+        bool | None, typer.Option("--finalize", help="Only write the manifest over shards that are all done.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
+    flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
+    settings = read_config(config) | _worker_of_environment() | _given(flags)
+    checked = make_config(_with_card(settings))
+    started = time.monotonic()
+    with progress_bars(messages, enabled=not as_json) as report:
+        cache = run_dump(checked, report=report)
+    manifest = cache.manifest
+    if as_json:
+        print_json(
+            {
+                "path": str(checked.out),
+                "digest": cache.digest,
+                "config": str(config_path(checked.out)),
+                "seconds": round(time.monotonic() - started, 3),
+                **manifest.totals.model_dump(),
+            }
+        )
+        return
+    totals = manifest.totals
+    per_token = totals.bytes / max(totals.targets, 1)
+    console.print(
+        f"{checked.out}: {totals.sequences:,} sequences, {totals.tokens:,} tokens, {totals.targets:,} targets in "
+        f"{totals.shards:,} shards of {totals.bytes / 2**20:.1f} MiB together ({per_token:.1f} bytes a target)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(cache.digest, highlight=False)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None and value != []}
+
+
+def _with_card(settings: dict[str, Any]) -> dict[str, Any]:
+    """Gather the card's flags into one setting."""
+    card = dict(settings.get("card") or {})
+    rest = {}
+    for name, value in settings.items():
+        if name == "licence":
+            card["licence"] = value
+        elif name.startswith("card_"):
+            card[name.removeprefix("card_")] = value
+        elif name == "format":
+            rest["shard_format"] = value
+        elif name != "card":
+            rest[name] = value
+    return rest | ({"card": card} if card else {})
+
+
+_WORKER_VARIABLES = (
+    ("RANK", "WORLD_SIZE"),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
+
+
+def _worker_of_environment() -> dict[str, int]:
+    """Rank and world size under torchrun or Slurm."""
+    for rank_name, size_name in _WORKER_VARIABLES:
+        rank, size = os.environ.get(rank_name, ""), os.environ.get(size_name, "")
+        if rank.isdecimal() and size.isdecimal() and int(size) > 1:
+            first = os.environ.get("SLURM_ARRAY_TASK_MIN", "0") if "ARRAY" in rank_name else "0"
+            return {"rank": (int(rank) - int(first)) % int(size), "world_size": int(size)}
+    return {}

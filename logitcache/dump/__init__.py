@@ -1,0 +1,7 @@
+"""Stage 1: a teacher and a corpus to a cache, on any number of workers, whatever happens to them."""
+
+from logitcache.dump.config import DumpConfig, make_config
+from logitcache.dump.run import config_path, dump
+from logitcache.dump.worker import LowMassWarning
+
+__all__ = ["DumpConfig", "LowMassWarning", "config_path", "dump", "make_config"]

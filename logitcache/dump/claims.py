@@ -1,0 +1,64 @@
+"""Who works on which shard, without a coordinator.
+
+A claim is a lock on a file in the scratch directory; the kernel (or the file server) drops it when its holder dies, so
+there is nothing to expire. Claims only save work: where a file system has no locks two workers may do the same shard,
+and publish the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from logitcache.cache.files import SCRATCH_DIR, storage_error
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # Windows has no flock
+
+    def flock(fd: int, operation: int, /) -> None:  # type: ignore[misc]
+        """Always granted."""
+
+    LOCK_EX = LOCK_NB = 0  # type: ignore[misc]
+
+_CLAIMS = "claims"
+
+
+class Claim:
+    """A held claim; ``release`` it when the work is published."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._handle)
+
+
+def try_claim(root: Path, name: str) -> Claim | None:
+    """Claim a piece of work; None if somebody else holds it.
+
+    Raises:
+        FileNotFoundError: the scratch directory is gone: the dump has been finished meanwhile.
+        StorageError: the system refused.
+    """
+    path = root / SCRATCH_DIR / _CLAIMS / name
+    try:
+        if (root / SCRATCH_DIR).is_dir():
+            path.parent.mkdir(exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    try:
+        flock(handle, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise storage_error("lock", path, error) from error
+        # No locks on this file system: go on without.
+    return Claim(handle)

@@ -1,0 +1,129 @@
+"""Settings of a dump: validated once, and split into those that decide the bytes and those that don't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from logitcache.cache import Card, Encoding
+from logitcache.errors import ConfigError
+
+#: Longest sequence unless asked otherwise: what the teacher allows, at most this.
+DEFAULT_MAX_LENGTH = 2048
+
+
+class DumpConfig(BaseModel):
+    """What ``lc.dump`` and ``logitcache dump`` take.
+
+    Attributes:
+        teacher: a model directory, a hub id, or a ``.gguf`` file.
+        data: files, globs, a saved ``datasets`` directory or a data set's id.
+        out: the cache's directory; it must not hold anything yet but an unfinished dump of the same settings.
+        top_k: K, entries kept for each position.
+        shard_format: ``zarr`` or ``arrow``.
+        preset, max_error: the encoding; ``max_error`` in nats.
+        statistics: also keep log-partition and logit deviation, so that raw logits come back.
+        max_length: longest sequence in tokens; None is the teacher's limit, at most 2,048.
+        long_rows: ``split`` longer rows into several sequences, or ``truncate`` them.
+        overlap: tokens that a split row's next sequence repeats as context.
+        positions: ``all`` or ``completion``; None is completion for chat and prompt/completion rows, all for others.
+        text_column: the column to read; None goes by the columns' names.
+        split: of a data set that has several.
+        revision: of a teacher on a hub.
+        dtype: arithmetic of the teacher; ``auto`` is the checkpoint's on a GPU, fp32 on a CPU.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` …
+        device_map: handed to transformers, for a teacher that needs several devices.
+        attention: ``attn_implementation`` of transformers.
+        trust_remote_code: run code that comes with the teacher. Off unless you know the code.
+        batch_tokens: tokens of one forward pass, filling included; None is 16,384 on a GPU and 2,048 on a CPU.
+        shard_tokens: tokens after which a shard ends; what a crash can cost at most.
+        skip_non_finite: leave positions with NaN or infinite logits out, instead of stopping.
+        min_mass: warn if the top K cover less than this share of the probability.
+        card: licence and notes for whoever uses the cache.
+        rank, world_size: where this worker begins, of how many; any number may come and go.
+        finalize: only write the manifest over shards that are all there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: Annotated[str, Field(min_length=1)]
+    data: Annotated[tuple[str, ...], Field(min_length=1)]
+    out: Path
+    top_k: Annotated[int, Field(ge=1, le=65_536)] = 64
+    shard_format: Literal["zarr", "arrow"] = "zarr"
+    preset: Literal["exact", "half", "compact", "tiny"] = "compact"
+    max_error: float | None = None
+    statistics: bool = False
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    long_rows: Literal["split", "truncate"] = "split"
+    overlap: Annotated[int, Field(ge=0)] = 0
+    positions: Literal["all", "completion"] | None = None
+    text_column: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    attention: str | None = None
+    trust_remote_code: bool = False
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    shard_tokens: Annotated[int, Field(ge=1, le=16_777_216)] = 65_536
+    skip_non_finite: bool = False
+    min_mass: Annotated[float, Field(ge=0, le=1)] = 0.8
+    card: Card = Card()
+    rank: Annotated[int, Field(ge=0)] = 0
+    world_size: Annotated[int, Field(ge=1)] = 1
+    finalize: bool = False
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, str | Path) else tuple(map(str, value))
+
+    @field_validator("out")
+    @classmethod
+    def _local(cls, value: Path) -> Path:
+        if ":/" in str(value):
+            raise ValueError("a dump writes to a directory; send the finished cache on with `logitcache push`")
+        return value.expanduser()
+
+    @model_validator(mode="after")
+    def _together(self) -> DumpConfig:
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank {self.rank} must be below world_size {self.world_size}")
+        if self.max_length is not None and self.overlap >= self.max_length:
+            raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
+        Encoding(preset=self.preset, max_error=self.max_error)
+        return self
+
+    @property
+    def encoding(self) -> Encoding:
+        """How values are stored."""
+        return Encoding(preset=self.preset, max_error=self.max_error)
+
+
+def make_config(settings: dict[str, Any]) -> DumpConfig:
+    """Check settings.
+
+    Raises:
+        ConfigError: names the first field that is wrong, its value, and what is allowed.
+    """
+    try:
+        return DumpConfig(**settings)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    field = ".".join(map(str, fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {field!r}; the settings are {', '.join(DumpConfig.model_fields)}"
+    if not field:
+        return message
+    if fault["type"] == "missing":
+        return f"setting {field} is missing"
+    return f"setting {field} = {fault['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,59 @@
+"""Descriptors: the scratch directory's record of finished shards, one small file each, written after the shard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from logitcache.cache import ShardEntry
+from logitcache.cache.files import SCRATCH_DIR, storage_error, write_file
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """One finished shard of the plan.
+
+    Attributes:
+        entry: its row in the shard table; None if no position of the shard had finite logits.
+        vocab_size: V of the logits that the teacher returned.
+        non_finite: positions left out because their logits weren't finite.
+        mean_mass: mean probability that the top K cover; None without targets.
+    """
+
+    entry: ShardEntry | None
+    vocab_size: int
+    non_finite: int
+    mean_mass: float | None
+
+
+def descriptor_name(index: int) -> str:
+    """Path of a shard's descriptor, relative to the output. A thousand to a directory."""
+    return f"{SCRATCH_DIR}/done/{index // 1000:05d}/{index:08d}.json"
+
+
+def write_descriptor(root: Path, index: int, descriptor: Descriptor) -> None:
+    """Record that a shard is published."""
+    write_file(root, descriptor_name(index), json.dumps(asdict(descriptor)).encode())
+
+
+def read_descriptor(root: Path, index: int) -> Descriptor | None:
+    """The record of a shard; None if it isn't finished, or if its file has gone since or is of another size.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    path = root / descriptor_name(index)
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+        if value["entry"] is None:
+            return Descriptor(**value)
+        entry = ShardEntry(**value.pop("entry"))
+        if (root / entry.path).stat().st_size != entry.bytes:
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    return Descriptor(entry=entry, **value)

@@ -1,0 +1,219 @@
+"""The work plan: which sequences make which shard, fixed by the input and the settings alone.
+
+The corpus is tokenised once. Its tokens lie in the scratch directory beside the plan, memory-mapped by every worker, so
+that any worker can do any shard, in any order, and no later change of the input can reach an unfinished dump.
+
+Shape legend: S sequences of the whole corpus, L tokens of all of them, P shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.cache.files import SCRATCH_DIR, storage_error, sync_directory
+from logitcache.data import TokenSequence
+from logitcache.dump.corpus import Corpus
+from logitcache.errors import DataError
+
+PLAN_DIR = "plan"
+_TOKENS, _MASK, _OFFSETS, _ROWS, _SETTINGS = "tokens.u32", "mask.bool", "offsets.i64", "rows.i64", "plan.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A loaded plan.
+
+    Attributes:
+        settings: what the plan was made for, see :func:`logitcache.dump.settings.settings_of`.
+        stamps: hashes of files already read, see :class:`logitcache.dump.settings.Stamps`.
+        corpus_digest: over the tokenised sequences in order.
+        positions: ``all`` or ``completion``, as the rows turned out.
+        rows, empty_rows: rows of the input, and those of them without a position to predict.
+        shards: ``[P + 1]``, shard ``i`` holds the sequences from ``shards[i]`` to ``shards[i + 1]``.
+    """
+
+    settings: dict[str, Any]
+    stamps: dict[str, Any]
+    corpus_digest: str
+    positions: str
+    rows: int
+    empty_rows: int
+    shards: NDArray[np.int64]
+    _tokens_L: NDArray[np.uint32]
+    _mask_L: NDArray[np.bool_]
+    _offsets_S1: NDArray[np.int64]
+    _rows_S2: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.shards) - 1
+
+    @property
+    def sequences(self) -> int:
+        return len(self._offsets_S1) - 1
+
+    @property
+    def tokens(self) -> int:
+        return len(self._tokens_L)
+
+    @property
+    def targets(self) -> int:
+        return int(np.count_nonzero(self._mask_L))
+
+    def shard_sequences(self, index: int) -> list[TokenSequence]:
+        """The sequences of one shard."""
+        return [self._sequence(s) for s in range(int(self.shards[index]), int(self.shards[index + 1]))]
+
+    def shard_tokens(self, index: int) -> int:
+        """Tokens of one shard."""
+        return int(self._offsets_S1[self.shards[index + 1]] - self._offsets_S1[self.shards[index]])
+
+    def where(self, sequence: int) -> str:
+        """Which row of which input a sequence came from, for messages."""
+        source, row = (int(number) for number in self._rows_S2[sequence])
+        name = self.settings["inputs"][source]["name"]
+        return f"{name} row {row + 1} (sequence {sequence})"
+
+    def _sequence(self, s: int) -> TokenSequence:
+        span = slice(int(self._offsets_S1[s]), int(self._offsets_S1[s + 1]))
+        return TokenSequence(np.asarray(self._tokens_L[span]), np.asarray(self._mask_L[span]))
+
+
+def cut_into_shards(lengths_S: NDArray[np.int64], shard_tokens: int) -> NDArray[np.int64]:
+    """First sequence of each shard, and their number: a shard ends with the sequence that fills it.
+
+    Returns:
+        int64 ``[P + 1]``.
+    """
+    bounds, filled = [0], 0
+    for s, length in enumerate(lengths_S.tolist(), start=1):
+        filled += length
+        if filled >= shard_tokens:
+            bounds.append(s)
+            filled = 0
+    if bounds[-1] != len(lengths_S):
+        bounds.append(len(lengths_S))
+    return np.asarray(bounds, dtype=np.int64)
+
+
+def cut_into_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Group a shard's sequences for the forward pass, longest first, by tokens including the filling.
+
+    Returns:
+        Lists of sequence indices. Sequences of nearly equal length share a batch, so little is filled up.
+    """
+    order = sorted(range(len(lengths)), key=lambda s: (-lengths[s], s))
+    batches: list[list[int]] = []
+    for s in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(s)
+        else:
+            batches.append([s])
+    return batches
+
+
+def load_plan(root: Path) -> Plan | None:
+    """The plan of an unfinished dump; None if there is none yet.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    directory = root / SCRATCH_DIR / PLAN_DIR
+    try:
+        head = json.loads((directory / _SETTINGS).read_bytes())
+        return Plan(
+            shards=np.asarray(head.pop("shards"), dtype=np.int64),
+            **head,
+            _tokens_L=np.memmap(directory / _TOKENS, dtype=np.uint32, mode="r"),
+            _mask_L=np.memmap(directory / _MASK, dtype=np.bool_, mode="r"),
+            _offsets_S1=np.fromfile(directory / _OFFSETS, dtype=np.int64),
+            _rows_S2=np.memmap(directory / _ROWS, dtype=np.int64, mode="r").reshape(-1, 2),
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error("read", directory, error) from error
+
+
+def make_plan(root: Path, settings: dict[str, Any], stamps: dict[str, Any], corpus: Corpus, shard_tokens: int) -> None:
+    """Tokenise the corpus into a plan, and publish it whole or not at all.
+
+    Several workers may do this at once: they write the same, and the first to finish wins.
+
+    Raises:
+        DataError: there is no position to predict in the whole corpus.
+        StorageError: the system refused.
+    """
+    scratch = root / SCRATCH_DIR
+    aside: Path | None = None
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix="plan-", suffix=".part", dir=scratch))
+        _write_plan(aside, settings, stamps, corpus, shard_tokens)
+        _publish(aside, scratch / PLAN_DIR)
+        sync_directory(scratch)
+    except OSError as error:
+        raise storage_error("write the plan in", scratch, error) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(aside: Path, target: Path) -> None:
+    try:
+        aside.rename(target)
+    except OSError:
+        if not (target / _SETTINGS).is_file():
+            raise
+        # Another worker was first, with the same plan.
+
+
+def _write_plan(
+    directory: Path, settings: dict[str, Any], stamps: dict[str, Any], corpus: Corpus, shard_tokens: int
+) -> None:
+    offsets, rows = array("q", [0]), array("q")
+    digest = hashlib.sha256()
+    with (directory / _TOKENS).open("wb") as tokens, (directory / _MASK).open("wb") as mask:
+        for source, row, sequence in corpus:
+            ids_L, mask_L = sequence.token_ids_L, sequence.target_mask_L
+            for part in (len(ids_L).to_bytes(8, "little"), ids_L.astype("<u4").tobytes(), mask_L.tobytes()):
+                digest.update(part)
+            tokens.write(ids_L.tobytes())
+            mask.write(mask_L.tobytes())
+            offsets.append(offsets[-1] + len(ids_L))
+            rows.extend((source, row))
+        for file in (tokens, mask):
+            file.flush()
+            os.fsync(file.fileno())
+    if len(offsets) == 1:
+        raise DataError("the corpus is empty: no row has two tokens, one to read and one to predict")
+    _write_synced(directory / _OFFSETS, offsets.tobytes())
+    _write_synced(directory / _ROWS, rows.tobytes())
+    head = {
+        "settings": settings,
+        "stamps": stamps,
+        "positions": corpus.positions,
+        "rows": corpus.rows,
+        "empty_rows": corpus.empty_rows,
+        "corpus_digest": "sha256:" + digest.hexdigest(),
+        "shards": cut_into_shards(np.diff(np.asarray(offsets)), shard_tokens).tolist(),
+    }
+    _write_synced(directory / _SETTINGS, json.dumps(head).encode())
+    sync_directory(directory)
+
+
+def _write_synced(path: Path, payload: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())

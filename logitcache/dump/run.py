@@ -1,0 +1,242 @@
+"""Stage 1 as a whole: check, plan, work, finalise."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from logitcache.cache import (
+    Cache,
+    Provenance,
+    Teacher,
+    finalize_cache,
+    open_cache,
+    remove_scratch,
+    tokenizer_files,
+)
+from logitcache.cache.files import SCRATCH_DIR, storage_error
+from logitcache.cache.manifest import MANIFEST_NAME
+from logitcache.dump.claims import try_claim
+from logitcache.dump.config import DumpConfig, make_config
+from logitcache.dump.corpus import Corpus
+from logitcache.dump.descriptors import read_descriptor
+from logitcache.dump.plan import Plan, load_plan, make_plan
+from logitcache.dump.settings import Job, Stamps, check_resume, resolve, settings_of
+from logitcache.dump.signals import stop_on_signal
+from logitcache.dump.worker import Worker
+from logitcache.errors import ConfigError, NonFiniteLogitsError, OutputExistsError, StorageError
+from logitcache.progress import Report, silent
+from logitcache.teacher import DTYPES, TransformersTeacher, load_model
+
+_WAIT_SECONDS = 0.2
+
+
+def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> Cache:
+    """Run a teacher over a corpus and keep its top-k next-token distributions as a cache.
+
+    Give a :class:`DumpConfig`, or its fields as keywords: ``lc.dump(teacher=..., data=[...], out=..., top_k=64)``. The
+    same call again goes on where an earlier one stopped; several processes may run it at once on one output.
+
+    Returns:
+        The finished cache, opened.
+
+    Raises:
+        ConfigError, DataError, ModelError, MissingDependencyError: the settings, the data or the teacher can't be used.
+        OutputExistsError: the output holds something else than an unfinished dump.
+        ResumeMismatchError: it holds an unfinished dump of other settings.
+        NonFiniteLogitsError, StorageError, DumpInterruptedError: work stopped; what was finished is kept.
+    """
+    if config is None:
+        config = make_config(settings)
+    elif settings:
+        raise ConfigError("give either a DumpConfig or its fields as keywords, not both")
+    with stop_on_signal() as stop:
+        ready = _prepare_output(config.out)
+        if ready is not None:
+            return ready
+        job = resolve(config)
+        if (config.out / MANIFEST_NAME).exists():
+            return _finished_by_others(job)
+        plan = _plan(job, report)
+        if not config.finalize:
+            Worker(config.out, plan, job.config, lambda: _load_teacher(job), report, stop).run()
+        _finalize(job, plan)
+    return open_cache(config.out)
+
+
+def config_path(out: Path) -> Path:
+    """Where the resolved settings of a dump are kept: beside the output, since a finished cache never changes."""
+    return out.with_name(f"{out.name}.dump.yaml")
+
+
+def _prepare_output(out: Path) -> Cache | None:
+    """See that the output may be written; the cache itself if only its clearing up was cut off.
+
+    Raises:
+        OutputExistsError: something else is there.
+    """
+    try:
+        if (out.exists() or out.is_symlink()) and not out.is_dir():
+            raise OutputExistsError(f"output {out} is a file: choose another --out")
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    except OSError as error:
+        raise storage_error("read", out, error) from error
+    if MANIFEST_NAME in names and SCRATCH_DIR in names:
+        remove_scratch(out)
+        return open_cache(out)
+    if names and not names & {MANIFEST_NAME, SCRATCH_DIR}:
+        raise OutputExistsError(f"output {out} exists and is no unfinished dump: choose another --out")
+    return None
+
+
+def _finished_by_others(job: Job) -> Cache:
+    """The finished cache, if this process is a late worker of the dump that made it.
+
+    Raises:
+        OutputExistsError: it isn't.
+    """
+    out = job.config.out
+    if job.config.world_size > 1 and _saved_config(out) == _config_yaml(job.config):
+        return open_cache(out)
+    raise OutputExistsError(f"output {out} already holds a finished cache: choose another --out")
+
+
+def _plan(job: Job, report: Report) -> Plan:
+    """The plan of an earlier start if there is one and it fits, else a new one."""
+    config, out = job.config, job.config.out
+    plan = load_plan(out)
+    stamps = Stamps.from_json(plan.stamps) if plan else Stamps()
+    settings = settings_of(job, stamps)
+    if plan is None and config.finalize:
+        raise StorageError(f"there is no unfinished dump in {out} to finalise")
+    if plan is None:
+        existed = out.exists()
+        try:
+            make_plan(out, settings, stamps.to_json(), Corpus(job, report), config.shard_tokens)
+        except BaseException:
+            _remove_if_empty(out, existed)
+            raise
+        plan = load_plan(out)
+        if plan is None:
+            raise StorageError(f"{out / SCRATCH_DIR} has gone while the dump was at work")
+        _save_config(config)
+    check_resume(plan.settings, settings, out)
+    return plan
+
+
+def _remove_if_empty(out: Path, existed: bool) -> None:
+    """Leave nothing behind where nothing could be begun."""
+    with suppress(OSError):  # not empty: another worker is at it
+        (out / SCRATCH_DIR).rmdir()
+        if not existed:
+            out.rmdir()
+
+
+def _load_teacher(job: Job) -> TransformersTeacher:
+    config = job.config
+    model = load_model(
+        job.files,
+        dtype=DTYPES[config.dtype],
+        device=job.device,
+        device_map=config.device_map,
+        attention=config.attention,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return TransformersTeacher(model, top_k=config.top_k, statistics=config.statistics)
+
+
+def _finalize(job: Job, plan: Plan) -> None:
+    """Write the manifest, by one worker; the others wait for it, or take over if that one dies."""
+    out = job.config.out
+    while not (out / MANIFEST_NAME).exists() or (out / SCRATCH_DIR).exists():
+        try:
+            claim = try_claim(out, "finalise")
+        except FileNotFoundError:
+            continue
+        if claim is None:
+            time.sleep(_WAIT_SECONDS)
+            continue
+        try:
+            if (out / MANIFEST_NAME).exists():
+                remove_scratch(out)
+            else:
+                _write_manifest(job, plan)
+        finally:
+            claim.release()
+
+
+def _write_manifest(job: Job, plan: Plan) -> None:
+    config, settings = job.config, plan.settings
+    descriptors = [read_descriptor(config.out, index) for index in range(len(plan))]
+    missing = [index for index, descriptor in enumerate(descriptors) if descriptor is None]
+    if missing:
+        raise StorageError(
+            f"{len(missing)} of {len(plan)} shards are not done yet (the first is {missing[0]}): "
+            "run the same command without --finalize"
+        )
+    done = [descriptor for descriptor in descriptors if descriptor is not None]
+    entries = [descriptor.entry for descriptor in done if descriptor.entry is not None]
+    skipped = sum(descriptor.non_finite for descriptor in done)
+    if not entries:
+        raise NonFiniteLogitsError("no position of the corpus had finite logits: try --dtype fp32")
+    provenance = Provenance(
+        teacher=Teacher(
+            name=job.files.name,
+            revision=job.files.revision,
+            weights_digest=settings["weights_digest"],
+            dtype=str(DTYPES[config.dtype]).removeprefix("torch."),
+            engine=TransformersTeacher.engine,
+        ),
+        tokenizer_digest=settings["tokenizer_digest"],
+        corpus_digest=plan.corpus_digest,
+        top_k=config.top_k,
+        vocab_size=done[0].vocab_size,
+        positions=plan.positions,
+        max_length=config.max_length,
+        settings=_recorded(settings) | ({"skipped_non_finite": skipped} if skipped else {}),
+        software=settings["software"],
+    )
+    finalize_cache(
+        config.out,
+        entries,
+        provenance,
+        config.encoding,
+        config.shard_format,
+        tokenizer_files(job.tokenizer),
+        card=config.card,
+    )
+
+
+_RECORDED = ("attention", "batch_tokens", "device", "device_map", "long_rows", "overlap", "shard_tokens", "text_column")
+
+
+def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in _RECORDED if settings[name] is not None}
+
+
+def _config_yaml(config: DumpConfig) -> str:
+    return yaml.safe_dump(
+        config.model_dump(mode="json", exclude={"rank", "world_size", "finalize"}, exclude_none=True), sort_keys=False
+    )
+
+
+def _saved_config(out: Path) -> str | None:
+    try:
+        return config_path(out).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _save_config(config: DumpConfig) -> None:
+    path = config_path(config.out)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(_config_yaml(config), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise storage_error("write", path, error) from error

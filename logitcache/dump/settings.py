@@ -1,0 +1,185 @@
+"""What decides the bytes of a cache: resolved settings, input and teacher digests. Two runs that agree here may mix."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logitcache.cache import tokenizer_digest
+from logitcache.data import Source, find_sources, hash_file
+from logitcache.dump.config import DEFAULT_MAX_LENGTH, DumpConfig
+from logitcache.errors import ConfigError, ResumeMismatchError
+from logitcache.teacher import (
+    TeacherFiles,
+    choose_device,
+    choose_dtype,
+    combined_digest,
+    find_teacher,
+    load_config,
+    load_tokenizer,
+)
+
+_BATCH_TOKENS = {"cpu": 2_048}
+_BATCH_TOKENS_GPU = 16_384
+_SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
+#: Fields of DumpConfig that every worker of one dump must agree on.
+_SHARED_FIELDS = (
+    "top_k", "shard_format", "statistics", "max_length", "long_rows", "overlap", "positions", "text_column", "split",
+    "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
+)  # fmt: skip
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file as it was when it was hashed; the same size and time mean that it needn't be read again."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass
+class Stamps:
+    """Hashes of files by absolute path, so that a resumed dump doesn't read a whole teacher again."""
+
+    known: dict[str, Stamp] = field(default_factory=dict)
+
+    def hash(self, path: Path) -> str:
+        """Hex sha256 of a file."""
+        status = path.stat()
+        key = str(path.resolve())
+        stamp = self.known.get(key)
+        if stamp is None or (stamp.bytes, stamp.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            self.known[key] = Stamp(status.st_size, status.st_mtime_ns, hash_file(path))
+        return self.known[key].sha256
+
+    def to_json(self) -> dict[str, Any]:
+        """As the plan keeps it."""
+        return {key: vars(stamp) for key, stamp in self.known.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Stamps:
+        """Back from :meth:`to_json`."""
+        return cls({key: Stamp(**stamp) for key, stamp in value.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A dump made concrete: the teacher found, every ``auto`` resolved. Nothing heavy is loaded yet."""
+
+    config: DumpConfig
+    files: TeacherFiles
+    tokenizer: Any
+    device: torch.device
+    vocab_size: int
+    sources: list[Source]
+
+
+def resolve(config: DumpConfig) -> Job:
+    """Find teacher and data, and replace every ``auto`` and default by its value.
+
+    Raises:
+        ModelError, DataError, ConfigError: what was named isn't there, or the settings don't fit the teacher.
+    """
+    sources = find_sources(config.data)
+    files = find_teacher(config.teacher, config.revision)
+    model_config = load_config(files, trust_remote_code=config.trust_remote_code)
+    text_config = model_config.get_text_config()
+    vocab_size = int(text_config.vocab_size)
+    if config.top_k > vocab_size:
+        raise ConfigError(f"top_k {config.top_k} is more than the teacher's vocabulary of {vocab_size} words")
+    device = choose_device(config.device)
+    tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
+    limit = getattr(text_config, "max_position_embeddings", None)
+    max_length = config.max_length or min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    if limit and max_length > limit:
+        raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the teacher takes")
+    batch_tokens = config.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_GPU)
+    resolved = config.model_copy(
+        update={
+            "max_length": max_length,
+            "batch_tokens": max(batch_tokens, max_length),
+            "dtype": choose_dtype(config.dtype, device, model_config),
+        }
+    )
+    return Job(resolved, files, tokenizer, device, vocab_size, sources)
+
+
+def settings_of(job: Job, stamps: Stamps) -> Settings:
+    """Everything that the cache's bytes depend on, as JSON; hashes what ``stamps`` doesn't know yet."""
+    config = job.config
+    shared = config.model_dump(mode="json", include=set(_SHARED_FIELDS))
+    return {
+        **shared,
+        "encoding": config.encoding.model_dump(mode="json"),
+        "card": config.card.model_dump(mode="json"),
+        "device": job.device.type,
+        "device_map": config.device_map,
+        "teacher": job.files.name,
+        "revision": job.files.revision,
+        "weights_digest": combined_digest([stamps.hash(path) for path in job.files.weight_files()]),
+        "tokenizer_digest": tokenizer_digest(job.tokenizer),
+        "chat_template": getattr(job.tokenizer, "chat_template", None),
+        "inputs": [_input(source, stamps) for source in job.sources],
+        "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+    }
+
+
+def _input(source: Source, stamps: Stamps) -> dict[str, str]:
+    digest = combined_digest([stamps.hash(path) for path in source.files()]) if source.path else source.name
+    return {"name": source.name, "digest": digest}
+
+
+def check_resume(planned: Settings, now: Settings, out: Path) -> None:
+    """Refuse to go on with a dump that was begun with other settings, another teacher or another input.
+
+    Raises:
+        ResumeMismatchError: names everything that differs.
+    """
+    differences = list(_differences(planned, now))
+    if differences:
+        raise ResumeMismatchError(
+            f"the unfinished dump in {out} was started otherwise: {'; '.join(differences)}. "
+            f"Use the settings it was started with, or another --out (or delete {out} to begin anew)"
+        )
+
+
+def _differences(planned: Settings, now: Settings) -> Iterable[str]:
+    for name in sorted(planned.keys() | now.keys()):
+        before, after = planned.get(name), now.get(name)
+        if name == "inputs":
+            yield from _input_differences(before or [], after or [])
+        elif before != after:
+            if name == "weights_digest":
+                yield "the teacher's weights have changed"
+            elif name in ("tokenizer_digest", "chat_template"):
+                yield f"the teacher's {name.removesuffix('_digest').replace('_', ' ')} has changed"
+            else:
+                yield f"{name} was {_show(before)} and is {_show(after)}"
+
+
+def _input_differences(before: list[dict[str, str]], after: list[dict[str, str]]) -> Iterable[str]:
+    if [item["digest"] for item in before] == [item["digest"] for item in after]:
+        return
+    if len(before) != len(after):
+        yield f"the data had {len(before)} inputs and has {len(after)}"
+        return
+    for old, new in zip(before, after, strict=True):
+        if old["digest"] != new["digest"]:
+            if old["name"] == new["name"]:
+                yield f"the input {new['name']} has changed"
+            else:
+                yield f"the input {old['name']} is now {new['name']}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None) or "empty"
+    return str(value)

@@ -1,0 +1,138 @@
+"""The transformers engine: batches of token ids to top-k targets, without ever holding ``[tokens, vocabulary]``.
+
+Shape legend: B sequences of a batch, L tokens of the longest, N positions that have targets, C of them in one chunk,
+D hidden width, V vocabulary, K entries kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.data import TokenSequence
+from logitcache.errors import ModelError
+from logitcache.heads import find_head
+from logitcache.topk import TopK
+
+#: Bytes of one chunk's logits in float32: a GPU wants more work in a call than a CPU.
+_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+
+
+@dataclass(frozen=True, eq=False)
+class HostTopK:
+    """A batch's targets on their way to the host; ``wait`` before reading ``targets``."""
+
+    targets: TopK
+    event: Any | None
+
+    def wait(self) -> TopK:
+        """The targets, once the copies have arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.targets
+
+
+class TransformersTeacher:
+    """A loaded causal language model that answers with top-k targets.
+
+    Args:
+        model: from :func:`logitcache.teacher.load_model`.
+        top_k: K.
+        statistics: also keep the log-partition and the logits' standard deviation.
+
+    Raises:
+        ModelError: the model has no head that we can run apart, or fewer words than K.
+    """
+
+    engine = "transformers"
+
+    def __init__(self, model: Any, *, top_k: int, statistics: bool = False) -> None:
+        self._model = model
+        self._head = find_head(model)
+        self._top_k = top_k
+        self._statistics = statistics
+        self._device: torch.device = model.get_input_embeddings().weight.device
+        self.vocab_size = self._head.vocab_size
+        if top_k > self.vocab_size:
+            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {self.vocab_size} words")
+        chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
+        self._chunk_rows = max(1, chunk_bytes // (4 * self.vocab_size))
+
+    @torch.inference_mode()
+    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK:
+        """Targets of every position that the sequences' masks mark, sequence after sequence.
+
+        Shorter sequences are filled up on the right: attention is causal, so no real token sees the filling, and no
+        attention mask is needed.
+
+        When memory runs out the batch is computed in two halves. Kernels may round differently for another batch
+        size, so values can then differ in their last bits from a run that had room.
+        """
+        try:
+            targets = self._run(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise ModelError(
+                    f"out of memory on a single sequence of {len(batch[0].token_ids_L)} tokens: lower --max-length"
+                ) from error
+            torch.cuda.empty_cache()
+            middle = len(batch) // 2
+            targets = TopK.cat([self._run(batch[:middle]), self._run(batch[middle:])])
+        return _to_host(targets)
+
+    @torch.inference_mode()
+    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
+        """The K whose top entries cover ``mass`` of the probability on average over (at most 128) positions."""
+        input_ids_BL, index_N = _pad(batch)
+        hidden_BLD = self._head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
+        some = index_N[:: max(1, len(index_N) // 128)][:128].to(hidden_BLD.device)
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, some)
+        covered_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self._device)
+        for hidden_CD in hidden_ND.split(self._chunk_rows):
+            probs_CV = self._head.logits(hidden_CD).float().softmax(1)
+            covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
+        return int((covered_V / len(some) < mass).sum()) + 1
+
+    def _run(self, batch: Sequence[TokenSequence]) -> TopK:
+        input_ids_BL, index_N = _pad(batch)
+        hidden_BLD = self._head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N.to(hidden_BLD.device))
+        del hidden_BLD
+        return TopK.cat([self._head_chunk(hidden_CD) for hidden_CD in hidden_ND.split(self._chunk_rows)])
+
+    def _head_chunk(self, hidden_CD: Tensor) -> TopK:
+        return TopK.from_logits(self._head.logits(hidden_CD), self._top_k, statistics=self._statistics)
+
+
+def _pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+    """``[B, L]`` token ids filled up on the right, and the flat indices ``[N]`` of positions that have targets."""
+    longest = max(len(sequence.token_ids_L) for sequence in batch)
+    input_ids_BL = np.empty((len(batch), longest), dtype=np.int64)
+    indices: list[NDArray[np.int64]] = []
+    for row, sequence in enumerate(batch):
+        length = len(sequence.token_ids_L)
+        input_ids_BL[row, :length] = sequence.token_ids_L
+        # Any word will do; some models warn when they see their padding token without a mask, so repeat the last one.
+        input_ids_BL[row, length:] = sequence.token_ids_L[-1]
+        indices.append(np.flatnonzero(sequence.target_mask_L) + row * longest)
+    return torch.from_numpy(input_ids_BL), torch.from_numpy(np.concatenate(indices))
+
+
+def _to_host(targets: TopK) -> HostTopK:
+    """Start copying to pinned memory, so that the device goes on with the next batch meanwhile."""
+    if targets.ids.device.type != "cuda":
+        return HostTopK(targets.to("cpu"), None)
+
+    def pinned(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+    copied = targets._map(pinned)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return HostTopK(copied, event)
