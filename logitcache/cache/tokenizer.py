@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from logitcache.cache.manifest import TOKENIZER_FILE_PATTERN
 from logitcache.errors import ModelError
 
+_ORIGIN = frozenset({"name_or_path", "is_local", "local_files_only", "_commit_hash", "cache_dir", "token"})
 _NAME = re.compile(TOKENIZER_FILE_PATTERN)
 
 
@@ -45,4 +47,13 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
                 f"the tokenizer saves {refused[0]!r}, which a cache doesn't carry (plain data files only, no code): "
                 "use a tokenizer that transformers knows without remote code"
             )
-        return {name: path.read_bytes() for name, path in files.items()}
+        return {name: _without_origin(name, path.read_bytes()) for name, path in files.items()}
+
+
+def _without_origin(name: str, content: bytes) -> bytes:
+    """Drop what says where the tokenizer was loaded from: nobody's business, and equal tokenizers would differ."""
+    if name != "tokenizer_config.json":
+        return content
+    settings = json.loads(content)
+    kept = {key: value for key, value in settings.items() if key not in _ORIGIN}
+    return (json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")

@@ -1,0 +1,113 @@
+"""`logitcache info`: what a cache holds and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from logitcache.cache import Cache, open_cache
+
+from .common import console, print_json
+
+
+def info(
+    cache: Annotated[Path, typer.Argument(help="The cache's directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the manifest and derived figures.")] = False,
+) -> None:
+    """Show what a cache holds, where it came from and how exact it is."""
+    opened = open_cache(cache)
+    if as_json:
+        print_json(_summary(opened))
+        return
+    console.print(opened.digest, style="bold", highlight=False, soft_wrap=True)
+    for title, rows in _sections(opened):
+        console.print()
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        table.title_style = "bold cyan"
+        table.add_column(style="dim", min_width=14, no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, escape(value))
+        console.print(table, highlight=False)
+
+
+def _summary(cache: Cache) -> dict[str, Any]:
+    totals = cache.manifest.totals
+    return {
+        "digest": cache.digest,
+        "path": str(cache.root),
+        "bytes_per_token": totals.bytes / totals.tokens if totals.tokens else None,
+        "max_error": cache.manifest.encoding.bound,
+        "manifest": cache.manifest.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _sections(cache: Cache) -> list[tuple[str, dict[str, str]]]:
+    manifest = cache.manifest
+    sections = [("Content", _content(cache)), ("Teacher", _teacher(cache))]
+    if manifest.calibration is not None:
+        sections.append(("Calibration, measured on the first shard", _plain(manifest.calibration)))
+    card = manifest.card.model_dump(exclude_none=True)
+    sections.append(("Card", _plain(card) if card else {"": "none: whoever made the cache gave no licence or purpose"}))
+    return sections
+
+
+def _content(cache: Cache) -> dict[str, str]:
+    manifest, totals = cache.manifest, cache.manifest.totals
+    per_token = f", {totals.bytes / totals.tokens:.1f} a token" if totals.tokens else ""
+    bound = manifest.encoding.bound
+    exactness = f"log-probs within {bound:.6g} nat ({_fraction(bound)})" if bound else "log-probs kept as float32"
+    rows = {
+        "sequences": f"{totals.sequences:,} in {totals.shards:,} {manifest.shard_format} shards",
+        "tokens": f"{totals.tokens:,}",
+        "targets": f"{totals.targets:,} positions × top {cache.top_k:,} of {cache.vocab_size:,}",
+        "shard bytes": f"{totals.bytes:,}{per_token}",
+        "encoding": f"{manifest.encoding.preset}: {exactness}",
+        "format": f"version {manifest.format_version}",
+    }
+    features = ", ".join((*manifest.reader_features, *manifest.writer_features))
+    return rows | ({"features": features} if features else {})
+
+
+def _fraction(bound: float) -> str:
+    return f"1/{round(1 / bound)}" if bound < 1 else f"{bound:g}"
+
+
+def _teacher(cache: Cache) -> dict[str, str]:
+    origin = cache.manifest.provenance
+    teacher = origin.teacher
+    rows = {
+        "name": teacher.name,
+        "revision": teacher.revision,
+        "weights": _short(teacher.weights_digest),
+        "ran in": f"{teacher.dtype} on {teacher.engine}",
+        "tokenizer": _short(origin.tokenizer_digest),
+        "corpus": _short(origin.corpus_digest),
+        "positions": origin.positions,
+        "max length": f"{origin.max_length:,}" if origin.max_length else None,
+        "made from": ", ".join(filter(None, map(_short, origin.parents))) or None,
+        **{name: str(value) for name, value in origin.settings.items()},
+        "software": ", ".join(f"{name} {version}" for name, version in sorted(origin.software.items())) or None,
+    }
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def _short(digest: str | None) -> str | None:
+    return None if digest is None else digest[: len("sha256:") + 16] + "…"
+
+
+def _plain(values: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        shown = ", ".join(_number(item) for item in value[:8])
+        return shown + (f", … ({len(value)} values)" if len(value) > 8 else "")
+    return str(value)

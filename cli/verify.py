@@ -1,0 +1,45 @@
+"""`logitcache verify`: check every file of a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from logitcache.cache import VerifyReport, verify_cache
+from logitcache.progress import progress_bars
+
+from .common import console, messages, print_json
+
+
+def verify(
+    cache: Annotated[Path, typer.Argument(help="The cache's directory.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode every shard and check what it holds.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read; as many as there are processors if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check every file of a cache and report every fault. Exit status 1 if there is one."""
+    with progress_bars(messages, enabled=messages.is_terminal) as progress:
+        report = verify_cache(cache, deep=deep, workers=workers, progress=progress)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _print(report: VerifyReport) -> None:
+    for fault in report.faults:
+        console.print(f"[bold red]{fault.kind}[/]  {escape(fault.message)}", highlight=False, soft_wrap=True)
+    checked = f"{report.files:,} files, {report.bytes:,} bytes" + (", every shard decoded" if report.deep else "")
+    if report.ok:
+        console.print(f"[green]sound[/]  {report.digest}: {checked}", highlight=False, soft_wrap=True)
+        return
+    count = "1 fault" if len(report.faults) == 1 else f"{len(report.faults):,} faults"
+    advice = "Get the named files again, or make the cache anew."
+    console.print(f"{count} in {checked}. {advice}", highlight=False, soft_wrap=True)
