@@ -12,8 +12,22 @@ import logitcache
 from logitcache.errors import LogitCacheError
 
 from .common import console, messages
+from .dump import dump
+from .eval import evaluate
+from .info import info
+from .peek import peek
+from .student import student
+from .train import train
+from .verify import verify
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+app.command("dump")(dump)
+app.command("student")(student)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("info")(info)
+app.command("peek")(peek)
+app.command("verify")(verify)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,149 @@
+"""The whole path on a real model: dump a teacher, cut a student from it, train the student from the cache, compare.
+
+    python examples/demo.py --teacher .models/SmolLM2-135M-Instruct --out demo-out --seed 0
+
+Leaves the two caches, the trained student with its report, ``demo.json`` and ``demo.png`` under ``--out``. Caches that
+are there already are used again, so a second seed costs only its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import logitcache as lc
+from logitcache.progress import progress_bars
+from logitcache.student import make_student
+
+TEXT = Path(__file__).parent / "data"
+LAYERS = 10
+SETTINGS: dict[str, Any] = {"loss": "bild", "epochs": 3, "batch_size": 4, "learning_rate": 5e-4}
+# What the table and the picture show: name in the metrics, title, and whether less is better.
+SHOWN = (
+    ("kl", "KL(teacher ‖ student), nats", True),
+    ("perplexity", "perplexity", True),
+    ("top1_agreement", "same first choice", False),
+    ("overlap@8", "overlap@8", False),
+)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the demo puts things."""
+
+    out: Path
+    seed: int
+
+    @property
+    def train_cache(self) -> Path:
+        return self.out / "train.cache"
+
+    @property
+    def heldout_cache(self) -> Path:
+        return self.out / "heldout.cache"
+
+    @property
+    def start(self) -> Path:
+        return self.out / "student-before"
+
+    @property
+    def trained(self) -> Path:
+        return self.out / f"student-seed{self.seed}"
+
+
+def dump(teacher: Path, folder: str, out: Path, console: Console) -> None:
+    """Stage 1, over one folder of the example text."""
+    if (out / "manifest.json").exists():
+        console.print(f"{out} is there already")
+        return
+    with progress_bars(console) as report:
+        lc.dump(teacher=str(teacher), data=[str(TEXT / folder / "*.txt")], out=out, max_length=512, report=report)
+
+
+def train(paths: Paths, console: Console) -> float:
+    """Stage 2; returns the seconds that it took. The teacher's files are not needed from here on."""
+    shutil.rmtree(paths.trained, ignore_errors=True)
+    began = time.perf_counter()
+    with progress_bars(console) as report:
+        lc.train(
+            cache=paths.train_cache,
+            student=paths.start,
+            out=paths.trained,
+            seed=paths.seed,
+            report=report,
+            **SETTINGS,
+        )
+    return time.perf_counter() - began
+
+
+def measure(paths: Paths, student: Path, console: Console) -> dict[str, float]:
+    """The student against the held-out cache."""
+    with progress_bars(console) as report:
+        return lc.evaluate(paths.heldout_cache, student, report=report).flat()
+
+
+def show(before: dict[str, float], after: dict[str, float], console: Console) -> None:
+    """Before and after, side by side."""
+    table = Table(title="Student against teacher, on text that it never saw")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, title, _ in SHOWN:
+        change = f"{after[name] / before[name] - 1:+.0%}"
+        table.add_row(title, f"{before[name]:.3f}", f"{after[name]:.3f}", change)
+    console.print(table)
+
+
+def draw(before: dict[str, float], after: dict[str, float], path: Path) -> None:
+    """One panel a metric, before and after."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    figure.suptitle("A 10-layer student of SmolLM2-135M, before and after training from the cache (held-out text)")
+    for panel, (name, title, less_is_better) in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
+        bars = panel.bar(["before", "after"], [before[name], after[name]], color=["#b8bcc8", "#3f51b5"], width=0.6)
+        panel.bar_label(bars, fmt="%.3g", padding=2)
+        panel.set_title(f"{title}\n({'less' if less_is_better else 'more'} is better)", fontsize=9)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.set_yticks([])
+        panel.margins(y=0.15)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--teacher", type=Path, required=True, help="a transformers directory")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    console, paths = Console(), Paths(arguments.out, arguments.seed)
+    paths.out.mkdir(parents=True, exist_ok=True)
+
+    console.rule("1. Dump: the teacher runs once")
+    dump(arguments.teacher, "train", paths.train_cache, console)
+    dump(arguments.teacher, "heldout", paths.heldout_cache, console)
+    console.rule(f"2. A student: {LAYERS} of the teacher's layers")
+    if not paths.start.exists():
+        make_student(arguments.teacher, paths.start, layers=LAYERS)
+    before = measure(paths, paths.start, console)
+    console.rule("3. Train: from the cache alone")
+    seconds = train(paths, console)
+    after = measure(paths, paths.trained, console)
+
+    console.rule("4. What it gave")
+    show(before, after, console)
+    result = {"seed": paths.seed, "settings": SETTINGS, "train_seconds": seconds, "before": before, "after": after}
+    (paths.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    draw(before, after, paths.out / "demo.png")
+    console.print(f"Wrote {paths.out / 'demo.json'}, {paths.out / 'demo.png'}, and the student in {paths.trained}")
+
+
+if __name__ == "__main__":
+    main()
