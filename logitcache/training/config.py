@@ -86,6 +86,11 @@ class TrainConfig(BaseModel):
     report: bool = Field(True, description="write report.html, report.json and report.png")
     trainer: dict[str, Any] = Field(default_factory=dict, description="further transformers.TrainingArguments fields")
 
+    @field_validator("cache", "student", "eval_cache", mode="before")
+    @classmethod
+    def _paths_too(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("trainer")
     @classmethod
     def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
