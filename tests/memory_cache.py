@@ -16,7 +16,7 @@ class _Entry:
 
 
 class MemoryCache:
-    """Each sequence starts with its own number in the cache plus one; the tokens after it are larger than any number."""
+    """Each sequence starts with its own number in the cache plus one; larger tokens follow."""
 
     def __init__(self, shards: list[ShardArrays], digest: str) -> None:
         self._shards, self.digest = shards, digest

@@ -1,0 +1,211 @@
+"""What a batch holds: the right tokens, targets and labels in the right places, packed or not."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_cache import MemoryCache
+
+from logitcache.cache import ShardArrays
+from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
+from logitcache.streaming import Batch, stream
+from logitcache.streaming.batches import DecodedShard, keep_targets
+from logitcache.streaming.prefetch import prefetched
+from logitcache.streaming.rows import best_fit
+
+
+def expected_rows(cache: MemoryCache) -> dict[int, ShardArrays]:
+    """Each sequence's number in the cache → its shard."""
+    rows = {}
+    for shard in cache._shards:
+        for start in shard.offsets_S1[:-1]:
+            rows[int(shard.token_ids_L[start])] = shard
+    return rows
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 500),
+    batch_size=st.integers(1, 7),
+    pack_tokens=st.one_of(st.none(), st.integers(8, 40)),
+    world_size=st.integers(1, 3),
+)
+def test_every_target_stands_at_its_own_token(
+    seed: int, batch_size: int, pack_tokens: int | None, world_size: int
+) -> None:
+    cache = MemoryCache.random(shards=4, largest=5, longest=8, seed=seed)
+    by_first = expected_rows(cache)
+    met = 0
+    for rank in range(world_size):
+        batches = stream(
+            cache, batch_size=batch_size, pack_tokens=pack_tokens, rank=rank, world_size=world_size, prefetch=0
+        )
+        for batch in batches:
+            met += check(batch, by_first)
+    assert met == sum(shard.targets for shard in cache._shards)
+
+
+def check(batch: Batch, by_first: dict[int, ShardArrays]) -> int:
+    """Compare each target of a batch with its shard; returns how many there were."""
+    tokens = batch.input_ids.view(-1)
+    positions = batch.position_ids.view(-1)
+    for row, index in enumerate(batch.target_index.tolist()):
+        offset = int(positions[index])
+        shard = by_first[int(tokens[index - offset])]
+        start = int(np.flatnonzero(shard.token_ids_L == int(tokens[index - offset]))[0])
+        assert shard.target_mask_L[start + offset]
+        target = int(shard.target_mask_L[: start + offset].sum())
+        assert batch.labels[row] == shard.token_ids_L[start + offset + 1]
+        assert batch.labels[row] == tokens[index + 1]
+        assert batch.targets.ids[row].tolist() == shard.topk_ids_NK[target].tolist()
+        assert torch.equal(batch.topk_logprobs[row], torch.from_numpy(shard.topk_logprobs_NK[target]))
+        assert batch.residual_logprob[row] == float(shard.residual_logprob_N[target])
+    return len(batch.target_index)
+
+
+def test_the_targets_of_a_step_are_counted_over_all_its_parts() -> None:
+    cache = MemoryCache.random(shards=4, largest=5, longest=8, seed=1)
+    for world_size in (1, 2, 3):
+        counted: dict[int, int] = {}
+        stated: dict[int, int] = {}
+        for rank in range(world_size):
+            for batch in stream(cache, batch_size=5, micro_batch_size=1, rank=rank, world_size=world_size):
+                counted[batch.step] = counted.get(batch.step, 0) + len(batch.target_index)
+                stated[batch.step] = batch.batch_targets
+        assert counted == stated
+
+
+def test_filling_stays_within_the_range_of_positions() -> None:
+    """A row of several documents may be filled far beyond the longest document: learned positions have no such row."""
+    cache = MemoryCache.random(shards=4, largest=9, longest=8, seed=2)
+    for batch in stream(cache, batch_size=4, pack_tokens=60):
+        assert int(batch.position_ids.max()) < 8
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(0, 20), max_size=60), extra=st.integers(0, 30))
+def test_packing_keeps_the_budget_and_loses_nothing(lengths: list[int], extra: int) -> None:
+    budget = max([1, *lengths]) + extra
+    rows = best_fit(np.array(lengths, dtype=np.int64), budget)
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    assert all(sum(lengths[item] for item in row) <= budget for row in rows)
+    # No two rows would fit into one: that is what best fit promises.
+    fill = sorted(sum(lengths[item] for item in row) for row in rows)
+    assert len(fill) < 2 or fill[0] + fill[1] > budget
+
+
+def test_a_sequence_beyond_the_budget_is_refused() -> None:
+    cache = MemoryCache.random(shards=2, largest=5, longest=8, seed=1)
+    with pytest.raises(ConfigError, match="pack_tokens is 4, but the cache holds a sequence of"):
+        stream(cache, pack_tokens=4).steps(0)
+
+
+def test_an_empty_cache_is_refused() -> None:
+    with pytest.raises(TargetsError, match="no sequences"):
+        stream(MemoryCache([], "sha256:none"))
+
+
+def test_a_smaller_vocabulary_leaves_positions_out_and_moves_nothing() -> None:
+    cache = MemoryCache.random(shards=3, largest=5, longest=8, seed=4)
+    by_first = expected_rows(cache)
+    limit = 30_000
+    kept = sum(int((shard.topk_ids_NK < limit).all(1).sum()) for shard in cache._shards)
+    batches = list(stream(cache, batch_size=3, vocab_limit=limit))
+    assert sum(len(batch.target_index) for batch in batches) == kept
+    assert sum(batch.batch_targets for batch in batches) == kept
+    assert all(int(batch.topk_ids.max()) < limit for batch in batches if len(batch.topk_ids))
+    assert sum(check(batch, by_first) for batch in batches) == kept
+
+
+def test_dropping_targets_keeps_the_others_in_place() -> None:
+    shard = MemoryCache.random(shards=1, largest=5, longest=8, seed=4)._shards[0]
+    keep = np.arange(shard.targets) % 2 == 0
+    less = keep_targets(shard, keep)
+    assert less.targets == int(keep.sum())
+    assert np.array_equal(np.flatnonzero(less.target_mask_L), np.flatnonzero(shard.target_mask_L)[keep])
+    assert less.tokens == shard.tokens
+
+
+def test_a_wide_vocabulary_keeps_its_ids() -> None:
+    shard = MemoryCache.random(shards=1, largest=2, longest=5, seed=0)._shards[0]
+    wide = ShardArrays(
+        **{
+            **{name: getattr(shard, name) for name in shard.__dataclass_fields__},
+            "vocab_size": 2**32,
+            "topk_ids_NK": np.full_like(shard.topk_ids_NK, 2**32 - 1),
+        }
+    )
+    assert DecodedShard(wide).topk_ids_NK.max() == 2**32 - 1
+
+
+class Broken(MemoryCache):
+    """A cache whose last shard is damaged."""
+
+    def read_shard(self, index: int) -> ShardArrays:
+        if index == len(self.shards) - 1:
+            raise CorruptCacheError("shard 3 is damaged")
+        return super().read_shard(index)
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_an_error_in_a_thread_reaches_the_consumer(prefetch: int) -> None:
+    whole = MemoryCache.random(shards=4, largest=5, longest=8, seed=1)
+    broken = Broken(whole._shards, whole.digest)
+    with pytest.raises(CorruptCacheError, match="shard 3 is damaged"):
+        list(stream(broken, window_tokens=1, prefetch=prefetch))
+
+
+def test_an_abandoned_stream_stops_its_threads() -> None:
+    cache = MemoryCache.random(shards=6, largest=5, longest=8, seed=1)
+    before = threading.active_count()
+    iterator = iter(stream(cache, batch_size=1, epochs=None, prefetch=2, window_tokens=20))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
+def test_prefetching_makes_no_more_than_asked() -> None:
+    made = []
+
+    def items():  # type: ignore[no-untyped-def]
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    iterator = prefetched(items(), 3)
+    assert next(iterator) == 0
+    time.sleep(0.3)
+    assert len(made) <= 6
+    assert list(iterator) == list(range(1, 100))
+
+
+def test_memory_holds_a_few_windows_however_large_the_cache() -> None:
+    live: list[weakref.ref[ShardArrays]] = []
+    most = 0
+
+    class Watched(MemoryCache):
+        def read_shard(self, index: int) -> ShardArrays:
+            nonlocal most
+            shard = super().read_shard(index)
+            copied = ShardArrays(**{name: getattr(shard, name) for name in shard.__dataclass_fields__})
+            live.append(weakref.ref(copied))
+            most = max(most, sum(one() is not None for one in live))
+            return copied
+
+    whole = MemoryCache.random(shards=60, largest=3, longest=8, seed=1)
+    for _ in stream(Watched(whole._shards, whole.digest), batch_size=2, window_tokens=1, epochs=3, prefetch=0):
+        pass
+    assert len(live) == 180
+    # Windows of one shard here: two that a batch spans, one ahead, and what the batch before still holds.
+    assert most <= 6
