@@ -12,6 +12,7 @@ from rich.table import Table
 from logitcache.cache import Cache, open_cache
 
 from .common import console, print_json
+from .text import printable
 
 
 def info(
@@ -31,7 +32,7 @@ def info(
         table.add_column(style="dim", min_width=14, no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows.items():
-            table.add_row(name, escape(value))
+            table.add_row(escape(printable(name)), escape(printable(value)))
         console.print(table, highlight=False)
 
 

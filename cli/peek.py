@@ -19,6 +19,7 @@ from logitcache.cache import Cache, CachedSequence, open_cache
 from logitcache.errors import ConfigError
 
 from .common import console, print_json
+from .text import printable
 
 DEFAULT_TOKENS = 24
 TOKEN_WIDTH = 14
@@ -136,7 +137,7 @@ def _print(cache: Cache, index: int, sequence: CachedSequence, rows: list[Row]) 
         Text.assemble(
             (f"Sequence {index:,}", "bold"),
             f" of {len(cache):,}: tokens {rows[0].position:,} to {last:,} of {len(sequence):,}, "
-            f"{len(sequence.targets):,} targets of {cache.manifest.provenance.teacher.name}",
+            f"{len(sequence.targets):,} targets of {printable(cache.manifest.provenance.teacher.name)}",
         )
     )
     console.print(_passage(rows))
@@ -155,7 +156,7 @@ def _level(predicted: Prediction | None) -> tuple[str, str]:
 def _passage(rows: list[Row]) -> Text:
     text = Text()
     for row in rows:
-        text.append(row.token, _level(row.predicted)[0])
+        text.append(printable(row.token), _level(row.predicted)[0])
     return text
 
 
@@ -201,7 +202,7 @@ def _candidates(row: Row, width: int) -> Text:
 
 
 def _visible(token: str) -> str:
-    return "".join(char if char.isprintable() else "�" for char in token.translate(VISIBLE))
+    return printable(token.translate(VISIBLE))
 
 
 def _percent(probability: float | None) -> str:

@@ -12,6 +12,7 @@ from logitcache.cache import VerifyReport, verify_cache
 from logitcache.progress import progress_bars
 
 from .common import console, messages, print_json
+from .text import printable
 
 
 def verify(
@@ -35,7 +36,7 @@ def verify(
 
 def _print(report: VerifyReport) -> None:
     for fault in report.faults:
-        console.print(f"[bold red]{fault.kind}[/]  {escape(fault.message)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]{fault.kind}[/]  {escape(printable(fault.message))}", highlight=False, soft_wrap=True)
     checked = f"{report.files:,} files, {report.bytes:,} bytes" + (", every shard decoded" if report.deep else "")
     if report.ok:
         console.print(f"[green]sound[/]  {report.digest}: {checked}", highlight=False, soft_wrap=True)

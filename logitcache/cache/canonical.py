@@ -32,13 +32,18 @@ def parse_canonical(raw: bytes) -> Any:
         ValueError: the bytes aren't JSON, or aren't canonical.
     """
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8"), parse_int=_integer)
         canonical = canonical_json(value)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if canonical != raw:
         raise ValueError("not in canonical form (RFC 8785 and a newline)")
     return value
+
+
+def _integer(text: str) -> int | float:
+    """A number without a point: past 2^53 - 1 only a double can have been meant."""
+    return int(text) if len(text) <= 16 and abs(int(text)) <= MAX_INTEGER else float(text)
 
 
 def _parts(value: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays
-from logitcache.errors import MissingDependencyError
+from logitcache.errors import CorruptCacheError, MissingDependencyError
 
 if TYPE_CHECKING:
     from logitcache.cache.reader import Cache
@@ -98,7 +98,10 @@ def _batch(cache: Cache, shard: int, schema: pa.Schema) -> pa.RecordBatch:
         "topk_logprobs": _lists(target_offsets_S1, arrays.topk_logprobs_NK),
         "residual_logprob": _lists(target_offsets_S1, arrays.residual_logprob_N),
     }
-    for name in _statistics(arrays):
+    missing = set(schema.names) - set(columns) - set(_statistics(arrays))
+    if missing:
+        raise CorruptCacheError(f"{cache.root / cache.shards[shard].path} lacks {missing.pop()}, which the first has")
+    for name in set(schema.names) - set(columns):
         columns[name] = _lists(target_offsets_S1, getattr(arrays, f"{name}_N"))
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 

@@ -8,10 +8,11 @@ name in ``reader_features``, and a reader that doesn't know the name refuses the
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from logitcache.cache.canonical import MAX_INTEGER, canonical_json, parse_canonical
 from logitcache.cache.encoding import Encoding
@@ -103,6 +104,12 @@ class Provenance(Frozen):
     software: dict[Name, Name] = Field(default_factory=dict)
     parents: tuple[Digest, ...] = ()
 
+    @model_validator(mode="after")
+    def _fits(self) -> Provenance:
+        if self.top_k > self.vocab_size:
+            raise ValueError(f"top_k {self.top_k} of a vocabulary of {self.vocab_size}")
+        return self
+
 
 class Card(Frozen):
     """What a person should know before using the cache: free text, each field optional."""
@@ -161,6 +168,12 @@ class Manifest(Frozen):
         if len(raw) > MAX_MANIFEST_BYTES:
             raise ConfigError(f"the manifest has {len(raw):,} bytes, at most {MAX_MANIFEST_BYTES:,}: shorten the card")
         return raw
+
+
+def json_schema() -> str:
+    """``docs/manifest.schema.json``: the manifest's JSON Schema."""
+    schema = Manifest.model_json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
 
 
 def manifest_digest(raw: bytes) -> str:
