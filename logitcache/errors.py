@@ -68,3 +68,19 @@ class NonFiniteLogitsError(LogitCacheError):
 
 class DumpInterruptedError(LogitCacheError):
     """A signal stopped a dump before its end; the same command goes on where it stopped."""
+
+
+class RemoteError(StorageError):
+    """A store refused, or didn't answer in time."""
+
+
+class OfflineError(StorageError):
+    """Something isn't on this machine, and the network was ruled out."""
+
+
+class MergeError(LogitCacheError):
+    """Caches that don't belong together; the message names each difference."""
+
+
+class SignatureError(LogitCacheError):
+    """A cache isn't signed by a trusted key, or the signature doesn't fit."""

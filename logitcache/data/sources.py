@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,17 @@ def read_rows(source: Source, split: str = "train") -> Iterator[Row]:
             yield from _read_dataset(source, split)
     except OSError as error:
         raise DataError(f"can't read {source.name}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, EOFError, pa.ArrowException) as error:
+    except (UnicodeDecodeError, EOFError, zlib.error, pa.ArrowException, *_zstd_errors()) as error:
         first_line = (str(error).splitlines() or ["damaged"])[0]
         raise DataError(f"{source.name} can't be read as {_KIND_NAMES[source.kind]}: {first_line}") from error
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    try:
+        import zstandard
+    except ImportError:
+        return ()
+    return (zstandard.ZstdError,)
 
 
 _KIND_NAMES = {
