@@ -33,6 +33,7 @@ from logitcache.cache.manifest import (
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardTable
 from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
+from logitcache.share.url import as_url
 
 #: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
 LISTED_SHARDS = 10_000
@@ -47,15 +48,24 @@ def open_cache(path: str | os.PathLike[str]) -> Cache:
     The manifest, the shard table and the tokenizer are checked now; each shard is when it is read.
 
     Args:
-        path: the cache's directory.
+        path: the cache's directory, or a URL such as ``s3://bucket/name``.
 
     Raises:
         CacheNotFoundError: nothing is there, or no finished cache.
         CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
-        StorageError: the system refused to read.
+        StorageError: the system, or a store, refused to read.
     """
-    root = Path(path)
+    url = as_url(path)
+    if url is None:
+        return open_directory(Path(path))
+    from logitcache.share import open_remote  # remote caches are built on this module
+
+    return open_remote(url)
+
+
+def open_directory(root: Path) -> Cache:
+    """Open a finished cache in a directory. Raises as :func:`open_cache` does."""
     manifest, digest = read_manifest(root)
     _refuse(stray_files(root, manifest))
     table = read_table(root, manifest)
@@ -125,8 +135,7 @@ def check_is_cache(root: Path) -> None:
     try:
         names = set(os.listdir(root))
     except FileNotFoundError as error:
-        hint = ": this version opens local directories; `logitcache pull` fetches a cache" if "://" in str(root) else ""
-        raise CacheNotFoundError(f"{root} does not exist{hint}") from error
+        raise CacheNotFoundError(f"{root} does not exist") from error
     except NotADirectoryError as error:
         raise CacheNotFoundError(f"{root} is a file; a cache is a directory with a {MANIFEST_NAME}") from error
     except OSError as error:

@@ -1,0 +1,59 @@
+"""Bring one file of a cache here, checked: size and SHA-256 are known before the first byte is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import BinaryIO
+
+from logitcache.errors import CorruptCacheError, MissingFileError
+from logitcache.share.retry import TransientError, retried
+from logitcache.share.stores import NotThereError, OversizeError, Store
+
+
+def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> None:
+    """Download into ``file`` from its beginning, and try again what arrives damaged.
+
+    Bytes that were altered on the way differ from one try to the next. The same wrong bytes twice are what the store
+    holds: then the file is named.
+
+    Raises:
+        MissingFileError: the store has no such file.
+        CorruptCacheError: it has another.
+        RemoteError: it refused, or didn't answer in time.
+    """
+    address = store.address(path)
+    seen: set[str] = set()
+
+    def attempt() -> None:
+        file.seek(0)
+        file.truncate(size)
+        digest = hashlib.sha256()
+
+        def write(chunk: bytes) -> None:
+            digest.update(chunk)
+            file.write(chunk)
+
+        try:
+            store.download(path, size, write)
+            found = digest.hexdigest() if file.tell() == size else f"{file.tell():,} bytes"
+        except OversizeError:
+            found = f"more than {size:,} bytes"
+        if found == sha256:
+            return
+        if found in seen:
+            raise CorruptCacheError(f"{address} was altered: it should have {size:,} bytes and SHA-256 {sha256[:12]}…")
+        seen.add(found)
+        raise TransientError("it arrived damaged")
+
+    try:
+        retried(attempt, f"read {address}", store.policy)
+    except NotThereError as error:
+        raise MissingFileError(f"{address} is missing") from error
+
+
+def fetch_bytes(store: Store, path: str, size: int, sha256: str) -> bytes:
+    """The same into memory, for the small files. Raises as :func:`fetch` does."""
+    buffer = io.BytesIO()
+    fetch(store, path, size, sha256, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,165 @@
+"""A cache at a URL, opened like one on disk: small files now, each shard when it is wanted, through the local cache."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from logitcache.cache.files import write_file
+from logitcache.cache.manifest import (
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    TABLE_NAME,
+    TOKENIZER_DIR,
+    digest_line,
+    parse_manifest,
+)
+from logitcache.cache.opening import MAX_TABLE_BYTES, open_directory
+from logitcache.cache.publish import remove_scratch
+from logitcache.cache.reader import Cache
+from logitcache.cache.table import ShardEntry
+from logitcache.errors import CorruptCacheError, MissingFileError, OfflineError
+from logitcache.share.fetch import fetch, fetch_bytes
+from logitcache.share.local_cache import LocalCache, LocalSettings
+from logitcache.share.location import Found, find
+from logitcache.share.stores import Store
+from logitcache.share.url import Reference, parse_reference
+
+#: Shards fetched at a time, ahead of whoever reads.
+PREFETCH_THREADS = 4
+
+
+class RemoteCache(Cache):
+    """A cache whose shards are at a URL. Threads may share it; a copy in another process opens anew.
+
+    Attributes:
+        address: opens the same cache again, by its digest.
+    """
+
+    def __init__(self, opened: Cache, address: str, store: Store | None, local: LocalCache) -> None:
+        """``opened``: its small files, here; ``store``: None means offline."""
+        super().__init__(opened.root, opened.manifest, opened.digest, opened.shards)
+        self.address = address
+        self._store = store
+        self._local = local
+        self._threads: ThreadPoolExecutor | None = None
+        self._starting = threading.Lock()
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Begin to fetch shards that will be read soon. A failure shows when the shard is read."""
+        store = self._store
+        if store is None or store.forked:
+            return
+        with self._starting:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(PREFETCH_THREADS, thread_name_prefix="logitcache-fetch")
+            for index in indices:
+                self._threads.submit(self._ensure, store, self.shards[index])
+
+    def _ensure(self, store: Store, entry: ShardEntry) -> None:
+        self._local.pool.ensure(entry.path, entry.bytes, partial(_fetch_shard, store, entry))
+
+    def _payload(self, entry: ShardEntry) -> bytes:
+        pool, store = self._local.pool, self._store
+        if store is not None:
+            return pool.read(entry.path, entry.bytes, entry.sha256, partial(_fetch_shard, store, entry))
+        try:
+            return pool.read(entry.path, entry.bytes, entry.sha256, None)
+        except MissingFileError as error:
+            raise OfflineError(
+                f"shard {entry.path} of {self.address} isn't on this machine, and offline mode asks no store: "
+                "unset LOGITCACHE_OFFLINE, or `logitcache pull` the cache first"
+            ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_remote, (self.address, self._local.settings)
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(repr(str(self.root)), repr(self.address.partition("@sha256:")[0]), 1)
+
+
+def open_remote(address: str, settings: LocalSettings | None = None) -> RemoteCache:
+    """Open a finished cache at a URL. Same errors as ``open_cache``, and those below.
+
+    Args:
+        address: ``s3://bucket/name``, ``s3://bucket/caches@latest``, ``https://host/name@sha256:…`` and so on.
+        settings: of the local cache; from the environment if left out.
+
+    Raises:
+        RemoteError: the store refused, or didn't answer in time.
+        OfflineError: the cache was never opened here, and the network was ruled out.
+    """
+    reference = parse_reference(address)
+    local = LocalCache(settings or LocalSettings.from_environment())
+    if local.settings.offline:
+        store, digest = None, _recalled(reference, local)
+    else:
+        store = Store(address.rpartition("@")[0] if reference.tag or reference.digest else address)
+        digest = _looked_up(reference, store, local)
+    with local.locked(digest) as directory:
+        opened = _open_kept(directory, digest, reference, store)
+    return RemoteCache(opened, f"{reference.url}@{digest}", store, local)
+
+
+def keep_small_files(found: Found, directory: Path) -> None:
+    """Write everything of a cache but its shards into a directory, the manifest last.
+
+    Raises:
+        CorruptCacheError: a file of the cache is missing or altered.
+        CacheFormatError: the manifest isn't one that this version reads.
+        RemoteError: the store refused, or didn't answer in time.
+        StorageError: this machine did.
+    """
+    location = found.location
+    manifest = parse_manifest(found.raw, f"{location.url}/{MANIFEST_NAME}")
+    records = {f"{TOKENIZER_DIR}/{name}": record for name, record in manifest.tokenizer.items()}
+    for relative, record in (*records.items(), (TABLE_NAME, manifest.shard_table)):
+        if not 0 <= record.bytes <= MAX_TABLE_BYTES:
+            raise CorruptCacheError(f"{location.url}/{relative}: {record.bytes:,} bytes can't be right")
+        payload = fetch_bytes(location.store, location.path(relative), record.bytes, record.sha256)
+        write_file(directory, relative, payload)
+    write_file(directory, MANIFEST_DIGEST_NAME, digest_line(found.raw))
+    write_file(directory, MANIFEST_NAME, found.raw)
+    remove_scratch(directory)
+
+
+def _open_kept(directory: Path, digest: str, reference: Reference, store: Store | None) -> Cache:
+    """Open the small files here; get them first, or once more if they are damaged."""
+    if (directory / MANIFEST_NAME).exists():
+        try:
+            opened = open_directory(directory)
+            if opened.digest == digest:
+                return opened
+        except CorruptCacheError:
+            if store is None:
+                raise
+        shutil.rmtree(directory)
+    if store is None:
+        raise OfflineError(f"{reference} isn't on this machine, and offline mode asks no store")
+    keep_small_files(find(Reference(reference.url, digest=digest), store), directory)
+    return open_directory(directory)
+
+
+def _looked_up(reference: Reference, store: Store, local: LocalCache) -> str:
+    """The digest behind a name. A pinned one whose files are here costs no request."""
+    if reference.digest and (local.directory(reference.digest) / MANIFEST_NAME).exists():
+        return reference.digest
+    digest = find(reference, store).digest
+    local.remember(reference, digest)
+    return digest
+
+
+def _recalled(reference: Reference, local: LocalCache) -> str:
+    digest = local.recall(reference)
+    if digest is None:
+        raise OfflineError(f"{reference} was never opened on this machine, and offline mode asks no store")
+    return digest
+
+
+def _fetch_shard(store: Store, entry: ShardEntry, file: BinaryIO) -> None:
+    fetch(store, entry.path, entry.bytes, entry.sha256, file)

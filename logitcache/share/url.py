@@ -1,0 +1,95 @@
+"""Names of caches: a URL, and after an ``@`` a tag or a digest that picks one of the caches there."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+from logitcache.errors import ConfigError
+
+SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "file")
+_URL = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_FOLDED = re.compile(rf"^({'|'.join(SCHEMES)}):/(?=[^/])")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``url``, and at most one of ``tag`` and ``digest``: which cache of those at the URL.
+
+    Attributes:
+        url: without the part from ``@`` on, without a slash at its end.
+        tag: a name that may move, such as ``latest``.
+        digest: ``sha256:…``, never moves.
+    """
+
+    url: str
+    tag: str | None = None
+    digest: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        """``s3``, ``gs``, ``az``, ``http``, ``https``, ``hf`` or ``file``."""
+        return self.url.partition("://")[0]
+
+    def __str__(self) -> str:
+        picked = self.tag or self.digest
+        return public_url(self.url) + (f"@{picked}" if picked else "")
+
+
+def as_url(path: str | os.PathLike[str]) -> str | None:
+    """A path that is a URL, as text; None for a place in the file system.
+
+    ``pathlib`` folds ``//`` into ``/``; a URL that went through a Path is unfolded again.
+    """
+    text = os.fspath(path)
+    if _URL.match(text):
+        return text
+    folded = _FOLDED.match(text)
+    return None if isinstance(path, str) or folded is None else f"{folded[1]}://{text[folded.end() :]}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Split a URL at its ``@``.
+
+    Raises:
+        ConfigError: not a URL of a known kind, or neither a tag nor a digest stands after the ``@``.
+    """
+    match = _URL.match(text)
+    scheme = match[1].lower() if match else ""
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ConfigError(f"{public_url(text)!r} is not a URL that logitcache knows: it must begin with one of {known}")
+    url, name = _split_at(scheme + text[len(scheme) :])
+    if urlsplit(url).query or urlsplit(url).fragment:
+        raise ConfigError(f"{public_url(url)}: a URL of a cache has no ? or # part; give credentials by environment")
+    url = url.rstrip("/")
+    if not name:
+        return Reference(url)
+    if _DIGEST.fullmatch(name):
+        return Reference(url, digest=name)
+    if _TAG.fullmatch(name):
+        return Reference(url, tag=name)
+    raise ConfigError(f"{name!r} after the @ is neither a tag (letters, digits, . _ -) nor sha256: and 64 hex digits")
+
+
+def public_url(url: str) -> str:
+    """A URL without user, password and query, for messages, logs and files."""
+    if not _URL.match(url):
+        return url
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _split_at(url: str) -> tuple[str, str]:
+    """The @ that names a cache stands in the path's last part; one before the host belongs to user and password."""
+    head, at, name = url.rpartition("@")
+    if not at or "/" in name:
+        return url, ""
+    inside_host = "/" not in head.partition("://")[2]
+    if inside_host and head.startswith(("http:", "https:")):
+        return url, ""
+    return head, name
