@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.encoding import Encoding
@@ -25,6 +25,7 @@ from logitcache.cache.manifest import (
     Provenance,
     Totals,
     digest_line,
+    first_fault,
     manifest_digest,
 )
 from logitcache.cache.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
@@ -92,16 +93,19 @@ def finalize_cache(
         StorageError: the system refused.
     """
     table = write_table(entries)
-    manifest = Manifest(
-        provenance=provenance,
-        encoding=encoding,
-        shard_format=shard_format,
-        totals=Totals(shards=len(entries), **_sums(entries)),
-        shard_table=file_record(table),
-        tokenizer={name: file_record(content) for name, content in tokenizer_files.items()},
-        calibration=None if calibration is None else calibration.model_dump(mode="json", exclude_none=True),
-        card=card or Card(),
-    )
+    try:
+        manifest = Manifest(
+            provenance=provenance,
+            encoding=encoding,
+            shard_format=shard_format,
+            totals=Totals(shards=len(entries), **_sums(entries)),
+            shard_table=file_record(table),
+            tokenizer={name: file_record(content) for name, content in tokenizer_files.items()},
+            calibration=None if calibration is None else calibration.model_dump(mode="json", exclude_none=True),
+            card=card or Card(),
+        )
+    except ValidationError as error:
+        raise ConfigError(f"the manifest can't be written: {first_fault(error)}") from error
     raw = manifest.to_bytes()
     _refuse_other_cache(root, raw)
     _check_shards(root, entries)

@@ -1,0 +1,462 @@
+"""Writing a cache and reading it back: what users see of a cache."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cache_builder import TOP_K, VOCAB, build_cache, make_arrays, make_provenance, publish
+from transformers import AutoTokenizer
+
+import logitcache as lc
+from logitcache.cache import (
+    CachedSequence,
+    Card,
+    Encoding,
+    ShardArrays,
+    encode_shard,
+    finalize_cache,
+    publish_shard,
+    tokenizer_digest,
+    tokenizer_files,
+    verify_cache,
+)
+from logitcache.cache import files as cache_files
+from logitcache.cache.reader import KEPT_SHARDS
+from logitcache.errors import (
+    CacheNotFoundError,
+    ConfigError,
+    CorruptCacheError,
+    MissingDependencyError,
+    OutputExistsError,
+    StorageError,
+)
+
+FORMATS = ("zarr", "arrow")
+SHARDS = [make_arrays(seed, lengths) for seed, lengths in enumerate([(6, 0, 1, 9), (), (3,), (0, 0, 12)])]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("reader") / request.param
+    build_cache(path, request.param, SHARDS)
+    return path
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def expected_sequences() -> list[tuple[ShardArrays, slice, slice]]:
+    """Shard, tokens and target rows of every sequence, found by walking the mask."""
+    found = []
+    for arrays in SHARDS:
+        row = 0
+        for index in range(arrays.sequences):
+            tokens = slice(arrays.offsets_S1[index], arrays.offsets_S1[index + 1])
+            count = int(arrays.target_mask_L[tokens].sum())
+            found.append((arrays, tokens, slice(row, row + count)))
+            row += count
+    return found
+
+
+def test_every_sequence_comes_back(root: Path) -> None:
+    cache = lc.open(root)
+    expected = expected_sequences()
+    assert len(cache) == len(expected) == 8
+    assert (cache.top_k, cache.vocab_size) == (TOP_K, VOCAB)
+    for found, (arrays, tokens, rows) in zip(cache, expected, strict=True):
+        assert found.token_ids.dtype == torch.int64
+        assert found.token_ids.tolist() == arrays.token_ids_L[tokens].tolist()
+        assert found.positions.tolist() == np.flatnonzero(arrays.target_mask_L[tokens]).tolist()
+        assert found.labels.tolist() == [int(found.token_ids[position + 1]) for position in found.positions]
+        assert found.targets.ids.tolist() == arrays.topk_ids_NK[rows].tolist()
+        assert found.targets.vocab_size == VOCAB
+        difference = found.targets.logprobs.numpy() - arrays.topk_logprobs_NK[rows]
+        assert np.abs(difference).max(initial=0) <= cache.manifest.encoding.bound
+        residual = found.targets.residual_logprob.numpy() - arrays.residual_logprob_N[rows]
+        assert np.abs(residual).max(initial=0) <= cache.manifest.encoding.bound
+
+
+def test_indices_and_slices(root: Path) -> None:
+    cache = lc.open(root)
+    assert cache[-1].digest == cache[len(cache) - 1].digest
+    assert [item.digest for item in cache[2:6:2]] == [cache[2].digest, cache[4].digest]
+    assert [item.digest for item in cache[::-1][1:3]] == [cache[6].digest, cache[5].digest]
+    assert len(cache[5:5]) == 0
+    for index in (8, -9):
+        with pytest.raises(IndexError, match=f"sequence {index} of 8"):
+            cache[index]
+
+
+def test_shards_are_a_lazy_table(root: Path) -> None:
+    cache = lc.open(root)
+    assert [(entry.sequences, entry.tokens) for entry in cache.shards] == [(4, 16), (0, 0), (1, 3), (3, 12)]
+    assert cache.read_shard(-1).tokens == 12
+    assert cache.manifest.totals.bytes == sum((root / entry.path).stat().st_size for entry in cache.shards)
+
+
+def test_statistics_come_back(tmp_path: Path) -> None:
+    arrays = make_arrays(5, statistics=True)
+    build_cache(tmp_path / "cache", "zarr", [arrays])
+    targets = lc.TopK.cat([item.targets for item in lc.open(tmp_path / "cache")])
+    assert targets.log_partition is not None
+    assert targets.log_partition.numpy().tobytes() == arrays.log_partition_N.tobytes()
+    assert targets.logit_std.numpy().tobytes() == arrays.logit_std_N.tobytes()
+
+
+def test_what_a_caller_writes_does_not_reach_the_cache(root: Path) -> None:
+    cache = lc.open(root)
+    before = cache[0].targets.logprobs.clone()
+    cache[0].targets.logprobs.fill_(7)
+    cache[0].token_ids.fill_(7)
+    assert torch.equal(cache[0].targets.logprobs, before)
+
+
+def test_representations_say_what_matters(root: Path) -> None:
+    cache = lc.open(root)
+    assert repr(cache[0]) == (
+        f"CachedSequence(6 tokens, {len(cache[0].targets)} targets × top 5 of 300, digest {cache[0].digest[:12]}…)"
+    )
+    assert "8 sequences, 31 tokens" in repr(cache)
+    assert repr(cache[2:4]) == "CacheSlice(2 of 8 sequences)"
+    assert isinstance(cache[0], CachedSequence)
+
+
+def test_threads_share_a_cache_and_processes_reopen_it(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache", "zarr", [make_arrays(seed) for seed in range(3 * KEPT_SHARDS)])
+    cache = lc.open(tmp_path / "cache")
+    expected = [item.digest for item in cache]
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(cache)), 4))
+    with ThreadPoolExecutor(8) as pool:
+        assert [item.digest for item in pool.map(cache.__getitem__, order.tolist())] == [expected[i] for i in order]
+    assert len(cache._kept) <= KEPT_SHARDS
+    assert not cache._shard_locks
+    copy = pickle.loads(pickle.dumps(cache))
+    assert [item.digest for item in copy] == expected
+    shutil.rmtree(tmp_path / "cache")
+    pickled = pickle.dumps(cache)
+    build_cache(tmp_path / "cache", "zarr")
+    with pytest.raises(CorruptCacheError, match="now holds another cache"):
+        pickle.loads(pickled)
+
+
+def test_a_failed_read_leaves_no_lock_behind(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache")
+    cache = lc.open(tmp_path / "cache")
+    path = tmp_path / "cache" / cache.shards[0].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    for _ in range(2):
+        with pytest.raises(CorruptCacheError, match="was altered"):
+            cache[0]
+    path.write_bytes(whole)
+    assert len(cache[0]) == 6
+
+
+def test_arrow_has_a_row_a_sequence(root: Path) -> None:
+    cache = lc.open(root)
+    table = cache.to_arrow().read_all()
+    table.validate(full=True)
+    assert table.num_rows == len(cache)
+    assert table["sequence"].to_pylist() == list(range(8))
+    for row, item in zip(table.to_pylist(), cache, strict=True):
+        assert row["digest"].hex() == item.digest
+        assert row["token_ids"] == item.token_ids.tolist()
+        assert row["positions"] == item.positions.tolist()
+        assert row["topk_ids"] == item.targets.ids.tolist()
+        assert np.array_equal(np.array(row["topk_logprobs"], np.float32).reshape(-1, TOP_K), item.targets.logprobs)
+        assert np.array_equal(np.array(row["residual_logprob"], np.float32), item.targets.residual_logprob)
+
+
+def test_datasets_in_memory_and_streamed(root: Path) -> None:
+    cache = lc.open(root)
+    whole, streamed = cache.to_datasets(), cache.to_datasets(streaming=True)
+    assert list(whole) == list(streamed)
+    assert whole[0]["token_ids"] == cache[0].token_ids.tolist()
+    assert streamed.num_shards == len(cache.shards)
+
+
+def test_without_datasets_the_extra_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
+    def no_datasets(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return real_import(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", no_datasets)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'logitcache\[datasets\]'"):
+        lc.open(root).to_datasets()
+
+
+def test_an_empty_cache(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache", "zarr", [])
+    cache = lc.open(tmp_path / "cache")
+    assert len(cache) == 0
+    assert list(cache) == []
+    assert cache.to_arrow().read_all().num_rows == 0
+    assert verify_cache(tmp_path / "cache", deep=True).ok
+
+
+# Writing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shard_format", FORMATS)
+def test_equal_input_gives_equal_directories(tmp_path: Path, shard_format: Any) -> None:
+    digests = {build_cache(tmp_path / name, shard_format, SHARDS) for name in ("one", "two")}
+    assert len(digests) == 1
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+
+
+def test_finishing_twice_changes_nothing(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache")
+    before = snapshot(tmp_path / "cache")
+    build_cache(tmp_path / "cache")
+    assert snapshot(tmp_path / "cache") == before
+
+
+def test_a_finished_cache_is_never_overwritten(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache")
+    before = snapshot(tmp_path / "cache")
+    with pytest.raises(OutputExistsError, match="already holds another cache"):
+        build_cache(tmp_path / "cache", positions="completion")
+    assert snapshot(tmp_path / "cache") == before
+
+
+def test_equal_shards_are_one_file(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache", "zarr", [SHARDS[0], SHARDS[2], SHARDS[0]])
+    assert len(list((tmp_path / "cache" / "shards").iterdir())) == 2
+    cache = lc.open(tmp_path / "cache")
+    assert [item.digest for item in cache[:4]] == [item.digest for item in cache[5:]]
+    assert verify_cache(tmp_path / "cache", deep=True).ok
+
+
+def test_publishing_keeps_a_good_shard_and_replaces_a_damaged_one(tmp_path: Path) -> None:
+    arrays = SHARDS[0]
+    payload = encode_shard(arrays, Encoding(), "zarr")
+    path = tmp_path / publish_shard(tmp_path, payload, arrays, "zarr").path
+    inode = path.stat().st_ino
+    publish_shard(tmp_path, payload, arrays, "zarr")
+    assert path.stat().st_ino == inode
+    path.write_bytes(payload[:-1] + b"x")
+    publish_shard(tmp_path, payload, arrays, "zarr")
+    assert path.read_bytes() == payload
+
+
+def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    publish(root, [make_arrays(99)], "zarr")
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "old.json").write_text("{}")
+    build_cache(root, "zarr", SHARDS)
+    build_cache(tmp_path / "fresh", "zarr", SHARDS)
+    assert snapshot(root) == snapshot(tmp_path / "fresh")
+    assert not (root / ".dump").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_shard_lost_before_the_end_is_named(tmp_path: Path, damage: str) -> None:
+    entries = publish(tmp_path, SHARDS, "zarr")
+    path = tmp_path / entries[2].path
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorruptCacheError, match=entries[2].path):
+        finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EIO, "can't write")]
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_when_the_system_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str, call: str
+) -> None:
+    payload = encode_shard(SHARDS[0], Encoding(), "zarr")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(cache_files.os, call, refuse)
+    with pytest.raises(StorageError, match=advice) as caught:
+        publish_shard(tmp_path, payload, SHARDS[0], "zarr")
+    assert os.strerror(code) in str(caught.value)
+    assert ".zarr.zip" in str(caught.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
+    """A file-size limit refuses in the middle of a write, as a full disk does."""
+    script = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from logitcache.cache.files import write_file; from logitcache.errors import StorageError\n"
+        "try: write_file(Path(sys.argv[1]), 'shards/x', bytes(5000))\n"
+        "except StorageError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "shards/x: File too large" in shown
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_linked_directory_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "shards").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="link"):
+        publish_shard(tmp_path / "cache", b"x", SHARDS[0], "zarr")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_too_large_a_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logitcache.cache.publish.MAX_SHARD_BYTES", 10)
+    with pytest.raises(ConfigError, match="put less into one shard"):
+        publish_shard(tmp_path, b"x" * 11, SHARDS[0], "zarr")
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        build_cache(tmp_path / "cache")
+    finally:
+        os.umask(old)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert modes == {0o640}
+
+
+@pytest.mark.parametrize("stop_at", range(0, 14))
+def test_a_crash_while_finishing_leaves_no_cache_or_the_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    root = tmp_path / "cache"
+    build_cache(tmp_path / "fresh", "zarr", SHARDS)
+    entries = publish(root, SHARDS, "zarr")
+    steps = 0
+
+    def counted(function: Any) -> Any:
+        def step(*arguments: Any, **more: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps > stop_at:
+                raise KeyboardInterrupt
+            return function(*arguments, **more)
+
+        return step
+
+    finish = (root, entries, make_provenance(), Encoding(), "zarr", dict(TOKENIZER_FILES))
+    card = Card(licence="CC0-1.0", corpus="random", contact="nobody")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", counted(os.replace))
+        patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(cache_files, "sync_directory", counted(cache_files.sync_directory))
+        with contextlib.suppress(KeyboardInterrupt):
+            finalize_cache(*finish, card=card)
+    if (root / "manifest.json").exists():
+        assert lc.open(root).digest == lc.open(tmp_path / "fresh").digest
+    else:
+        with pytest.raises(CacheNotFoundError, match="unfinished cache: run the same `logitcache dump` command again"):
+            lc.open(root)
+    finalize_cache(*finish, card=card)
+    assert snapshot(root) == snapshot(tmp_path / "fresh")
+
+
+TOKENIZER_FILES = {"tokenizer.json": b'{"a": 1}', "tokenizer_config.json": b'{"b": 2}'}
+
+
+# Opening ---------------------------------------------------------------------------------------------------------
+
+
+def test_places_without_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(CacheNotFoundError, match="does not exist"):
+        lc.open(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CacheNotFoundError, match="is a file"):
+        lc.open(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CacheNotFoundError, match="is not a cache"):
+        lc.open(tmp_path / "empty")
+    publish(tmp_path / "unfinished", SHARDS, "zarr")
+    with pytest.raises(CacheNotFoundError, match="unfinished cache"):
+        lc.open(tmp_path / "unfinished")
+
+
+def test_a_cache_may_be_reached_through_a_link_and_as_a_string(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert lc.open(str(tmp_path / "link"))[0].digest == lc.open(root)[0].digest
+
+
+def test_a_cache_on_read_only_storage(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "cache")
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = snapshot(tmp_path / "cache")
+    assert len(list(lc.open(tmp_path / "cache"))) == 8
+    assert verify_cache(tmp_path / "cache", deep=True).ok
+    assert snapshot(tmp_path / "cache") == before
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_notes_beside_a_cache_are_allowed(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "cache")
+    for name in ("README.md", "LICENSE", ".gitattributes"):
+        (tmp_path / "cache" / name).write_text("for people")
+    assert lc.open(tmp_path / "cache").digest == lc.open(root).digest
+    assert verify_cache(tmp_path / "cache").ok
+
+
+def test_a_shard_of_another_k_is_named(tmp_path: Path) -> None:
+    entries = publish(tmp_path, [make_arrays(0), make_arrays(1, k=3)], "zarr")
+    finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
+    with pytest.raises(CorruptCacheError, match=rf"{entries[1].path} holds k = 3, the cache says 5"):
+        lc.open(tmp_path)[-1]
+
+
+def test_totals_are_the_tables(tmp_path: Path) -> None:
+    entries = [replace(entry, tokens=entry.tokens + 1) for entry in publish(tmp_path, SHARDS, "zarr")]
+    finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
+    with pytest.raises(CorruptCacheError, match="holds tokens = 16, the cache says 17"):
+        lc.open(tmp_path)[0]
+
+
+def test_the_tokenizer_travels(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    files = tokenizer_files(tokenizer)
+    assert str(tiny_llama_dir).encode() not in b"".join(files.values())
+    build_cache(tmp_path / "cache", tokenizer=files, tokenizer_digest=tokenizer_digest(tokenizer))
+    loaded = lc.open(tmp_path / "cache").load_tokenizer()
+    text = "The state of the union – 1964.\n"
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert tokenizer_digest(loaded) == tokenizer_digest(tokenizer)
+    assert tokenizer_files(loaded) == files
+    loaded.add_tokens(["<new>"])
+    assert tokenizer_digest(loaded) != tokenizer_digest(tokenizer)
+
+
+def test_a_tokenizer_that_asks_for_code_is_refused(tmp_path: Path) -> None:
+    code = b'{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'
+    build_cache(tmp_path / "cache", tokenizer={"tokenizer_config.json": code})
+    with pytest.raises(lc.LogitCacheError, match="can't load the tokenizer"):
+        lc.open(tmp_path / "cache").load_tokenizer()
+    build_cache(tmp_path / "none", tokenizer={})
+    with pytest.raises(lc.LogitCacheError, match="carries no tokenizer"):
+        lc.open(tmp_path / "none").load_tokenizer()
+    with pytest.raises(ConfigError, match=r"tokenizer\.evil\.py"):
+        build_cache(tmp_path / "code", tokenizer={"evil.py": b"print()"})
