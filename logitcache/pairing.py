@@ -48,7 +48,7 @@ def load_student(name: str | Path, *, dtype: torch.dtype = torch.float32, attent
     if not local and (path.exists() or str(name).startswith((".", "/", "~"))):
         what = "is a file, not a model's directory" if path.exists() else "does not exist"
         raise ModelError(f"the student {name} {what}: give a directory that `save_pretrained` wrote, or a hub id")
-    if local and not (path / "config.json").exists():
+    if local and not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"{path} is not a model: it has no config.json")
     extra = {} if attention is None else {"attn_implementation": attention}
     try:

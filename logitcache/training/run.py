@@ -151,16 +151,17 @@ class Run:
         from logitcache.training.trainer import DistillTrainer, Feed
 
         config = self.config
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
         args = training_arguments(config, self)
         feed_stream = self.train_stream(args.process_index, args.world_size)
         settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
         if self.checkpoint is not None:
             feed_stream.load_state_dict(checkpoints.read_state(Path(self.checkpoint), settings))
         limit = self.pairing.vocab_limit
+        module = DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size)
+        config.out.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
         return DistillTrainer(
-            model=DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size),
+            model=module,
             args=args,
             feed=Feed(feed_stream, len(self.cache)),
             eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
