@@ -17,8 +17,8 @@ from logitcache.cache.manifest import (
 )
 from logitcache.cache.table import ShardTable
 
-#: Notes for people and for version control: no part of the cache, never read, covered by no digest.
-UNCHECKED_NAMES = frozenset({"README.md", "LICENSE", ".gitattributes"})
+#: Notes for people and for version control, and signatures of the digest: no part of the cache, covered by no digest.
+UNCHECKED_NAMES = frozenset({"README.md", "LICENSE", ".gitattributes", "signatures"})
 
 
 @dataclass(frozen=True)

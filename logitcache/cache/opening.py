@@ -55,13 +55,21 @@ def open_cache(path: str | os.PathLike[str]) -> Cache:
         CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
         StorageError: the system, or a store, refused to read.
+        SignatureError: ``LOGITCACHE_TRUSTED_KEYS`` names a file of public keys, and none of them signed the cache.
     """
+    # Sharing is built on this module, so it is imported when it is needed.
     url = as_url(path)
     if url is None:
-        return open_directory(Path(path))
-    from logitcache.share import open_remote  # remote caches are built on this module
+        cache = open_directory(Path(path))
+    else:
+        from logitcache.share import open_remote
 
-    return open_remote(url)
+        cache = open_remote(url)
+    if trusted := os.environ.get("LOGITCACHE_TRUSTED_KEYS"):
+        from logitcache.share import check_trusted
+
+        check_trusted(cache, Path(trusted))
+    return cache
 
 
 def open_directory(root: Path) -> Cache:

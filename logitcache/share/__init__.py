@@ -1,23 +1,62 @@
 """Caches at a distance: stores by URL, and moving, joining, finding and signing caches.
 
 The cache package asks ``share.url`` what a URL is, so what needs that package is imported when it is first used.
+Modules are called otherwise than the functions they hold, because both would be attributes of this package.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from logitcache.share.cataloguing import Listed, catalogue, find_same
+    from logitcache.share.comparing import Difference, diff
+    from logitcache.share.merging import Merged, merge
+    from logitcache.share.pulling import pull
+    from logitcache.share.pushing import Transfer, push, tag
     from logitcache.share.remote import RemoteCache, open_remote
+    from logitcache.share.selection import Selection, parse_range, parse_spans
+    from logitcache.share.signing import make_key
+    from logitcache.share.trust import check_trusted, sign
 
-_HOMES = {"RemoteCache": "remote", "open_remote": "remote"}
+_HOMES = {
+    "cataloguing": ("Listed", "catalogue", "find_same"),
+    "comparing": ("Difference", "diff"),
+    "merging": ("Merged", "merge"),
+    "pulling": ("pull",),
+    "pushing": ("Transfer", "push", "tag"),
+    "remote": ("RemoteCache", "open_remote"),
+    "selection": ("Selection", "parse_range", "parse_spans"),
+    "signing": ("make_key",),
+    "trust": ("check_trusted", "sign"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["RemoteCache", "open_remote"]
+__all__ = [
+    "Difference",
+    "Listed",
+    "Merged",
+    "RemoteCache",
+    "Selection",
+    "Transfer",
+    "catalogue",
+    "check_trusted",
+    "diff",
+    "find_same",
+    "make_key",
+    "merge",
+    "open_remote",
+    "parse_range",
+    "parse_spans",
+    "pull",
+    "push",
+    "sign",
+    "tag",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -39,20 +39,21 @@ class RemoteCache(Cache):
 
     Attributes:
         address: opens the same cache again, by its digest.
+        store: the objects under its URL; None in offline mode.
     """
 
     def __init__(self, opened: Cache, address: str, store: Store | None, local: LocalCache) -> None:
         """``opened``: its small files, here; ``store``: None means offline."""
         super().__init__(opened.root, opened.manifest, opened.digest, opened.shards)
         self.address = address
-        self._store = store
+        self.store = store
         self._local = local
         self._threads: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Begin to fetch shards that will be read soon. A failure shows when the shard is read."""
-        store = self._store
+        store = self.store
         if store is None or store.forked:
             return
         with self._starting:
@@ -61,11 +62,22 @@ class RemoteCache(Cache):
             for index in indices:
                 self._threads.submit(self._ensure, store, self.shards[index])
 
+    def fetch_to(self, entry: ShardEntry, path: Path) -> None:
+        """Write a shard into a new file, from the local cache if it is there, else from the store; the local cache
+        stays as it is. Raises as reading a shard does."""
+        try:
+            path.write_bytes(self._local.pool.read(entry.path, entry.bytes, entry.sha256, None))
+        except CorruptCacheError:
+            if self.store is None:
+                raise
+            with open(path, "w+b") as file:
+                _fetch_shard(self.store, entry, file)
+
     def _ensure(self, store: Store, entry: ShardEntry) -> None:
         self._local.pool.ensure(entry.path, entry.bytes, partial(_fetch_shard, store, entry))
 
     def _payload(self, entry: ShardEntry) -> bytes:
-        pool, store = self._local.pool, self._store
+        pool, store = self._local.pool, self.store
         if store is not None:
             return pool.read(entry.path, entry.bytes, entry.sha256, partial(_fetch_shard, store, entry))
         try:

@@ -6,6 +6,7 @@ with conditional puts on all that have them. Retries are ours, because a body th
 
 from __future__ import annotations
 
+import builtins
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from logitcache.errors import CacheFormatError, RemoteError
+from logitcache.errors import CacheFormatError, ConfigError, RemoteError
 from logitcache.share.connect import STATUS, connect, reason_of
 from logitcache.share.retry import RetryPolicy, TransientError, retried
-from logitcache.share.url import public_url
+from logitcache.share.url import Reference, public_url
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -150,19 +151,31 @@ class Store:
 
     def size(self, path: str) -> int | None:
         """An object's size in bytes; None if there is none."""
-        try:
-            return int(self._retried(lambda: self._store.head(path), "look up", path)["size"])
-        except NotThereError:
-            return None
+        head = self._head(path)
+        return None if head is None else int(head["size"])
+
+    def modified(self, path: str) -> datetime | None:
+        """When an object was written; None if there is none."""
+        head = self._head(path)
+        return None if head is None else head["last_modified"]
 
     def list(self, prefix: str) -> Iterator[Object]:
         """All objects under a prefix that ends with ``/`` (or is empty)."""
 
-        def collect() -> list[Object]:
+        def collect() -> builtins.list[Object]:
             found = self._store.list(prefix.rstrip("/") or None)
             return [Object(item["path"], item["size"], item["last_modified"]) for chunk in found for item in chunk]
 
         yield from self._retried(collect, "list", prefix)
+
+    def folders(self, prefix: str) -> builtins.list[str]:
+        """Names one level below a prefix that ends with ``/`` (or is empty), of those with objects below them."""
+
+        def collect() -> builtins.list[str]:
+            found = self._store.list_with_delimiter(prefix.rstrip("/") or None)
+            return [name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"]]
+
+        return self._retried(collect, "list", prefix)
 
     def delete(self, path: str) -> None:
         """Remove an object; nothing happens if there is none."""
@@ -174,6 +187,12 @@ class Store:
     def address(self, path: str) -> str:
         """The URL of an object, for messages."""
         return f"{self.url}/{path}" if path else self.url
+
+    def _head(self, path: str) -> Any:
+        try:
+            return self._retried(lambda: self._store.head(path), "look up", path)
+        except NotThereError:
+            return None
 
     def _put_if(self, path: str, content: bytes, mode: Any) -> bool:
         try:
@@ -248,3 +267,15 @@ def _sorted_error(error: Exception, what: str, path: str) -> Exception:
             return RemoteError(f"{what}: {reason}")
         return TransientError(reason)
     return RemoteError(f"{what}: {reason}")
+
+
+def open_writable(url: str, reference: Reference) -> Store:
+    """The store that a reference leads to.
+
+    Raises:
+        ConfigError: it can only be read.
+    """
+    store = Store(url.rpartition("@")[0] if reference.tag or reference.digest else url, create=True)
+    if not store.writable:
+        raise ConfigError(f"{store.url}: {store.scheme}:// can only be read; push to s3://, gs://, az:// or file://")
+    return store

@@ -33,6 +33,8 @@ class Windows:
         for window in range(first, min(last + 2, self._plan.order.windows)):
             if window not in self._loading:
                 shards = self._plan.order.window_shards(window).tolist()
+                if (prefetch := getattr(self._cache, "prefetch", None)) is not None:
+                    prefetch(shards)  # a remote cache fetches several at a time
                 self._loading[window] = {shard: self._pool.submit(self._decode, shard) for shard in shards}
         return {
             shard: future.result()

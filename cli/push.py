@@ -1,0 +1,52 @@
+"""`logitcache push`: copy a cache to a store."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from logitcache.progress import progress_bars
+
+from .common import messages, print_json
+from .transfers import print_transfer
+
+
+def push(
+    cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
+    url: Annotated[
+        str,
+        typer.Argument(help="Where to: s3://bucket/name for one cache, s3://bucket/caches@TAG for a collection."),
+    ],
+    collection: Annotated[
+        bool, typer.Option("--collection", help="Add it to the collection at the URL without a tag.")
+    ] = False,
+    move_tag: Annotated[bool, typer.Option("--move-tag", help="Let the tag stand for this cache from now on.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace another cache's push that was broken off under this name.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Transfers at a time.")] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Copy a cache to a store. Only what is missing moves, and the manifest comes last.
+
+    Example: logitcache push cache s3://bucket/caches@latest
+    """
+    from logitcache.share import push as run
+
+    with progress_bars(messages, enabled=messages.is_terminal) as progress:
+        transfer = run(
+            cache,
+            url,
+            collection=collection,
+            move_tag=move_tag,
+            take_over=take_over,
+            workers=workers,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if as_json:
+        print_json(transfer.to_json())
+    else:
+        print_transfer(transfer, "pushed")

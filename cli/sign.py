@@ -1,0 +1,50 @@
+"""`logitcache keygen` and `logitcache sign`: vouch for a cache's digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from .common import console, print_json
+
+
+def keygen(
+    out: Annotated[
+        Path, typer.Argument(help="Where the private key goes; the public one goes to the same name + .pub.")
+    ],
+    comment: Annotated[str, typer.Option(help="Whose key it is; stands in the public key's line.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a pair of keys for signing caches.
+
+    Example: logitcache keygen team.key --comment "data team"
+    """
+    from logitcache.share import make_key
+
+    key = make_key(out, comment)
+    if as_json:
+        print_json({"private": str(out), "public": f"{out}.pub", "name": key.name})
+    else:
+        console.print(f"private key: {escape(str(out))} (keep it to yourself)", highlight=False, soft_wrap=True)
+        console.print(f"public key: {escape(str(out))}.pub, {key.name}", highlight=False, soft_wrap=True)
+
+
+def sign(
+    cache: Annotated[str, typer.Argument(help="The cache: a directory or a URL.")],
+    key: Annotated[Path, typer.Option(help="The private key.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Sign a cache's digest, and put the signature beside the cache. `push` and `pull` carry it along.
+
+    Example: logitcache sign s3://bucket/caches@latest --key team.key
+    """
+    from logitcache.share import sign as run
+
+    public = run(cache, key)
+    if as_json:
+        print_json({"cache": cache, "key": public.name})
+    else:
+        console.print(f"signed {escape(cache)} with {public.name}", highlight=False, soft_wrap=True)

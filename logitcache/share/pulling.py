@@ -1,0 +1,152 @@
+"""Pull: a cache from a store into a directory, or a part of it that is a cache of its own."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from logitcache.cache.formats import decode_shard
+from logitcache.cache.manifest import TOKENIZER_DIR, require_writer_features
+from logitcache.cache.opening import open_cache
+from logitcache.cache.reader import Cache, check_content
+from logitcache.cache.table import ShardEntry
+from logitcache.errors import ConfigError
+from logitcache.progress import Report, silent
+from logitcache.share.content import Content, content_of
+from logitcache.share.derive import CorpusDigest, derived_files, encode_part, keep_sequences
+from logitcache.share.install import claimed, finish, install_shard, refuse_other_cache
+from logitcache.share.pushing import WORKERS, Transfer
+from logitcache.share.selection import Piece, Selection, pieces_of
+from logitcache.share.transfer import (
+    copy_shard,
+    fetch_shards,
+    install_content,
+    missing_shards,
+    transfer_of,
+    write_bytes,
+)
+from logitcache.share.trust import check_trusted, pull_signatures
+
+
+def pull(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    selection: Selection | None = None,
+    *,
+    trusted_keys: Path | None = None,
+    workers: int = WORKERS,
+    dry_run: bool = False,
+    progress: Report = silent,
+) -> Transfer:
+    """Copy a finished cache into a directory. Run again after an interruption, it moves what is still missing.
+
+    Args:
+        source: a cache's URL, or a directory.
+        out: where to; absent, empty, or left by an interrupted pull of the same. A finished copy is repaired.
+        selection: a part only. It becomes a cache of its own, with the source's digest among its parents; shards at
+            the ends of the part are cut, everything else is the same files.
+        trusted_keys: a file of public keys; one of them must have signed the source.
+        workers: transfers at a time.
+        dry_run: only say what would move.
+        progress: called as bytes arrive.
+
+    Raises:
+        OutputExistsError: something else is at ``out``.
+        CorruptCacheError: a file of the source is missing or altered.
+        RemoteError: the store refused, or didn't answer in time.
+        SignatureError: no trusted key signed the source.
+        ConfigError: the selection isn't within the cache. Also whatever opening the source raises.
+    """
+    cache, root = open_cache(source), Path(out)
+    if trusted_keys is not None:
+        check_trusted(cache, trusted_keys)
+    pieces = pieces_of(selection, cache.shards) if selection and selection != Selection() else []
+    if not pieces or _is_all(pieces, cache):
+        return _pull_all(cache, root, workers, dry_run, progress)
+    assert selection is not None
+    return _pull_part(cache, root, selection, pieces, workers, dry_run, progress)
+
+
+def _pull_all(cache: Cache, root: Path, workers: int, dry_run: bool, progress: Report) -> Transfer:
+    content = content_of(cache)
+    if not dry_run:
+        transfer = install_content(content, root, content.digest, partial(copy_shard, cache), workers, progress)
+        pull_signatures(cache, root)
+        return transfer
+    refuse_other_cache(root, content.raw)
+    wanted = list(content.distinct().values())
+    return transfer_of(content.digest, root, wanted, missing_shards(root, wanted, workers, progress), dry_run=True)
+
+
+def _pull_part(
+    cache: Cache, root: Path, selection: Selection, pieces: list[Piece], workers: int, dry_run: bool, progress: Report
+) -> Transfer:
+    require_writer_features(cache.manifest, cache.digest)
+    whole = {piece.shard: cache.shards[piece.shard] for piece in pieces if _is_whole(piece, cache)}
+    cut = [piece for piece in pieces if piece.shard not in whole]
+    wanted = list({entry.path: entry for entry in whole.values()}.values())
+    if dry_run:
+        wanted += [cache.shards[piece.shard] for piece in cut]
+        return transfer_of(cache.digest, root, wanted, missing_shards(root, wanted, workers, progress), dry_run=True)
+    with claimed(root, f"{selection} of {cache.digest}"):
+        missing = missing_shards(root, wanted, workers, progress)
+        fetch_shards(partial(copy_shard, cache), root, missing, workers, progress)
+        parts = {piece.shard: entry for piece in cut if (entry := _install_cut(cache, root, piece)) is not None}
+        entries = [whole.get(piece.shard) or parts.get(piece.shard) for piece in pieces]
+        kept = [entry for entry in entries if entry is not None]
+        if not kept:
+            raise ConfigError(f"{selection} selects nothing: the first sequence is longer")
+        content = _part_content(cache, root, selection, kept)
+        finish(root, content.raw, content.files)
+    moved = missing + list(parts.values())
+    return transfer_of(content.digest, root, kept, moved)
+
+
+def _install_cut(cache: Cache, root: Path, piece: Piece) -> ShardEntry | None:
+    """Publish the wanted part of a shard; None if nothing of it is."""
+    arrays = cache.read_shard(piece.shard)
+    keep_S = piece.mask(np.diff(arrays.offsets_S1))
+    if not keep_S.any():
+        return None
+    part = keep_sequences(arrays, keep_S)
+    entry, payload = encode_part(part, cache.manifest.encoding, cache.manifest.shard_format)
+    install_shard(root, entry, lambda aside: write_bytes(aside, payload))
+    return entry
+
+
+def _part_content(cache: Cache, root: Path, selection: Selection, entries: list[ShardEntry]) -> Content:
+    digest = CorpusDigest()
+    for entry in entries:
+        arrays = decode_shard((root / entry.path).read_bytes(), cache.manifest.shard_format)
+        check_content(arrays, entry, cache.manifest, root / entry.path)
+        digest.add(arrays)
+    origin = cache.manifest.provenance
+    provenance = origin.model_copy(
+        update={
+            "corpus_digest": digest.value(),
+            "parents": (cache.digest,),
+            "settings": {**origin.settings, "selection": str(selection)},
+        }
+    )
+    whole = content_of(cache)
+    tokenizer = {
+        relative.removeprefix(f"{TOKENIZER_DIR}/"): payload
+        for relative, payload in whole.files.items()
+        if relative.startswith(f"{TOKENIZER_DIR}/")
+    }
+    manifest = cache.manifest
+    raw, files = derived_files(
+        manifest, provenance, entries, tokenizer, card=manifest.card, calibration=manifest.calibration
+    )
+    return Content(raw, files, entries, whole.payload)
+
+
+def _is_whole(piece: Piece, cache: Cache) -> bool:
+    return piece.tokens is None and piece.stop - piece.start == cache.shards[piece.shard].sequences
+
+
+def _is_all(pieces: list[Piece], cache: Cache) -> bool:
+    return len(pieces) == len(cache.shards) and all(_is_whole(piece, cache) for piece in pieces)

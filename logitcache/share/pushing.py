@@ -1,0 +1,244 @@
+"""Push: a finished cache to a store. Only what is missing moves; the manifest comes last and never replaces another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from logitcache.cache.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, SHARDS_DIR, digest_line
+from logitcache.cache.opening import open_cache
+from logitcache.cache.table import ShardEntry
+from logitcache.errors import ConfigError, OutputExistsError
+from logitcache.progress import Report, silent
+from logitcache.share.content import Content, content_of
+from logitcache.share.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
+from logitcache.share.parallel import run_parallel
+from logitcache.share.stores import Store, TakenError, open_writable
+from logitcache.share.trust import push_signatures
+from logitcache.share.url import parse_reference
+
+WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a push or a pull did, or would do.
+
+    Attributes:
+        digest: of the cache at the target.
+        target: where it is now; opens it.
+        shards, bytes: of the whole cache, equal shards counted once.
+        moved_shards, moved_bytes: those that weren't there yet.
+        dry_run: True if nothing was moved.
+    """
+
+    digest: str
+    target: str
+    shards: int
+    bytes: int
+    moved_shards: int
+    moved_bytes: int
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def push(
+    source: str | os.PathLike[str],
+    url: str,
+    *,
+    collection: bool = False,
+    move_tag: bool = False,
+    take_over: bool = False,
+    workers: int = WORKERS,
+    dry_run: bool = False,
+    progress: Report = silent,
+) -> Transfer:
+    """Copy a finished cache to a store. Run again after an interruption, it moves what is still missing.
+
+    Args:
+        source: a cache's directory, or its URL.
+        url: ``s3://bucket/name`` makes this the one cache of that name. ``s3://bucket/caches@TAG`` adds it to a
+            collection of caches and lets the tag stand for it.
+        collection: add it to a collection without a tag; it is found by its digest.
+        move_tag: the tag may stand for another cache now.
+        take_over: another cache's unfinished push to this name is given up: whoever ran it is gone.
+        workers: transfers at a time.
+        dry_run: only say what would move.
+        progress: called as bytes arrive.
+
+    Raises:
+        OutputExistsError: another cache has this name, is being pushed to it, or the tag stands for another.
+        RemoteError: the store refused, or didn't answer in time.
+        ConfigError: the URL can't be written to. Also whatever opening the source raises.
+    """
+    reference = parse_reference(url)
+    cache = open_cache(source)
+    content = content_of(cache)
+    store = open_writable(url, reference)
+    if reference.digest not in (None, content.digest):
+        raise ConfigError(f"{url} names another cache: {source} is {content.digest}")
+    in_collection = collection or reference.tag is not None or reference.digest is not None
+    location = Location.in_collection(store, content.digest) if in_collection else Location(store)
+    if reference.tag:
+        check_tag(store, reference.tag, content.digest, move_tag)
+    transfer = publish(content, location, take_over=take_over, workers=workers, dry_run=dry_run, progress=progress)
+    if not dry_run:
+        push_signatures(cache, store)
+    if reference.tag and not dry_run:
+        set_tag(store, reference.tag, content.digest, move=move_tag)
+    return transfer
+
+
+def publish(
+    content: Content,
+    location: Location,
+    *,
+    take_over: bool = False,
+    workers: int = WORKERS,
+    dry_run: bool = False,
+    progress: Report = silent,
+) -> Transfer:
+    """Put a cache at a location: claim the name, the shards that aren't there, the small files, the manifest.
+
+    The claim is ``manifest.sha256``, put only if there is none. So of two that push different caches to one name, one
+    is told before it moves anything, and no small file of one ever replaces the other's. Raises as :func:`push` does.
+    """
+    taken = read_manifest(location) if location.store.size(location.path(MANIFEST_NAME)) is not None else None
+    if taken is not None and taken.digest != content.digest:
+        raise OutputExistsError(
+            f"{location.url} already holds another cache, {taken.digest}: choose another name, or a tag in a "
+            f"collection ({location.store.url}@TAG)"
+        )
+    if not dry_run and taken is None:
+        _claim(location, content, take_over)
+    wanted = content.distinct()
+    missing = [wanted[path] for path in wanted.keys() - _present(location.store, wanted)]
+    missing.sort(key=lambda entry: entry.path)
+    transfer = Transfer(
+        digest=content.digest,
+        target=f"{location.store.url}@{content.digest}" if location.prefix else location.store.url,
+        shards=len(wanted),
+        bytes=sum(entry.bytes for entry in wanted.values()),
+        moved_shards=len(missing),
+        moved_bytes=sum(entry.bytes for entry in missing),
+        dry_run=dry_run,
+    )
+    if not dry_run:
+        upload = _uploader(content, location.store)
+        _move(missing, upload, workers, transfer.moved_bytes, progress)
+        _finish(content, location, whole=taken is not None)
+    return transfer
+
+
+def check_tag(store: Store, tag: str, digest: str, move: bool) -> None:
+    """Raise OutputExistsError if a tag stands for another cache and may not move."""
+    found = read_tag(store, tag)
+    if found not in (None, digest) and not move:
+        raise OutputExistsError(
+            f"the tag {tag!r} at {store.url} stands for another cache, {found}: choose another tag, or --move-tag"
+        )
+
+
+def set_tag(store: Store, tag: str, digest: str, *, move: bool = False) -> None:
+    """Let a tag stand for a cache.
+
+    Raises:
+        OutputExistsError: it stands for another one and may not move, or another process moved it at the same time.
+    """
+    path = f"{TAGS_DIR}/{tag}"
+    old = read_tag(store, tag)
+    check_tag(store, tag, digest, move)
+    try:
+        if old is None:
+            store.create(path, tag_line(digest))
+        elif old != digest:
+            store.replace(path, tag_line(digest), tag_line(old))
+    except TakenError:
+        now = read_tag(store, tag)
+        raise OutputExistsError(
+            f"the tag {tag!r} at {store.url} was given to another cache at the same moment: it stands for {now}; this "
+            f"cache is there too, as {store.url}@{digest}"
+        ) from None
+
+
+def _claim(location: Location, content: Content, take_over: bool) -> None:
+    path, line = location.path(MANIFEST_DIGEST_NAME), digest_line(content.raw)
+    try:
+        location.store.create(path, line)
+    except TakenError:
+        if take_over and location.store.size(location.path(MANIFEST_NAME)) is None:
+            location.store.put(path, line)
+            return
+        raise OutputExistsError(
+            f"another cache is being pushed to {location.url}, or its push was broken off: choose another name, or "
+            "give --take-over if nobody is pushing there any more"
+        ) from None
+
+
+def _present(store: Store, wanted: dict[str, ShardEntry]) -> set[str]:
+    """Paths of wanted shards that the store has at their size."""
+    return {
+        item.path
+        for item in store.list(f"{SHARDS_DIR}/")
+        if item.path in wanted and item.size == wanted[item.path].bytes
+    }
+
+
+def _uploader(content: Content, store: Store) -> Callable[[ShardEntry], None]:
+    def upload(entry: ShardEntry) -> None:
+        store.put(entry.path, content.payload(entry))
+
+    return upload
+
+
+def _move(
+    entries: list[ShardEntry], action: Callable[[ShardEntry], None], workers: int, total: int, progress: Report
+) -> None:
+    moved = 0
+    progress("push", 0, total, "bytes")
+
+    def done(entry: ShardEntry, _: None) -> None:
+        nonlocal moved
+        moved += entry.bytes
+        progress("push", moved, total, "bytes")
+
+    run_parallel(entries, action, workers, done)
+
+
+def _finish(content: Content, location: Location, *, whole: bool) -> None:
+    """``whole``: the manifest is there, so the small files are ours, and only those that were lost go again."""
+    for relative, payload in content.files.items():
+        if not whole or location.store.size(location.path(relative)) != len(payload):
+            location.store.put(location.path(relative), payload)
+    try:
+        location.store.create(location.path(MANIFEST_NAME), content.raw)
+    except TakenError:
+        raise OutputExistsError(
+            f"another cache was pushed to {location.url} at the same time, and was first: choose another name"
+        ) from None
+
+
+def tag(url: str, name: str, *, move: bool = False) -> str:
+    """Let a tag stand for a cache of a collection; returns the cache's digest.
+
+    Args:
+        url: the cache, as ``s3://bucket/caches@sha256:…`` or by another of its tags.
+        name: the tag.
+        move: it may stand for another cache now.
+
+    Raises:
+        OutputExistsError: it stands for another cache.
+        CacheNotFoundError: there is no such cache. Also what ``push`` raises about the store.
+    """
+    reference = parse_reference(url)
+    if parse_reference(f"{reference.url}@{name}").tag is None:
+        raise ConfigError(f"{name!r} is not a tag: letters, digits, . _ -")
+    store = open_writable(url, reference)
+    digest = find(reference, store).digest
+    set_tag(store, name, digest, move=move)
+    return digest

@@ -1,0 +1,108 @@
+"""Where signatures lie, and the check that a cache has one of a trusted key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from logitcache.cache.files import read_limited, write_file
+from logitcache.cache.opening import open_cache
+from logitcache.cache.publish import remove_scratch
+from logitcache.cache.reader import Cache
+from logitcache.errors import MissingFileError
+from logitcache.share.remote import RemoteCache
+from logitcache.share.signing import (
+    SIGNATURES_DIR,
+    PublicKey,
+    is_signed,
+    read_trusted,
+    require_signed,
+    sign_digest,
+    signature_path,
+)
+from logitcache.share.stores import NotThereError, Store, open_writable
+from logitcache.share.url import as_url, parse_reference
+
+_LINE_BYTES = 256
+_NAME = re.compile(r"[0-9a-f]{16}\.sig")
+
+
+def sign(cache: str | os.PathLike[str], key_file: Path) -> PublicKey:
+    """Sign a cache, and put the signature beside it: ``signatures/`` in its directory, or in its store.
+
+    Raises:
+        ConfigError: the file holds no private key, or the store can only be read. Also what opening the cache raises.
+    """
+    opened = open_cache(cache)
+    key, line = sign_digest(opened.digest, key_file)
+    url = as_url(cache)
+    if url is None:
+        keep_signature(opened.root, key, line)
+    else:
+        open_writable(url, parse_reference(url)).put(signature_path(opened.digest, key), line)
+    return key
+
+
+def keep_signature(root: Path, key: PublicKey, line: bytes) -> None:
+    """Write a signature into a cache's directory."""
+    write_file(root, f"{SIGNATURES_DIR}/{key.name}.sig", line)
+    remove_scratch(root)
+
+
+def check_trusted(cache: Cache, trusted_keys: Path) -> None:
+    """Raise SignatureError unless a key of this file signed the cache.
+
+    Raises:
+        ConfigError: the file holds no public key.
+        RemoteError: the store refused, or didn't answer in time.
+    """
+    keys = read_trusted(trusted_keys)
+    store = cache.store if isinstance(cache, RemoteCache) else None
+    where = cache.address.partition("@")[0] if isinstance(cache, RemoteCache) else str(cache.root)
+    require_signed(cache.digest, keys, list(_signatures(cache, keys, store)), where)
+
+
+def _signatures(cache: Cache, keys: list[PublicKey], store: Store | None) -> Iterator[tuple[PublicKey, bytes]]:
+    for key in keys:
+        try:
+            yield key, read_limited(cache.root, f"{SIGNATURES_DIR}/{key.name}.sig", _LINE_BYTES)
+            continue
+        except MissingFileError:
+            if store is None:
+                continue
+        try:
+            line = store.get(signature_path(cache.digest, key), _LINE_BYTES)
+        except NotThereError:
+            continue
+        if is_signed(cache.digest, key, line):
+            keep_signature(cache.root, key, line)
+        yield key, line
+
+
+def push_signatures(cache: Cache, store: Store) -> None:
+    """Put the signatures in a cache's directory into a store."""
+    for name, line in _kept(cache.root).items():
+        store.put(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/{name}", line)
+
+
+def pull_signatures(cache: Cache, root: Path) -> None:
+    """Put a cache's signatures, those here and those in its store, into a copy of it."""
+    found = _kept(cache.root)
+    store = cache.store if isinstance(cache, RemoteCache) else None
+    if store is not None and store.writable:
+        for item in store.list(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/"):
+            found[item.path.rpartition("/")[2]] = store.get(item.path, _LINE_BYTES)
+    for name, line in found.items():
+        if _NAME.fullmatch(name):
+            write_file(root, f"{SIGNATURES_DIR}/{name}", line)
+    remove_scratch(root)
+
+
+def _kept(root: Path) -> dict[str, bytes]:
+    directory = root / SIGNATURES_DIR
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return {
+        name: read_limited(root, f"{SIGNATURES_DIR}/{name}", _LINE_BYTES) for name in names if _NAME.fullmatch(name)
+    }
