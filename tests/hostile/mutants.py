@@ -297,10 +297,9 @@ def mutate_arrow(rng: random.Random, payload: bytes) -> bytes:
     elif kind < 0.8:
         columns[name] = columns[rng.choice(sorted(columns))]
     else:
-        buffers = [
-            None if buffer is None else pa.py_buffer(mutate_same(rng, buffer)) for buffer in _flat(columns[name])
-        ]
-        columns[name] = _with_buffers(columns[name], buffers)
+        column = columns[name]
+        buffers = [buffer and pa.py_buffer(mutate_same(rng, buffer)) for buffer in column.buffers()]
+        columns[name] = _with_buffers(column, buffers)
     compression = rng.choice(["zstd", "zstd", "lz4", None])
     if rng.random() < 0.03:  # a few kilobytes that ask for more than a gigabyte
         compression = "zstd"

@@ -38,10 +38,11 @@ def test_mutants(kind: str, shard_format: str, count: int, tmp_path: Path) -> No
     environment = os.environ | {"PYTHONPATH": str(MUTANTS.parent.parent), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
-    *wrong, last = [json.loads(line) for line in run.stdout.splitlines()]
+    # The Rust library behind tokenizers prints notes of its own on stdout.
+    *wrong, last = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert wrong == []
     ended = last["ends"]
     assert sum(ended.values()) == TIMES * count
     # The mutators do reach past the digests: some mutants are valid, most are refused.
     assert set(ended) <= {"read", "CacheFormatError", "CorruptCacheError", "CacheNotFoundError", "ModelError"}
-    assert ended["read"] < TIMES * count / 2
+    assert ended.get("read", 0) < TIMES * count / 2
