@@ -232,7 +232,7 @@ class Cache(Sequence[CachedSequence]):
         )
 
 
-def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, path: Path) -> None:
+def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, path: Path | str) -> None:
     """Raise CorruptCacheError unless a decoded shard holds what the table and the manifest say."""
     expected = {"sequences": entry.sequences, "tokens": entry.tokens, "targets": entry.targets}
     expected |= {"vocab_size": manifest.provenance.vocab_size, "k": manifest.provenance.top_k}
