@@ -1,6 +1,7 @@
 """The cache format: shards of targets, and the directory that holds them."""
 
 from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays, sequence_digest
+from logitcache.cache.calibrate import Calibration, calibrate
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName, decode_shard, encode_shard
 from logitcache.cache.manifest import Card, Manifest, Provenance, Teacher, require_writer_features
@@ -15,6 +16,7 @@ __all__ = [
     "DIGEST_BYTES",
     "Cache",
     "CachedSequence",
+    "Calibration",
     "Card",
     "Encoding",
     "Fault",
@@ -25,6 +27,7 @@ __all__ = [
     "ShardFormatName",
     "Teacher",
     "VerifyReport",
+    "calibrate",
     "decode_shard",
     "encode_shard",
     "finalize_cache",

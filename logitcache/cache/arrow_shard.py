@@ -21,6 +21,7 @@ class ArrowShards:
     """The shard format ``arrow``."""
 
     suffix = ".arrow"
+    magic = b"ARROW1"
 
     def write(self, stored: StoredShard) -> bytes:
         """Return the bytes of an Arrow IPC file."""
@@ -52,6 +53,10 @@ class ArrowShards:
             raise CorruptCacheError(f"the record batch has {batch.num_rows} rows, not 1")
         arrays = {name: _from_column(name, batch.column(name)) for name in batch.schema.names}
         return StoredShard(arrays, attributes)
+
+    def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
+        """Bytes of an array's buffer, with the length before it."""
+        return 8 + len(pa.Codec("zstd", ZSTD_LEVEL).compress(np.ascontiguousarray(array), asbytes=True))
 
 
 def _to_column(array: NDArray[Any]) -> pa.Array:

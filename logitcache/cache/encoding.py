@@ -156,6 +156,14 @@ def decode_arrays(stored: StoredShard) -> ShardArrays:
     return arrays
 
 
+def part_of(name: str) -> str:
+    """Which part of a shard a stored array belongs to: ids, values, residual, tokens, statistics or rest."""
+    prefixes = {"id": "ids", "logprob": "values", "residual": "residual", "token": "tokens"}
+    if name in ("log_partition", "logit_std"):
+        return "statistics"
+    return prefixes.get(name.split("_")[0], "rest")
+
+
 class _Header(BaseModel):
     """A stored shard's attributes, validated."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.arrow_shard import ArrowShards
 from logitcache.cache.encoding import Encoding, decode_arrays, encode_arrays
 from logitcache.cache.stored import StoredShard
 from logitcache.cache.zarr_shard import ZarrShards
-from logitcache.errors import ConfigError
+from logitcache.errors import ConfigError, CorruptCacheError
 
 ShardFormatName = Literal["zarr", "arrow"]
 
@@ -19,6 +21,8 @@ class ShardFormat(Protocol):
 
     #: Ending of a shard file's name, with its dot.
     suffix: str
+    #: First bytes of a shard file.
+    magic: bytes
 
     def write(self, stored: StoredShard) -> bytes:
         """Return the file's bytes; equal input gives equal bytes."""
@@ -29,6 +33,9 @@ class ShardFormat(Protocol):
         Raises:
             CorruptCacheError: the payload isn't what :meth:`write` would have written.
         """
+
+    def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
+        """Bytes that an array takes in the file, without what describes it."""
 
 
 _FORMATS: dict[str, ShardFormat] = {"zarr": ZarrShards(), "arrow": ArrowShards()}
@@ -43,6 +50,18 @@ def get_format(name: str) -> ShardFormat:
     if name not in _FORMATS:
         raise ConfigError(f"shard format {name!r} is not known: choose one of {', '.join(_FORMATS)}")
     return _FORMATS[name]
+
+
+def format_of(payload: bytes) -> ShardFormat:
+    """Tell a shard's format by its first bytes.
+
+    Raises:
+        CorruptCacheError: it is none of the formats.
+    """
+    for shard_format in _FORMATS.values():
+        if payload.startswith(shard_format.magic):
+            return shard_format
+    raise CorruptCacheError(f"not a shard: it begins with {payload[:6]!r}")
 
 
 def encode_shard(arrays: ShardArrays, encoding: Encoding, shard_format: ShardFormatName) -> bytes:

@@ -31,6 +31,7 @@ class ZarrShards:
     """The shard format ``zarr``."""
 
     suffix = ".zarr.zip"
+    magic = b"PK\x03\x04"
 
     def write(self, stored: StoredShard) -> bytes:
         """Return the bytes of a zip store."""
@@ -65,6 +66,10 @@ class ZarrShards:
         names = [name.removesuffix("/zarr.json") for name in members if name.endswith("/zarr.json")]
         arrays = {name: _read_array(members, name) for name in names}
         return StoredShard(arrays, group.get("attributes", {}))
+
+    def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
+        """Bytes of an array's chunk."""
+        return len(zstd.compress(np.ascontiguousarray(array), ZSTD_LEVEL, True)) if array.size else 0
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
