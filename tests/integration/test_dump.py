@@ -1,0 +1,242 @@
+"""Dumps of real small models: every stored value is recomputed, one sequence at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    PhiConfig,
+)
+
+import logitcache as lc
+from logitcache.dump import LowMassWarning, config_path
+
+pytestmark = pytest.mark.integration
+
+TINY = {"max_length": 64, "shard_tokens": 256, "batch_tokens": 256, "min_mass": 0.0, "top_k": 16}
+
+
+@pytest.fixture(scope="session")
+def mixed_rows(tmp_path_factory: pytest.TempPathFactory, heldout_text: Path) -> list[str]:
+    """Sentences, chat, prompt and completion, and token ids, in four files."""
+    root = tmp_path_factory.mktemp("rows")
+    paragraphs = [sentence.strip() for sentence in heldout_text.read_text().split(".")[:20]]
+    files = {
+        "text.jsonl": [{"text": text} for text in paragraphs],
+        "chat.jsonl": [
+            {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+            for a, b in zip(paragraphs[::2], paragraphs[1::2], strict=True)
+        ],
+        "pairs.jsonl": [{"prompt": text[:40], "completion": text[40:90]} for text in paragraphs[:5]],
+        "ids.jsonl": [{"input_ids": list(range(100 + n, 150 + 2 * n))} for n in range(5)],
+    }
+    for name, rows in files.items():
+        (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(root / name) for name in files]
+
+
+@torch.no_grad()
+def check_every_row(cache: lc.Cache, teacher: Path | str, noise: float, dtype: torch.dtype = torch.float32) -> None:
+    """The teacher's log-probs for one sequence at a time, against the cache.
+
+    ``noise`` is what batching may change in nats: other kernels for other shapes.
+    """
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval()
+    bound = cache.manifest.encoding.bound + noise
+    for sequence in cache:
+        logits = model(input_ids=sequence.token_ids[None]).logits[0, sequence.positions].float()
+        own = logits.log_softmax(1)
+        stored = sequence.targets
+        assert torch.equal(sequence.labels, sequence.token_ids[sequence.positions + 1])
+        assert torch.equal(sequence.positions, sequence.target_mask.nonzero()[:, 0])
+        assert (own.gather(1, stored.ids) - stored.logprobs).abs().max() <= bound
+        # The ids are a top K: nothing left out is larger than what was kept, but for noise.
+        outside = own.scatter(1, stored.ids, -torch.inf)
+        assert (outside.max(1).values <= own.gather(1, stored.ids).min(1).values + 2 * noise).all()
+        assert (outside.logsumexp(1) - stored.residual_logprob).abs().max() <= bound
+
+
+def test_smollm2_every_row(smollm2_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
+    text = tmp_path / "address.txt"
+    text.write_text(heldout_text.read_text()[:1600])
+    cache = lc.dump(teacher=str(smollm2_dir), data=[str(text)], out=tmp_path / "out", max_length=128, top_k=64)
+    assert cache.top_k == 64
+    assert cache.vocab_size == 49_152
+    assert sum(len(sequence.token_ids) for sequence in cache) > 300
+    decoded = cache.load_tokenizer().decode(torch.cat([sequence.token_ids for sequence in cache]))
+    assert decoded == text.read_text()
+    check_every_row(cache, smollm2_dir, noise=2e-3)
+
+
+def test_smollm2_chat(smollm2_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
+    rows = tmp_path / "few.jsonl"
+    rows.write_text("".join("".join(Path(path).read_text().splitlines(keepends=True)[:2]) for path in mixed_rows[1:3]))
+    cache = lc.dump(
+        teacher=str(smollm2_dir), data=mixed_rows[1:3], out=tmp_path / "out", max_length=96, long_rows="truncate"
+    )
+    assert cache.manifest.provenance.positions == "completion"
+    check_every_row(cache, smollm2_dir, noise=2e-3)
+
+
+@pytest.mark.parametrize("shard_format", ["zarr", "arrow"])
+def test_mixed_rows(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, shard_format: str) -> None:
+    cache = lc.dump(
+        teacher=str(tiny_llama_dir), data=mixed_rows, out=tmp_path / "out", shard_format=shard_format, overlap=8, **TINY
+    )
+    assert len(cache.shards) > 3
+    check_every_row(cache, tiny_llama_dir, noise=1e-4)
+
+
+def test_batches_and_workers_leave_the_content_alone(
+    tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path
+) -> None:
+    def digest(name: str, **settings: Any) -> str:
+        settings = TINY | {"teacher": str(tiny_llama_dir), "data": mixed_rows, "out": tmp_path / name} | settings
+        return lc.dump(**settings).digest
+
+    first = digest("first")
+    assert digest("again") == first
+    assert digest("last-worker", rank=3, world_size=4) == first
+    assert digest("statistics", statistics=True) != first
+
+
+def test_statistics_give_raw_logits_back(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
+    settings = TINY | {"statistics": True, "preset": "exact"}
+    cache = lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", **settings)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
+    sequence = cache[0]
+    with torch.no_grad():
+        logits = model(input_ids=sequence.token_ids[None]).logits[0, sequence.positions]
+    targets = sequence.targets
+    assert targets.log_partition is not None
+    assert targets.logit_std is not None
+    raw = targets.logprobs + targets.log_partition[:, None]
+    torch.testing.assert_close(raw, logits.gather(1, targets.ids), atol=1e-4, rtol=0)
+    torch.testing.assert_close(targets.logit_std, logits.std(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, dtype: str) -> None:
+    cache = lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", dtype=dtype, **TINY)
+    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    assert cache.manifest.provenance.teacher.dtype == str(torch_dtype).removeprefix("torch.")
+    check_every_row(cache, tiny_llama_dir, noise=0.02, dtype=torch_dtype)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+ARCHITECTURES = {
+    "gemma2": Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=16, final_logit_softcapping=2.0),
+    "cohere": CohereConfig(**SMALL, num_key_value_heads=2, logit_scale=0.25),
+    "granite": GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=0.25),
+    "phi": PhiConfig(**SMALL, num_key_value_heads=2),
+    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_heads_that_change_their_logits(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    config = ARCHITECTURES[name]
+    config.vocab_size, config.initializer_range = len(tokenizer), 0.5
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 2
+    model = AutoModelForCausalLM.from_config(config)
+    if name == "phi":
+        torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    cache = lc.dump(teacher=str(tmp_path / name), data=mixed_rows[:1], out=tmp_path / "out", **TINY)
+    check_every_row(cache, tmp_path / name, noise=2e-3)
+
+
+def test_device_map(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
+    cache = lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", device_map="auto", **TINY)
+    check_every_row(cache, tiny_llama_dir, noise=1e-4)
+
+
+def test_low_mass_names_the_k_that_would_do(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
+    settings: dict[str, Any] = TINY | {"min_mass": 0.5}
+    with pytest.warns(LowMassWarning, match=r"the top 16 cover 0% .*; 50% need --top-k (\d+)") as caught:
+        lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", **settings)
+    message = next(str(warning.message) for warning in caught if warning.category is LowMassWarning)
+    needed = int(message.split("--top-k ")[1].split(".")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LowMassWarning)
+        settings |= {"top_k": needed + 200, "shard_tokens": 64}
+        lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "enough", **settings)
+
+
+def test_command_line(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("top-k: 4\nmax_length: 64\nlicence: CC0-1.0\nmin-mass: 0\n")
+    command = [str(Path(sys.executable).with_name("logitcache")), "dump", "--config", str(settings)]
+    command += [
+        "--teacher",
+        str(tiny_llama_dir),
+        "--data",
+        str(heldout_text),
+        "--out",
+        str(out),
+        "--top-k",
+        "5",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    cache = lc.open(out)
+    assert answer["digest"] == cache.digest
+    assert answer["sequences"] == len(cache)
+    assert cache.top_k == 5
+    assert cache.manifest.card.licence == "CC0-1.0"
+    saved = yaml.safe_load(config_path(out).read_text())
+    assert saved["max_length"] == 64
+    assert lc.dump(**saved | {"out": tmp_path / "again"}).digest == cache.digest
+
+
+def test_two_processes_under_torchrun(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
+    """As one process a GPU would: each finds its rank in the environment, and gloo confirms what all ended with."""
+    script = tmp_path / "both.py"
+    script.write_text(
+        "import sys, torch.distributed as dist, logitcache as lc\n"
+        "from logitcache.cli.dump import dump\n"
+        "from pathlib import Path\n"
+        "dist.init_process_group('gloo')\n"
+        "dump(teacher=sys.argv[1], data=[sys.argv[2]], out=Path(sys.argv[3]), top_k=8, max_length=64,\n"
+        "     shard_tokens=256, min_mass=0.0)\n"
+        "digests = [None, None]\n"
+        "dist.all_gather_object(digests, lc.open(sys.argv[3]).digest)\n"
+        "assert digests[0] == digests[1], digests\n"
+        "dist.destroy_process_group()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    subprocess.run(
+        [*command, str(tiny_llama_dir), str(heldout_text), str(tmp_path / "two")],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    alone = lc.dump(
+        teacher=str(tiny_llama_dir),
+        data=[str(heldout_text)],
+        out=tmp_path / "one",
+        top_k=8,
+        max_length=64,
+        shard_tokens=256,
+        min_mass=0.0,
+    )
+    assert lc.open(tmp_path / "two").digest == alone.digest
