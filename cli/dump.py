@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from logitcache.dump import config_path, make_config
+from logitcache.dump import DryRun, LowMassWarning, config_path, make_config, plan_dump
 from logitcache.dump import dump as run_dump
 from logitcache.progress import progress_bars
 
@@ -60,14 +67,22 @@ def dump(
         bool | None, typer.Option("--finalize", help="Only write the manifest over shards that are all done.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, its size and its time; write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
-    flags = {name: value for name, value in locals().items() if name not in ("config", "as_json")}
+    flags = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "as_json")}
     settings = read_config(config) | _worker_of_environment() | _given(flags)
     checked = make_config(_with_card(settings))
+    if dry_run:
+        with progress_bars(messages, enabled=not as_json) as report:
+            planned = plan_dump(checked, report=report)
+        print_json(asdict(planned)) if as_json else _print_plan(planned)
+        return
     started = time.monotonic()
-    with progress_bars(messages, enabled=not as_json) as report:
+    with progress_bars(messages, enabled=not as_json) as report, _warnings_in_a_line():
         cache = run_dump(checked, report=report)
     manifest = cache.manifest
     if as_json:
@@ -90,6 +105,44 @@ def dump(
         highlight=False,
     )
     console.print(cache.digest, highlight=False)
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Our own warnings for people to act on, without Python's file and line; other libraries' as ever."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, LowMassWarning):
+                messages.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+            else:
+                usual(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def _print_plan(plan: DryRun) -> None:
+    workers = len(plan.workers)
+    table = Table("", "", show_header=False, box=None)
+    rows = {
+        "rows": f"{plan.rows:,}" + (f" ({plan.empty_rows:,} without a prediction)" if plan.empty_rows else ""),
+        "sequences": f"{plan.sequences:,}",
+        "tokens": f"{plan.tokens:,} ({plan.filling:.1%} more to fill batches up)",
+        "targets": f"{plan.targets:,}",
+        "shards": f"{plan.shards:,}",
+        "size": f"about {plan.bytes / 2**20:,.1f} MiB ({plan.bytes_per_target:.0f} bytes a target)",
+        "time": f"about {timedelta(seconds=round(plan.seconds))} on {workers} worker{'s' if workers > 1 else ''} "
+        f"at {plan.tokens_per_second:,.0f} tokens/s each, measured here",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    for share in plan.workers if workers > 1 else ():
+        last = share.first_shard + share.shards - 1
+        does = f"shards {share.first_shard:,} to {last:,}, {share.tokens:,} tokens" if share.shards else "helps others"
+        table.add_row(f"worker {share.rank}", does)
+    console.print(table)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Stage 1: a teacher and a corpus to a cache, on any number of workers, whatever happens to them."""
 
 from logitcache.dump.config import DumpConfig, make_config
+from logitcache.dump.dry_run import DryRun, plan_dump
 from logitcache.dump.run import config_path, dump
 from logitcache.dump.worker import LowMassWarning
 
-__all__ = ["DumpConfig", "LowMassWarning", "config_path", "dump", "make_config"]
+__all__ = ["DryRun", "DumpConfig", "LowMassWarning", "config_path", "dump", "make_config", "plan_dump"]

@@ -20,12 +20,14 @@ class Descriptor:
         vocab_size: V of the logits that the teacher returned.
         non_finite: positions left out because their logits weren't finite.
         mean_mass: mean probability that the top K cover; None without targets.
+        calibration: what encoding cost, of the first shard only.
     """
 
     entry: ShardEntry | None
     vocab_size: int
     non_finite: int
     mean_mass: float | None
+    calibration: dict[str, Any] | None = None
 
 
 def descriptor_name(index: int) -> str:

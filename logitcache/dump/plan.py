@@ -74,6 +74,11 @@ class Plan:
         """The sequences of one shard."""
         return [self._sequence(s) for s in range(int(self.shards[index]), int(self.shards[index + 1]))]
 
+    def shard_lengths(self, index: int) -> list[int]:
+        """Tokens of each sequence of one shard."""
+        offsets = self._offsets_S1[self.shards[index] : self.shards[index + 1] + 1]
+        return [int(length) for length in np.diff(offsets)]
+
     def shard_tokens(self, index: int) -> int:
         """Tokens of one shard."""
         return int(self._offsets_S1[self.shards[index + 1]] - self._offsets_S1[self.shards[index]])

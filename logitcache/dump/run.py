@@ -12,6 +12,7 @@ import yaml
 
 from logitcache.cache import (
     Cache,
+    Calibration,
     Provenance,
     Teacher,
     finalize_cache,
@@ -56,7 +57,7 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
     elif settings:
         raise ConfigError("give either a DumpConfig or its fields as keywords, not both")
     with stop_on_signal() as stop:
-        ready = _prepare_output(config.out)
+        ready = prepare_output(config.out)
         if ready is not None:
             return ready
         job = resolve(config)
@@ -64,7 +65,7 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
             return _finished_by_others(job)
         plan = _plan(job, report)
         if not config.finalize:
-            Worker(config.out, plan, job.config, lambda: _load_teacher(job), report, stop).run()
+            Worker(config.out, plan, job.config, lambda: load_teacher(job), report, stop).run()
         _finalize(job, plan)
     return open_cache(config.out)
 
@@ -74,8 +75,10 @@ def config_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.dump.yaml")
 
 
-def _prepare_output(out: Path) -> Cache | None:
+def prepare_output(out: Path, *, dry: bool = False) -> Cache | None:
     """See that the output may be written; the cache itself if only its clearing up was cut off.
+
+    A ``dry`` look leaves everything as it is.
 
     Raises:
         OutputExistsError: something else is there.
@@ -86,6 +89,8 @@ def _prepare_output(out: Path) -> Cache | None:
         names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     except OSError as error:
         raise storage_error("read", out, error) from error
+    if MANIFEST_NAME in names and dry:
+        return open_cache(out)
     if MANIFEST_NAME in names and SCRATCH_DIR in names:
         remove_scratch(out)
         return open_cache(out)
@@ -115,17 +120,37 @@ def _plan(job: Job, report: Report) -> Plan:
     if plan is None and config.finalize:
         raise StorageError(f"there is no unfinished dump in {out} to finalise")
     if plan is None:
-        existed = out.exists()
-        try:
-            make_plan(out, settings, stamps.to_json(), Corpus(job, report), config.shard_tokens)
-        except BaseException:
-            _remove_if_empty(out, existed)
-            raise
-        plan = load_plan(out)
-        if plan is None:
-            raise StorageError(f"{out / SCRATCH_DIR} has gone while the dump was at work")
+        plan = new_plan(job, out, report, settings, stamps)
         _save_config(config)
     check_resume(plan.settings, settings, out)
+    return plan
+
+
+def new_plan(
+    job: Job, root: Path, report: Report, settings: dict[str, Any] | None = None, stamps: Stamps | None = None
+) -> Plan:
+    """Tokenise the corpus into a plan under ``root``; ``settings`` and ``stamps`` are found out where not given.
+
+    Raises:
+        DataError: the corpus can't be read, or is empty; nothing stays behind then.
+        StorageError: the system refused.
+    """
+    stamps = stamps or Stamps()
+    existed = root.exists()
+    try:
+        make_plan(
+            root,
+            settings or settings_of(job, stamps),
+            stamps.to_json(),
+            Corpus(job, report),
+            job.config.shard_tokens,
+        )
+    except BaseException:
+        _remove_if_empty(root, existed)
+        raise
+    plan = load_plan(root)
+    if plan is None:
+        raise StorageError(f"{root / SCRATCH_DIR} has gone while the dump was at work")
     return plan
 
 
@@ -137,7 +162,7 @@ def _remove_if_empty(out: Path, existed: bool) -> None:
             out.rmdir()
 
 
-def _load_teacher(job: Job) -> TransformersTeacher:
+def load_teacher(job: Job) -> TransformersTeacher:
     config = job.config
     model = load_model(
         job.files,
@@ -201,6 +226,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
         settings=_recorded(settings) | ({"skipped_non_finite": skipped} if skipped else {}),
         software=settings["software"],
     )
+    calibration = done[0].calibration
     finalize_cache(
         config.out,
         entries,
@@ -208,6 +234,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
         config.encoding,
         config.shard_format,
         tokenizer_files(job.tokenizer),
+        calibration=None if calibration is None else Calibration.model_validate(calibration),
         card=config.card,
     )
 

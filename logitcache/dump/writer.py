@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from logitcache.cache import Encoding, ShardArrays, ShardFormatName, encode_shard, publish_shard
+from logitcache.cache import Encoding, ShardArrays, ShardFormatName, calibrate, encode_shard, publish_shard
 from logitcache.dump.assemble import Computed, assemble
 from logitcache.dump.claims import Claim
 from logitcache.dump.descriptors import Descriptor, write_descriptor
@@ -77,11 +77,13 @@ class ShardWriter:
     def _write(self, index: int, computed: Computed, claim: Claim, where: Callable[[int], str]) -> None:
         try:
             arrays, non_finite = assemble(computed, where, skip_non_finite=self._skip_non_finite)
-            entry = None
+            entry = calibration = None
             if arrays is not None:
                 payload = encode_shard(arrays, self._encoding, self._shard_format)
                 entry = publish_shard(self._root, payload, arrays, self._shard_format)
-            descriptor = Descriptor(entry, computed.vocab_size, non_finite, _mean_mass(arrays))
+                if index == 0:
+                    calibration = calibrate(arrays, self._encoding, payload).model_dump(mode="json")
+            descriptor = Descriptor(entry, computed.vocab_size, non_finite, _mean_mass(arrays), calibration)
             write_descriptor(self._root, index, descriptor)
         finally:
             claim.release()

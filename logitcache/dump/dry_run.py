@@ -1,0 +1,131 @@
+"""What a dump would do: its plan, its size and its time, measured on the first batch. Nothing is written."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcache.cache import encode_shard
+from logitcache.data import TokenSequence
+from logitcache.dump.assemble import Computed, assemble
+from logitcache.dump.config import DumpConfig, make_config
+from logitcache.dump.plan import Plan, cut_into_batches
+from logitcache.dump.run import load_teacher, new_plan, prepare_output
+from logitcache.dump.settings import Job, resolve
+from logitcache.errors import OutputExistsError
+from logitcache.progress import Report, silent
+
+#: Tokens that are run to measure the rate and the size; one forward pass of them warms up before.
+_SAMPLE_TOKENS = 2_048
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """Where a worker begins; it goes on with what others leave undone."""
+
+    rank: int
+    first_shard: int
+    shards: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The plan of a dump, and an estimate of what it takes.
+
+    Attributes:
+        rows, empty_rows: rows of the input, and those of them without a position to predict.
+        sequences, tokens, targets, shards: of the whole cache.
+        filling: tokens computed only to fill batches up, as a share of all that are computed.
+        bytes_per_target, bytes: estimated from one small shard; larger shards compress a little better.
+        tokens_per_second, seconds: measured here, of one worker; ``seconds`` is for all workers together at this rate.
+        workers: what each begins with.
+    """
+
+    rows: int
+    empty_rows: int
+    sequences: int
+    tokens: int
+    targets: int
+    shards: int
+    filling: float
+    bytes_per_target: float
+    bytes: int
+    tokens_per_second: float
+    seconds: float
+    workers: tuple[WorkerShare, ...]
+
+
+def plan_dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> DryRun:
+    """Tokenise the corpus and run the teacher over a small sample, to say what a dump would do and take.
+
+    Args and errors are those of :func:`logitcache.dump`; the output isn't touched.
+    """
+    config = config or make_config(settings)
+    if prepare_output(config.out, dry=True) is not None:
+        raise OutputExistsError(f"output {config.out} already holds a finished cache")
+    job = resolve(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = new_plan(job, Path(scratch), report)
+        return _estimate(job, plan)
+
+
+def _estimate(job: Job, plan: Plan) -> DryRun:
+    tokens_per_second, bytes_per_target = _measure(job, plan)
+    assert job.config.batch_tokens is not None
+    computed = 0
+    for shard in range(len(plan)):
+        lengths = plan.shard_lengths(shard)
+        computed += sum(len(batch) * lengths[batch[0]] for batch in cut_into_batches(lengths, job.config.batch_tokens))
+    seconds = plan.tokens / tokens_per_second / job.config.world_size
+    return DryRun(
+        rows=plan.rows,
+        empty_rows=plan.empty_rows,
+        sequences=plan.sequences,
+        tokens=plan.tokens,
+        targets=plan.targets,
+        shards=len(plan),
+        filling=1 - plan.tokens / computed,
+        bytes_per_target=bytes_per_target,
+        bytes=round(bytes_per_target * plan.targets),
+        tokens_per_second=tokens_per_second,
+        seconds=seconds,
+        workers=tuple(_shares(plan, job.config.world_size)),
+    )
+
+
+def _measure(job: Job, plan: Plan) -> tuple[float, float]:
+    teacher = load_teacher(job)
+    sample: list[TokenSequence] = []
+    tokens = 0
+    for sequence in plan.shard_sequences(0):
+        if sample and tokens + len(sequence.token_ids_L) > _SAMPLE_TOKENS:
+            break
+        sample.append(sequence)
+        tokens += len(sequence.token_ids_L)
+    teacher.topk(sample[:1]).wait()
+    started = time.perf_counter()
+    targets = teacher.topk(sample)
+    targets.wait()
+    rate = tokens / (time.perf_counter() - started)
+    computed = Computed(sample, [(list(range(len(sample))), targets)])
+    arrays, _ = assemble(computed, plan.where, skip_non_finite=job.config.skip_non_finite)
+    if arrays is None:
+        return rate, 0.0
+    payload = encode_shard(arrays, job.config.encoding, job.config.shard_format)
+    return rate, len(payload) / arrays.targets
+
+
+def _shares(plan: Plan, world_size: int) -> list[WorkerShare]:
+    firsts = [rank * len(plan) // world_size for rank in range(world_size + 1)]
+    tokens_P = np.asarray([plan.shard_tokens(shard) for shard in range(len(plan))])
+    return [
+        WorkerShare(rank, first, after - first, int(tokens_P[first:after].sum()))
+        for rank, (first, after) in enumerate(itertools.pairwise(firsts))
+    ]
