@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from logitcache.cache.stored import StoredShard
 from logitcache.errors import CorruptCacheError
 
-ZSTD_LEVEL = 5
+ZSTD_LEVEL = 1
 _TYPES = {"uint8": pa.uint8(), "uint16": pa.uint16(), "uint32": pa.uint32(), "float32": pa.float32()}
 _KEY = b"logitcache"
 

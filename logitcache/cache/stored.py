@@ -15,33 +15,84 @@ from numpy.typing import NDArray
 
 from logitcache.errors import CorruptCacheError
 
+Shape = tuple[int | None, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class StoredShard:
-    """Named arrays (uint8, uint16, uint32 or float32, little-endian, C order) and JSON attributes."""
+    """Named arrays (uint8, uint32 or float32, C order) and JSON attributes."""
 
     arrays: Mapping[str, NDArray[Any]]
     attributes: Mapping[str, Any]
 
 
+class ArrayReader:
+    """Hands out stored arrays by name, their dtype and shape checked, and notices those nobody asked for."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._left = dict(arrays)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def array(self, name: str, dtype: type[np.generic], shape: Shape) -> NDArray[Any]:
+        """Return an array; None in ``shape`` stands for any size.
+
+        Raises:
+            CorruptCacheError: it is missing, or of another dtype or shape.
+        """
+        array = self._left.pop(name, None)
+        if array is None:
+            raise CorruptCacheError(f"the array {name} is missing")
+        fits = len(shape) == array.ndim and all(
+            want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            raise CorruptCacheError(f"the array {name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+        return array
+
+    def planes(self, name: str, dtype: type[np.unsignedinteger[Any]], shape: Shape) -> NDArray[Any]:
+        """Return whole numbers of ``shape`` that were stored as byte planes.
+
+        Raises:
+            CorruptCacheError: as for :meth:`array`; or there are more planes than ``dtype`` has bytes.
+        """
+        planes = self.array(name, np.uint8, (None, *shape))
+        if not 1 <= len(planes) <= np.dtype(dtype).itemsize:
+            raise CorruptCacheError(f"the array {name} has {len(planes)} byte planes, for {np.dtype(dtype).name}")
+        return from_planes(planes, dtype)
+
+    def finish(self) -> None:
+        """Check that every array was asked for.
+
+        Raises:
+            CorruptCacheError: there are more.
+        """
+        if self._left:
+            raise CorruptCacheError(f"it holds arrays that aren't part of the format: {', '.join(sorted(self._left))}")
+
+
+def zstd_level(name: str) -> int:
+    """Level to compress an array with.
+
+    What the encoding has turned into near-noise gains nothing from a search for repetitions: the lowest level, which
+    is 20 times faster, even makes it smaller. Tables, masks and classes do repeat.
+    """
+    return 1 if name.startswith(("id_places", "logprob", "residual", "token_places")) else 9
+
+
 def to_planes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Split unsigned integers ``[...]`` into byte planes ``[P, ...]``, low byte first; high planes of zeros are left out."""
+    """Split unsigned integers ``[...]`` into byte planes ``[P, ...]``, low byte first, without high planes of zeros."""
     wide = np.ascontiguousarray(values)
-    size = wide.dtype.itemsize
     top = int(wide.max()) if wide.size else 0
     planes = max(1, (top.bit_length() + 7) // 8)
-    bytes_ = wide.astype(wide.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(*wide.shape, size)
+    little = wide.astype(wide.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+    bytes_ = little.reshape(*wide.shape, wide.dtype.itemsize)
     return np.ascontiguousarray(np.moveaxis(bytes_, -1, 0)[:planes])
 
 
 def from_planes(planes: NDArray[np.uint8], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    """Join byte planes ``[P, ...]`` into unsigned integers ``[...]`` of ``dtype``.
-
-    Raises:
-        CorruptCacheError: there are more planes than ``dtype`` has bytes.
-    """
-    if not 1 <= len(planes) <= np.dtype(dtype).itemsize:
-        raise CorruptCacheError(f"{len(planes)} byte planes don't fit {np.dtype(dtype).name}")
+    """Join byte planes ``[P, ...]``, P of at most its bytes, into unsigned integers ``[...]`` of ``dtype``."""
     values: NDArray[Any] = planes[0].astype(dtype)
     for byte, plane in enumerate(planes[1:], start=1):
         values |= plane.astype(dtype) << dtype(8 * byte)

@@ -18,10 +18,9 @@ import numpy as np
 from numcodecs import zstd
 from numpy.typing import NDArray
 
-from logitcache.cache.stored import StoredShard
+from logitcache.cache.stored import StoredShard, zstd_level
 from logitcache.errors import CorruptCacheError
 
-ZSTD_LEVEL = 5
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644
 _DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32, "float32": np.float32}
@@ -41,10 +40,10 @@ class ZarrShards:
             _add(archive, "zarr.json", _canonical(group))
             for name in sorted(stored.arrays):
                 array = np.ascontiguousarray(stored.arrays[name])
-                _add(archive, f"{name}/zarr.json", _canonical(_metadata(array)))
+                _add(archive, f"{name}/zarr.json", _canonical(_metadata(name, array)))
                 if array.size:
                     key = "/".join(["c"] + ["0"] * array.ndim)
-                    _add(archive, f"{name}/{key}", zstd.compress(array, ZSTD_LEVEL, True))
+                    _add(archive, f"{name}/{key}", zstd.compress(array, zstd_level(name), True))
         return file.getvalue()
 
     def read(self, payload: bytes | memoryview) -> StoredShard:
@@ -69,7 +68,7 @@ class ZarrShards:
 
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
         """Bytes of an array's chunk."""
-        return len(zstd.compress(np.ascontiguousarray(array), ZSTD_LEVEL, True)) if array.size else 0
+        return len(zstd.compress(np.ascontiguousarray(array), zstd_level(name), True)) if array.size else 0
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -83,7 +82,7 @@ def _canonical(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _metadata(array: NDArray[Any]) -> dict[str, Any]:
+def _metadata(name: str, array: NDArray[Any]) -> dict[str, Any]:
     bytes_codec: dict[str, Any] = {"name": "bytes"}
     if array.dtype.itemsize > 1:
         bytes_codec["configuration"] = {"endian": "little"}
@@ -98,7 +97,7 @@ def _metadata(array: NDArray[Any]) -> dict[str, Any]:
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
-        "codecs": [bytes_codec, {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": True}}],
+        "codecs": [bytes_codec, {"name": "zstd", "configuration": {"level": zstd_level(name), "checksum": True}}],
         "attributes": {},
     }
 
