@@ -16,7 +16,7 @@ from .text import printable
 
 
 def info(
-    cache: Annotated[Path, typer.Argument(help="The cache's directory.")],
+    cache: Annotated[Path, typer.Argument(help="The cache: a directory, or a URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the manifest and derived figures.")] = False,
 ) -> None:
     """Show what a cache holds, where it came from and how exact it is."""

@@ -65,7 +65,7 @@ class Row:
 
 
 def peek(
-    cache: Annotated[Path, typer.Argument(help="The cache's directory.")],
+    cache: Annotated[Path, typer.Argument(help="The cache: a directory, or a URL.")],
     sequence: Annotated[int, typer.Argument(help="Which sequence, from 0.", min=0)] = 0,
     tokens: Annotated[
         str | None,
@@ -132,14 +132,12 @@ def _prediction(sequence: CachedSequence, row: int, token_id: int, top: int, nam
 
 
 def _print(cache: Cache, index: int, sequence: CachedSequence, rows: list[Row]) -> None:
-    last = rows[-1].position + 1
-    console.print(
-        Text.assemble(
-            (f"Sequence {index:,}", "bold"),
-            f" of {len(cache):,}: tokens {rows[0].position:,} to {last:,} of {len(sequence):,}, "
-            f"{len(sequence.targets):,} targets of {printable(cache.manifest.provenance.teacher.name)}",
-        )
-    )
+    span = f"tokens {rows[0].position:,} to {rows[-1].position + 1:,} of {len(sequence):,}" if rows else "no tokens"
+    teacher = printable(cache.manifest.provenance.teacher.name)
+    targets = f"{len(sequence.targets):,} targets of {teacher}"
+    console.print(Text.assemble((f"Sequence {index:,}", "bold"), f" of {len(cache):,}: {span}, {targets}"))
+    if not rows:
+        return
     console.print(_passage(rows))
     console.print()
     console.print(_table(rows))
