@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +12,9 @@ from logitcache.progress import progress_bars
 
 from .common import console, messages, print_json
 from .measures import comparison_table, quiet_transformers
+
+if TYPE_CHECKING:
+    from logitcache.evaluation import Metrics
 
 
 def evaluate(
@@ -19,6 +24,7 @@ def evaluate(
     students: Annotated[list[str] | None, typer.Argument(help="Students to compare.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward pass.")] = 8,
     dtype: Annotated[str, typer.Option(help="The student's weights: fp32, bf16 or fp16.")] = "fp32",
+    plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this file (.png, .svg or .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Measure how close a student is to the teacher behind a cache; the teacher is not needed.
@@ -27,7 +33,6 @@ def evaluate(
     """
     from logitcache.cache import open_cache
     from logitcache.errors import ConfigError
-    from logitcache.evaluation import Metrics
     from logitcache.evaluation import evaluate as measure
     from logitcache.pairing import DTYPES
 
@@ -42,9 +47,24 @@ def evaluate(
     for name in names:
         with progress_bars(messages) as report:
             results[name] = measure(opened, name, batch_size=batch_size, dtype=DTYPES[dtype], report=report)
+    if plot is not None:
+        draw(results, plot)
     if as_json:
         shown = {name: metrics.as_dict() for name, metrics in results.items()}
         print_json(shown[names[0]] if len(names) == 1 else shown)
         return
     console.print(comparison_table(results))
     console.print(f"{results[names[0]].positions:,} positions of {cache}", highlight=False)
+
+
+def draw(results: Mapping[str, Metrics], path: Path) -> None:
+    """Write the comparison as a picture."""
+    from logitcache.errors import ConfigError, MissingDependencyError
+    from logitcache.report import draw_comparison
+
+    figure = draw_comparison(results)
+    if figure is None:
+        raise MissingDependencyError("--plot needs matplotlib: pip install 'logitcache[plot]'")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"plot = {str(path)!r} is not allowed; the name must end in .png, .svg or .pdf")
+    figure.savefig(path, dpi=150)

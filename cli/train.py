@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,10 @@ def train(
     loss: Annotated[
         str | None,
         typer.Option(help="A loss, or a weighted sum such as bild=1.0,cross_entropy=0.1; by default bild."),
+    ] = None,
+    losses: Annotated[
+        str | None,
+        typer.Option(help="Train one student for each of several losses and compare them: bild,top_kl,bild+top_kl."),
     ] = None,
     eval_cache: Annotated[str | None, typer.Option(help="A held-out cache to measure the student against.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cache.")] = None,
@@ -72,7 +77,26 @@ def train(
         "resume": resume,
     }
     settings = read_config(config) | {name: value for name, value in flags.items() if value is not None}
-    run_training(settings, dry_run=dry_run, as_json=as_json)
+    if losses is not None:
+        compare_losses(settings, losses, as_json=as_json)
+    else:
+        run_training(settings, dry_run=dry_run, as_json=as_json)
+
+
+def compare_losses(settings: dict[str, Any], losses: str, *, as_json: bool) -> None:
+    from logitcache.training import TrainConfig, split_losses, train_each
+
+    parsed, names = TrainConfig.parse(settings), split_losses(losses)
+    quiet_transformers()
+    with progress_bars(messages, enabled=is_first_rank()) as report:
+        results = train_each(parsed, names, report=report)
+    if not is_first_rank():
+        return
+    if as_json:
+        print_json({name: metrics.as_dict() for name, metrics in results.items()})
+        return
+    console.print(comparison_table(results))
+    console.print(f"the students and comparison.json are in {parsed.out}", highlight=False)
 
 
 def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
@@ -89,8 +113,10 @@ def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> N
         for name, value in planned.items():
             console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
         return
-    with progress_bars(messages) as report:
+    with progress_bars(messages, enabled=is_first_rank()) as report:
         result = run(parsed, report=report)
+    if not is_first_rank():
+        return
     for note in result.notes:
         messages.print(f"note: {note}", highlight=False)
     if as_json:
@@ -99,3 +125,8 @@ def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> N
     if result.before is not None and result.after is not None:
         console.print(comparison_table({"before": result.before, "after": result.after}))
     console.print(f"{result.steps:,} steps in {result.seconds:,.0f} s; the student is in {result.out}", highlight=False)
+
+
+def is_first_rank() -> bool:
+    """Under torchrun only one process speaks."""
+    return os.environ.get("RANK", "0") == "0"

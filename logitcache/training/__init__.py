@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from logitcache.training.compare import split_losses, train_each
 from logitcache.training.config import TrainConfig
 from logitcache.training.run import TrainResult, plan, train
 
-__all__ = ["TrainConfig", "TrainResult", "plan", "train"]
+__all__ = ["TrainConfig", "TrainResult", "plan", "split_losses", "train", "train_each"]

@@ -8,19 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from logitcache.atomic import write_atomically
 from logitcache.errors import ResumeMismatchError
 
 MARKER = "logitcache.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file aside, sync it, and rename it into place."""
-    aside = path.with_name(f".{path.name}.aside")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def complete(checkpoint: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from logitcache import losses
+from logitcache.atomic import write_atomically
 from logitcache.cache import Cache, open_cache
 from logitcache.errors import (
     ConfigError,
@@ -23,6 +24,7 @@ from logitcache.errors import (
 from logitcache.evaluation import Metrics
 from logitcache.pairing import DTYPES, load_student, pair
 from logitcache.progress import Report, silent
+from logitcache.report import NO_PLOT, write_report
 from logitcache.streaming import Stream, stream
 from logitcache.training import checkpoints
 from logitcache.training.config import TrainConfig
@@ -50,6 +52,7 @@ class TrainResult:
         history: what was logged, one entry a step or evaluation.
         seconds: of this run, evaluations and checkpoints included.
         notes: what the user should know about the pair of student and cache.
+        files: the report's files.
     """
 
     out: Path
@@ -59,6 +62,7 @@ class TrainResult:
     history: list[dict[str, Any]]
     seconds: float
     notes: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; the history is in the report."""
@@ -69,6 +73,7 @@ class TrainResult:
             "before": None if self.before is None else self.before.as_dict(),
             "after": None if self.after is None else self.after.as_dict(),
             "notes": list(self.notes),
+            "report": [str(path) for path in self.files],
         }
 
 
@@ -113,14 +118,18 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
         trainer.evaluate()
     measured = evaluations(trainer.state.log_history)
     run.save(trainer)
+    before, after = (measured[0][1], measured[-1][1]) if measured else (None, None)
+    history = trainer.state.log_history
+    files = run.write_report(trainer, before, after)
     return TrainResult(
         out=config.out,
         steps=trainer.state.global_step,
-        before=measured[0][1] if measured else None,
-        after=measured[-1][1] if measured else None,
-        history=trainer.state.log_history,
+        before=before,
+        after=after,
+        history=history,
         seconds=time.perf_counter() - started,
-        notes=run.pairing.notes,
+        notes=(*run.pairing.notes, *([NO_PLOT] if len(files) == 2 else [])),
+        files=files,
     )
 
 
@@ -159,7 +168,7 @@ class Run:
         limit = self.pairing.vocab_limit
         module = DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size)
         config.out.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
+        write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
         return DistillTrainer(
             model=module,
             args=args,
@@ -208,6 +217,25 @@ class Run:
         for path in sorted(aside.iterdir(), key=lambda path: path.name in ("config.json", "adapter_config.json")):
             os.replace(path, self.config.out / path.name)
         aside.rmdir()
+
+    def write_report(self, trainer: DistillTrainer, before: Metrics | None, after: Metrics | None) -> tuple[Path, ...]:
+        config = self.config
+        if not (config.report and trainer.args.should_save):
+            return ()
+        facts = {"cache": self.cache.digest, "teacher": self.cache.manifest.provenance.teacher.name}
+        if self.eval_cache is not None:
+            facts["eval_cache"] = self.eval_cache.digest
+        return tuple(
+            write_report(
+                config.out,
+                title=f"{Path(config.student).name} trained with {config.loss}",
+                history=trainer.state.log_history,
+                before=before,
+                after=after,
+                settings=config.model_dump(mode="json"),
+                facts=facts,
+            )
+        )
 
 
 def training_arguments(config: TrainConfig, run: Run) -> Any:
@@ -289,6 +317,12 @@ def add_lora(student: Any, config: TrainConfig) -> Any:
         return get_peft_model(student, lora)
     except ValueError as error:
         raise ConfigError(f"lora_targets = {targets!r}: {str(error).splitlines()[0]}") from error
+
+
+def check_settings(config: TrainConfig) -> None:
+    """What can be refused without loading anything. Raises as :func:`train` does."""
+    _loss(config)
+    _place(config)
 
 
 def _loss(config: TrainConfig) -> losses.Loss:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from logitcache.errors import StorageError
 from logitcache.evaluation import MetricSums
 from logitcache.progress import Report
 from logitcache.streaming import Batch, Stream
@@ -143,11 +145,18 @@ class DistillTrainer(Trainer):
 
 
 def save_student(student: Any, out: Path, tokenizer_dir: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Save a student with the cache's tokenizer beside it."""
-    out.mkdir(parents=True, exist_ok=True)
-    student.save_pretrained(out, state_dict=state_dict)
-    for path in tokenizer_dir.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
+    """Save a student with the cache's tokenizer beside it.
+
+    Raises:
+        StorageError: no room, no permission.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        student.save_pretrained(out, state_dict=state_dict)
+        for path in tokenizer_dir.iterdir():
+            (out / path.name).write_bytes(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"can't save the student in {out}: {error}") from error
 
 
 class _Follow(TrainerCallback):
