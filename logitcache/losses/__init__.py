@@ -5,6 +5,7 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 """
 
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
+from logitcache.losses.candidates import with_candidates
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, head_loss, linear_loss
 from logitcache.losses.lm_head import LossModel, loss_model
@@ -27,4 +28,5 @@ __all__ = [
     "names",
     "parameters",
     "parse",
+    "with_candidates",
 ]

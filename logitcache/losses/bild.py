@@ -57,20 +57,29 @@ class SLD(SparseLoss):
     The gradient flows through the student's values, not through the choice of ids. Exact where the targets hold the
     student's ids. Where one is missing, ``missing`` says what stands for the teacher's value:
 
-    * ``bound``: b − ``offset`` nats, b = min(least listed log-prob, log of the residual mass) the most it can be;
+    * ``bound``: b − ``offset`` − ``slope`` · (share of the k that is missing), in nats, where b = min(least listed
+      log-prob, log of the residual mass) is the most it can be: the more ids are missing, the further the student is
+      from the teacher, and the lower the values that the teacher gives them;
     * ``drop``: every pair with a missing value is left out.
+
+    ``ranked`` is for targets that hold more than the teacher's top entries (see ``with_candidates``): how many, counted
+    from the first, really are the teacher's largest. The bound is taken from the last of those.
     """
 
     name: ClassVar[str] = "s_ld"
     k: int = 8
     temperature: float = 3.0
     missing: str = "bound"
-    offset: float = 1.0
+    offset: float = 0.65
+    slope: float = 2.4
+    ranked: int | None = None
 
     def __post_init__(self) -> None:
         check_count(self.name, 2, k=self.k)
         check_positive(self.name, temperature=self.temperature)
-        check_not_negative(self.name, offset=self.offset)
+        check_not_negative(self.name, offset=self.offset, slope=self.slope)
+        if self.ranked is not None:
+            check_count(self.name, 1, ranked=self.ranked)
         if self.missing not in MISSING:
             raise ConfigError(
                 f"{self.name}: missing = {self.missing!r} is not allowed; choose from {', '.join(MISSING)}"
@@ -80,7 +89,8 @@ class SLD(SparseLoss):
         ids_Nk = student_top_ids(logits_NV, min(self.k, logits_NV.shape[1]))
         teacher_Nk, listed_Nk = look_up(targets, ids_Nk)
         known_Nk = listed_Nk & (teacher_Nk > -math.inf)
-        fill_N1 = bound(targets)[:, None] - self.offset
+        missing_N1 = (~known_Nk).to(logits_NV.dtype).mean(1, keepdim=True)
+        fill_N1 = bound(targets, self.ranked)[:, None] - self.offset - self.slope * missing_N1
         usable_Nk = known_Nk if self.missing == "drop" else torch.ones_like(known_Nk)
         coverage_N = listed_Nk.to(logits_NV.dtype).mean(1)
         return Selection(ids_Nk, torch.where(known_Nk, teacher_Nk, fill_N1), usable_Nk, coverage_N=coverage_N)
@@ -118,13 +128,14 @@ class BiLD(SLD):
         return led + following
 
 
-def bound(targets: TopK) -> Tensor:
+def bound(targets: TopK, ranked: int | None = None) -> Tensor:
     """The most ``[N]`` that the log-prob of an id outside the list can be: finite wherever any entry is.
 
-    min(least finite listed log-prob, log of the residual mass); a residual of 0 (-inf) bounds nothing usable.
+    min(least finite listed log-prob, log of the residual mass); a residual of 0 (-inf) bounds nothing usable. Only the
+    first ``ranked`` entries are taken to be larger than all that aren't listed.
     """
-    finite_NK = targets.logprobs > -math.inf
-    least_N = torch.where(finite_NK, targets.logprobs, 0).amin(1)
+    ranked_NK = targets.logprobs[:, :ranked]
+    least_N = torch.where(ranked_NK > -math.inf, ranked_NK, 0).amin(1)
     residual_N = targets.residual_logprob
     return torch.where(residual_N > -math.inf, torch.minimum(least_N, residual_N), least_N)
 

@@ -5,6 +5,8 @@ Shape legend: N positions, V words, K entries in the targets, k ids compared.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,8 @@ from logitcache.losses.residual_kl import ResidualKL
 from logitcache.losses.student_top import student_top_ids
 from logitcache.losses.tail import look_up
 from logitcache.topk import TopK
+
+_ENOUGH = 0.9
 
 
 @torch.no_grad()
@@ -52,3 +56,20 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     wide = torch.promote_types(student_logits.dtype, torch.float32)
     values_N = functional.cross_entropy(student_logits.to(wide), labels, reduction="none", ignore_index=IGNORED_LABEL)
     return torch.where(labels == IGNORED_LABEL, torch.nan, values_N)
+
+
+def coverage_advice(coverage: float, targets_k: int, k: int = 8) -> str | None:
+    """A warning in one line if too many of the student's top k are missing from the targets, else None.
+
+    What s-LD loses depends on the share that it has to fill in: below 0.9 its gradient's cosine with the exact one
+    falls under about .97 (see docs/losses.md). A doubling of K takes away at least a third of what is missing, and
+    more near the teacher; the K advised is where a third a doubling reaches 0.9, at most eight times the present K.
+    """
+    if coverage >= _ENOUGH:
+        return None
+    doublings = math.ceil(math.log((1 - _ENOUGH) / (1 - coverage)) / math.log(2 / 3))
+    wanted = targets_k * 2 ** min(doublings, 3)
+    return (
+        f"only {coverage:.0%} of the student's top {k} ids are among the {targets_k} that the cache holds, and s-LD "
+        f"fills in the rest: dump with --top-k {wanted}, or use t_ld until the student is closer to the teacher"
+    )

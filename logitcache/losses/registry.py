@@ -91,7 +91,7 @@ def parse(spec: str) -> Loss:
     """
     parts: list[tuple[float, Loss]] = []
     position = 0
-    while position < len(spec) or not parts:
+    while position <= len(spec):
         match = _PART.match(spec, position)
         if match is None or (match.end() < len(spec) and spec[match.end()] != ","):
             raise ConfigError(f"loss {spec!r} can't be read; {_SYNTAX}")

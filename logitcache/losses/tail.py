@@ -56,7 +56,8 @@ def logit_std(targets: TopK, loss: str) -> Tensor:
         TargetsError: the targets are truncated and hold no ``logit_std``.
     """
     if targets.logit_std is not None:
-        return targets.logit_std
+        # A teacher that forbids ids with -inf has no finite spread; that of the entries it allows stands in.
+        return torch.where(torch.isfinite(targets.logit_std), targets.logit_std, finite_std(targets.logprobs))
     if targets.is_full:
         return finite_std(targets.logprobs)
     raise TargetsError(
