@@ -19,8 +19,8 @@ STATUS = re.compile(r"status code: (\d{3})")
 _NO_RETRIES = {"max_retries": 0}
 
 
-def connect(url: str, policy: RetryPolicy, create: bool) -> Any:
-    """An obstore store for a URL. Raises as ``Store`` does."""
+def connect(url: str, policy: RetryPolicy, create: bool, request_seconds: float) -> Any:
+    """An obstore store for a URL, whose requests may take so long in all. Raises as ``Store`` does."""
     try:
         from obstore import exceptions
         from obstore import store as stores
@@ -31,8 +31,7 @@ def connect(url: str, policy: RetryPolicy, create: bool) -> Any:
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=min(10.0, policy.stall)),
         "read_timeout": timedelta(seconds=policy.stall),
-        # The whole of a large shard may take long; a stall or a crawl is noticed earlier, by read_timeout and by us.
-        "timeout": timedelta(hours=6),
+        "timeout": timedelta(seconds=request_seconds),
     }
     scheme = url.partition("://")[0]
     try:
@@ -113,5 +112,6 @@ def reason_of(text: str) -> str:
     if status:
         parts = [f"HTTP {status[1]}", code[1] if code else "", message[1] if message else ""]
         return " ".join(part for part in parts if part)[:300]
-    # The address stands in the message already; what went wrong stands behind it.
-    return re.sub(r"\s+", " ", re.sub(r"^.*? in [0-9.]+\S*s - ", "", text, flags=re.DOTALL))[:300] or "no answer"
+    # The address stands in our message already; what went wrong stands behind it.
+    text = re.sub(r"^.*? in [0-9.]+\S*s - |^Generic \w+ error: ", "", text, flags=re.DOTALL)
+    return " ".join(text.split())[:300] or "no answer"

@@ -23,7 +23,7 @@ from logitcache.cache.opening import MAX_TABLE_BYTES, open_directory
 from logitcache.cache.publish import remove_scratch
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry
-from logitcache.errors import CorruptCacheError, MissingFileError, OfflineError
+from logitcache.errors import CorruptCacheError, MissingFileError, OfflineError, RemoteError
 from logitcache.share.fetch import fetch, fetch_bytes
 from logitcache.share.local_cache import LocalCache, LocalSettings
 from logitcache.share.location import Found, find
@@ -62,6 +62,12 @@ class RemoteCache(Cache):
             for index in indices:
                 self._threads.submit(self._ensure, store, self.shards[index])
 
+    def _stop_prefetching(self) -> None:
+        with self._starting:
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads = None
+
     def fetch_to(self, entry: ShardEntry, path: Path) -> None:
         """Write a shard into a new file, from the local cache if it is there, else from the store; the local cache
         stays as it is. Raises as reading a shard does."""
@@ -79,7 +85,11 @@ class RemoteCache(Cache):
     def _payload(self, entry: ShardEntry) -> bytes:
         pool, store = self._local.pool, self.store
         if store is not None:
-            return pool.read(entry.path, entry.bytes, entry.sha256, partial(_fetch_shard, store, entry))
+            try:
+                return pool.read(entry.path, entry.bytes, entry.sha256, partial(_fetch_shard, store, entry))
+            except RemoteError:
+                self._stop_prefetching()  # it would fail as well, one long wait after another
+                raise
         try:
             return pool.read(entry.path, entry.bytes, entry.sha256, None)
         except MissingFileError as error:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Larger uploads go in parts of this many bytes; each part is one request, so its time is bounded.
 _PART_BYTES = 8 << 20
+#: A request that isn't the reading of a file may take so many times the time of a stall.
+_SMALL_REQUEST = 5
+_BULK_SECONDS = 86_400.0
 _TRANSIENT_STATUS = {408, 425, 429}
 
 
@@ -74,7 +77,9 @@ class Store:
         self.scheme = url.partition("://")[0]
         self.policy = policy or RetryPolicy.from_environment()
         self._process = os.getpid()
-        self._store = connect(url, self.policy, create)
+        # Whole shards may take long, and a crawl is noticed by us; every other request is small.
+        self._store = connect(url, self.policy, create, self.policy.stall * _SMALL_REQUEST)
+        self._bulk = connect(url, self.policy, create, _BULK_SECONDS)
 
     @property
     def forked(self) -> bool:
@@ -211,16 +216,17 @@ class Store:
             return False
 
     def _stream(self, path: str, limit: int, write: Callable[[bytes], object]) -> None:
-        deadline = time.monotonic() + self.policy.time_for(limit)
-        result = self._store.get(path)
+        started = time.monotonic()
+        result = self._bulk.get(path)
         received, expected = 0, int(result.meta["size"])
+        allowed = self.policy.time_for(min(limit, expected))
         for chunk in result.stream(min_chunk_size=1):
             received += len(chunk)
             if received > limit:
                 raise OversizeError(path)
             write(bytes(chunk))
-            if time.monotonic() > deadline:
-                raise TransientError(f"too slow: {received:,} bytes in {self.policy.time_for(limit):.0f} s")
+            if time.monotonic() - started > allowed:
+                raise TransientError(f"too slow: {received:,} bytes in {allowed:.0f} s")
         if received < expected:
             raise TransientError(f"cut off after {received:,} of {expected:,} bytes")
 

@@ -19,7 +19,7 @@ from logitcache.share.parallel import run_parallel
 from logitcache.share.stores import Store
 from logitcache.share.url import parse_reference
 
-_KINDS = ((MissingFileError, "missing"), (CorruptCacheError, "altered"), (RemoteError, "unreadable"))
+_KINDS = ((MissingFileError, "missing"), (CorruptCacheError, "altered"))
 
 
 def verify_remote(url: str, deep: bool, workers: int, progress: Report) -> VerifyReport:
@@ -27,7 +27,7 @@ def verify_remote(url: str, deep: bool, workers: int, progress: Report) -> Verif
 
     Raises:
         CacheNotFoundError: there is no finished cache of this name.
-        RemoteError: the store refused, or didn't answer in time, before the manifest was read.
+        RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
     """
     reference = parse_reference(url)
     store = Store(url.rpartition("@")[0] if reference.tag or reference.digest else url)
@@ -38,6 +38,8 @@ def verify_remote(url: str, deep: bool, workers: int, progress: Report) -> Verif
     work = _Work(found.location, deep, workers, progress, files=2, bytes=len(found.raw))
     try:
         work.run(parse_manifest(found.raw, MANIFEST_NAME))
+    except RemoteError:
+        raise
     except LogitCacheError as error:
         work.faults.append(_fault(MANIFEST_NAME, error))
     return VerifyReport(found.digest, deep, work.files, work.bytes, work.faults)
@@ -88,6 +90,8 @@ class _Work:
                 return []
             arrays = decode_shard(payload, manifest.shard_format)
             check_content(arrays, entry, manifest, location.store.address(entry.path))
+        except RemoteError:
+            raise
         except LogitCacheError as error:
             return [_fault(entry.path, error)]
         return [Fault(entry.path, "invalid", message) for message in content_faults(arrays, manifest)]
@@ -95,6 +99,8 @@ class _Work:
     def _file(self, relative: str, size: int, sha256: str) -> builtins.bytes | None:
         try:
             payload = fetch_bytes(self.location.store, self.location.path(relative), size, sha256)
+        except RemoteError:
+            raise
         except LogitCacheError as error:
             self.faults.append(_fault(relative, error))
             return None
