@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.cache import Cache, open_cache
+from logitcache.cache import Cache, Calibration, open_cache
 
 from .common import console, print_json
 from .text import printable
@@ -51,9 +51,9 @@ def _sections(cache: Cache) -> list[tuple[str, dict[str, str]]]:
     manifest = cache.manifest
     sections = [("Content", _content(cache)), ("Teacher", _teacher(cache))]
     if manifest.calibration is not None:
-        sections.append(("Calibration, measured on the first shard", _plain(manifest.calibration)))
+        sections.append(("Measured on the first shard", _measured(manifest.calibration)))
     card = manifest.card.model_dump(exclude_none=True)
-    sections.append(("Card", _plain(card) if card else {"": "none: whoever made the cache gave no licence or purpose"}))
+    sections.append(("Card", card if card else {"": "none: whoever made the cache gave no licence or purpose"}))
     return sections
 
 
@@ -101,14 +101,19 @@ def _short(digest: str | None) -> str | None:
     return None if digest is None else digest[: len("sha256:") + 16] + "…"
 
 
-def _plain(values: dict[str, Any]) -> dict[str, str]:
-    return {name.replace("_", " "): _number(value) for name, value in values.items()}
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        shown = ", ".join(_number(item) for item in value[:8])
-        return shown + (f", … ({len(value)} values)" if len(value) > 8 else "")
-    return str(value)
+def _measured(measured: Calibration) -> dict[str, str]:
+    ranks = {
+        f"{part.first}–{part.last}" if part.last > part.first else f"{part.first}": part for part in measured.by_rank
+    }
+    mass = [f"{measured.mass_mean:.3f} in the mean"]
+    mass += [f"under {value:.3f} at {percent} %" for percent, value in measured.mass_percentiles.items()]
+    parts = sorted(measured.parts.items(), key=lambda part: -part[1])
+    return {
+        "targets": f"{measured.targets:,} of {measured.tokens:,} tokens",
+        "log-prob error": f"{measured.max_error:.4f} nat at most, mean {measured.mean_error:.4f}",
+        "mean by rank": ", ".join(f"{rank}: {mean:.4f}" for rank, mean in ranks.items()),
+        "residual error": f"{measured.residual_max_error:.4f} nat at most, mean {measured.residual_mean_error:.4f}",
+        "top-k mass": ", ".join(mass),
+        "bytes a token": f"{measured.bytes_per_token:.1f}: "
+        + ", ".join(f"{name} {size:.1f}" for name, size in parts if size >= 0.05),
+    }

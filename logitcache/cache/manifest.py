@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from logitcache.cache.calibrate import Calibration
 from logitcache.cache.canonical import MAX_INTEGER, canonical_json, parse_canonical
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName
@@ -151,7 +152,7 @@ class Manifest(Frozen):
     totals: Totals
     shard_table: FileRecord
     tokenizer: dict[TokenizerFile, FileRecord] = Field(default_factory=dict)
-    calibration: dict[str, JsonValue] | None = None
+    calibration: Calibration | None = None
     card: Card = Card()
     extensions: dict[str, JsonValue] = Field(default_factory=dict)
 

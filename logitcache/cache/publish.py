@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from logitcache.cache.arrays import ShardArrays
+from logitcache.cache.calibrate import Calibration
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.files import SCRATCH_DIR, file_record, storage_error, sync_directory, write_file
 from logitcache.cache.formats import ShardFormatName
@@ -70,7 +71,7 @@ def finalize_cache(
     encoding: Encoding,
     shard_format: ShardFormatName,
     tokenizer_files: Mapping[str, bytes],
-    calibration: BaseModel | None = None,
+    calibration: Calibration | None = None,
     card: Card | None = None,
 ) -> str:
     """Turn published shards into a finished cache: tokenizer, shard table, and the manifest last.
@@ -82,6 +83,8 @@ def finalize_cache(
         root: where the shards were published.
         entries: in the order of the sequences.
         tokenizer_files: content by plain file name.
+        calibration: what ``calibrate`` measured on the first shard.
+        card: what a person should know before using the cache.
 
     Returns:
         The cache's digest, ``sha256:…`` over its manifest.
@@ -101,7 +104,7 @@ def finalize_cache(
             totals=Totals(shards=len(entries), **_sums(entries)),
             shard_table=file_record(table),
             tokenizer={name: file_record(content) for name, content in tokenizer_files.items()},
-            calibration=None if calibration is None else calibration.model_dump(mode="json", exclude_none=True),
+            calibration=calibration,
             card=card or Card(),
         )
     except ValidationError as error:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
-from logitcache.cache import Encoding, ShardArrays, ShardFormatName, encode_shard
+from logitcache.cache import Calibration, Encoding, ShardArrays, ShardFormatName, encode_shard
 from logitcache.cache.files import file_record
 from logitcache.cache.manifest import TABLE_NAME, TOKENIZER_DIR, Card, Manifest, Provenance, Totals
 from logitcache.cache.table import COUNTS, ShardEntry, shard_path, write_table
@@ -73,7 +72,7 @@ def derived_files(
     tokenizer: dict[str, bytes],
     *,
     card: Card | None = None,
-    calibration: dict[str, JsonValue] | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[bytes, dict[str, bytes]]:
     """The manifest's bytes and the other small files of a cache of these shards.
 
