@@ -1,20 +1,28 @@
-"""Arrow shards: an Arrow IPC file of one record batch with one row; each array is a (nested) fixed-size list."""
+"""Arrow shards: an Arrow IPC file of one record batch with one row; an array is a column of (nested) fixed-size lists.
+
+Fixed-size lists need no offsets: the schema alone says how large everything is, and a reader can't be led astray.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitcache.cache.stored import StoredShard
+from logitcache.cache.arrow_guard import claimed_bytes
+from logitcache.cache.stored import StoredShard, size_limit
 from logitcache.errors import CorruptCacheError
 
+# Arrow has one level for a whole file; see ``stored.zstd_level``.
 ZSTD_LEVEL = 1
-_TYPES = {"uint8": pa.uint8(), "uint16": pa.uint16(), "uint32": pa.uint32(), "float32": pa.float32()}
-_KEY = b"logitcache"
+_TYPES = {"uint8": pa.uint8(), "uint32": pa.uint32(), "float32": pa.float32()}
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+_HEADER = b"logitcache"
+_MAX_DIMENSIONS = 4
 
 
 class ArrowShards:
@@ -26,8 +34,8 @@ class ArrowShards:
     def write(self, stored: StoredShard) -> bytes:
         """Return the bytes of an Arrow IPC file."""
         columns = {name: _to_column(stored.arrays[name]) for name in sorted(stored.arrays)}
-        metadata = {_KEY: json.dumps(dict(stored.attributes), sort_keys=True, separators=(",", ":")).encode()}
-        schema = pa.schema([pa.field(name, column.type, False) for name, column in columns.items()], metadata)
+        header = json.dumps(dict(stored.attributes), sort_keys=True, separators=(",", ":")).encode()
+        schema = pa.schema([pa.field(name, column.type, False) for name, column in columns.items()], {_HEADER: header})
         batch = pa.record_batch(list(columns.values()), schema=schema)
         sink = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", ZSTD_LEVEL), use_threads=False)
@@ -36,52 +44,71 @@ class ArrowShards:
         return bytes(sink.getvalue())
 
     def read(self, payload: bytes | memoryview) -> StoredShard:
-        """Return what was written, checked."""
+        """Return what was written.
+
+        Raises:
+            CorruptCacheError: the payload isn't a shard in this format.
+        """
         try:
-            reader = pa.ipc.open_file(pa.BufferReader(payload), options=pa.ipc.IpcReadOptions(use_threads=False))
-            if reader.num_record_batches != 1:
-                raise CorruptCacheError(f"the file holds {reader.num_record_batches} record batches, not 1")
-            batch = reader.get_batch(0)
-            batch.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise CorruptCacheError(f"not an Arrow file that can be read: {error}") from error
-        try:
-            attributes = json.loads((batch.schema.metadata or {})[_KEY])
-        except (ValueError, KeyError, RecursionError) as error:
-            raise CorruptCacheError(f"the schema's metadata is not valid: {error}") from error
-        if batch.num_rows != 1 or not isinstance(attributes, dict):
-            raise CorruptCacheError(f"the record batch has {batch.num_rows} rows, not 1")
-        arrays = {name: _from_column(name, batch.column(name)) for name in batch.schema.names}
-        return StoredShard(arrays, attributes)
+            batch = _read_batch(payload)
+            attributes = json.loads((batch.schema.metadata or {})[_HEADER])
+        except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:
+            raise CorruptCacheError(
+                f"not an Arrow shard: {str(error).splitlines()[0] if str(error) else error!r}"
+            ) from error
+        if not isinstance(attributes, dict):
+            raise CorruptCacheError("the header in the schema's metadata is not a JSON object")
+        names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise CorruptCacheError("two columns have the same name")
+        return StoredShard({name: _from_column(name, batch.column(i)) for i, name in enumerate(names)}, attributes)
 
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
         """Bytes of an array's buffer, with the length before it."""
         return 8 + len(pa.Codec("zstd", ZSTD_LEVEL).compress(np.ascontiguousarray(array), asbytes=True))
 
 
+def _read_batch(payload: bytes | memoryview) -> pa.RecordBatch:
+    claimed = claimed_bytes(payload, compressed=True)
+    if claimed > size_limit(len(payload)):
+        raise ValueError(f"its arrays claim {claimed:,} bytes, too many for a file of {len(payload):,}")
+    reader = pa.ipc.open_file(pa.BufferReader(payload), options=pa.ipc.IpcReadOptions(use_threads=False))
+    for field in reader.schema:
+        _shape(field.name, field.type)
+    if reader.num_record_batches != 1:
+        raise ValueError(f"it holds {reader.num_record_batches} record batches, not 1")
+    batch = reader.get_batch(0)
+    batch.validate(full=True)
+    if batch.num_rows != 1:
+        raise ValueError(f"it has {batch.num_rows} rows, not 1")
+    return batch
+
+
 def _to_column(array: NDArray[Any]) -> pa.Array:
-    column = pa.array(np.ascontiguousarray(array).reshape(-1), _TYPES[array.dtype.name])
-    kind = column.type
-    for size in reversed(array.shape):
-        kind = pa.list_(pa.field("item", kind, False), size)
-    for size in reversed(array.shape):
-        column = _wrap(column, size)
+    values = np.ascontiguousarray(array)
+    column = pa.array(values.reshape(-1), _TYPES[values.dtype.name])
+    for axis in range(values.ndim - 1, -1, -1):
+        kind = pa.list_(pa.field("item", column.type, False), values.shape[axis])
+        column = pa.Array.from_buffers(kind, math.prod(values.shape[:axis]), [None], children=[column])
     return column
 
 
-def _wrap(values: pa.Array, size: int) -> pa.Array:
-    kind = pa.list_(pa.field("item", values.type, False), size)
-    rows = len(values) // size if size else 1
-    return pa.Array.from_buffers(kind, rows, [None], children=[values])
+def _shape(name: str, kind: pa.DataType) -> tuple[int, ...]:
+    shape: list[int] = []
+    while pa.types.is_fixed_size_list(kind) and len(shape) < _MAX_DIMENSIONS:
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    if kind not in _NAMES or not shape:
+        raise ValueError(f"the column {name[:80]!r} has the type {str(kind)[:80]}, which is not allowed")
+    return tuple(shape)
 
 
 def _from_column(name: str, column: pa.Array) -> NDArray[Any]:
-    shape = []
-    while isinstance(column, pa.FixedSizeListArray):
-        shape.append(column.type.list_size)
+    shape = _shape(name, column.type)
+    for _ in shape:
+        if column.null_count:
+            raise CorruptCacheError(f"the column {name} has nulls")
         column = column.values
-    if str(column.type) not in _TYPES and column.type != pa.float32():
-        raise CorruptCacheError(f"{name}: the type {column.type} is not allowed")
-    if column.null_count or len(column) != int(np.prod(shape, dtype=object)):
-        raise CorruptCacheError(f"{name}: {len(column)} values for the shape {shape}")
+    if column.null_count or len(column) != math.prod(shape):
+        raise CorruptCacheError(f"the column {name} has nulls, or {len(column)} values for the shape {shape}")
     return np.asarray(column.to_numpy(zero_copy_only=True)).reshape(shape)

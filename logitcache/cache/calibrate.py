@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.encoding import Encoding, decode_arrays, part_of
 from logitcache.cache.formats import format_of
+from logitcache.cache.stored import size_limit
 
 PERCENTILES = (1, 10, 50, 90, 99)
 
@@ -66,7 +67,7 @@ def calibrate(arrays: ShardArrays, encoding: Encoding, payload: bytes) -> Calibr
     """
     shard_format = format_of(payload)
     stored = shard_format.read(payload)
-    decoded = decode_arrays(stored)
+    decoded = decode_arrays(stored, size_limit(len(payload)))
     sizes = {name: shard_format.compressed_bytes(name, array) for name, array in stored.arrays.items()}
     error_NK = _error(arrays.topk_logprobs_NK, decoded.topk_logprobs_NK)
     residual_error_N = _error(arrays.residual_logprob_N, decoded.residual_logprob_N)

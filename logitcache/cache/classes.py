@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 #: A class must repay its table: below so many rows for each, there are fewer classes, or none.
-_ROWS_PER_CLASS = 512
-_CLASSES = 96
+_ROWS_PER_CLASS = 400
+_CLASSES = 128
 #: Rarer ids say little about the class of a row, and nor do ids far down in it.
-_WORDS, _COLUMNS = 4096, 64
+_WORDS, _COLUMNS = 8192, 64
 #: Rows looked at in each round.
 _ROUNDS = (4096,) * 6 + (8192,) * 4 + (16384,) * 4
 #: Weight of the shard's distribution in that of a class, in rows.
-_SMOOTHING = 30.0
+_SMOOTHING = 8.0
 _GRID = 64.0
 _SEED = 0
 #: Rows whose costs are held in memory at a time.
@@ -63,20 +63,28 @@ def cluster_rows(ranks_NK: NDArray[Any]) -> NDArray[np.uint8] | None:
 def _fit(
     words_NK: torch.Tensor, classes_N: NDArray[np.int64], classes: int, frequency_W: NDArray[np.float64]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bits that each id costs in each class beyond what it costs in the shard, and bits to name the class."""
+    """Bits that each id costs in each class beyond what it costs in the shard, and bits to name the class.
+
+    A class's distribution is its counts and the shard's distribution, mixed. Ids that the class doesn't hold then cost
+    the same, so that logarithms are due only for those that it does.
+    """
     width = len(frequency_W)
-    flat = words_NK.numpy() + (classes_N * width)[:, None]  # int64
-    counts_CW = np.bincount(flat.ravel(), minlength=classes * width).reshape(classes, width)
+    pair = words_NK.numpy() * np.int64(classes) + classes_N[:, None]
+    counts = np.bincount(pair.ravel(), minlength=width * classes)
+    held = np.flatnonzero(counts)
     weight = _SMOOTHING * words_NK.shape[1]
-    share_CW = (counts_CW + weight * frequency_W) / (counts_CW.sum(1, keepdims=True) + weight)
-    bits_CW = -np.log2(np.maximum(share_CW, 1e-12) / np.maximum(frequency_W, 1e-12))
-    bits_CW[:, -1] = 0  # all the rare ids together: no evidence
-    prior_C = -np.log2((np.bincount(classes_N, minlength=classes) + 1) / (len(classes_N) + classes))
-    return _on_grid(bits_CW.T), _on_grid(prior_C)
+    sizes_C = np.bincount(classes_N, minlength=classes)
+    absent_C = np.log2(sizes_C * words_NK.shape[1] / weight + 1)
+    ratio = counts[held] / (weight * frequency_W[held // classes])
+    bits_WC = np.tile(_on_grid(absent_C), (width, 1))
+    bits_WC.reshape(-1)[held] = _on_grid(absent_C[held % classes] - np.log2(ratio + 1))
+    bits_WC[-1] = 0  # all the rare ids together: no evidence
+    prior_C = _on_grid(-np.log2((sizes_C + 1) / (len(classes_N) + classes)))
+    return torch.from_numpy(bits_WC), torch.from_numpy(prior_C)
 
 
-def _on_grid(bits: NDArray[np.float64]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.rint(bits * _GRID), dtype=np.float32))
+def _on_grid(bits: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.rint(bits * _GRID).astype(np.float32)
 
 
 def _assign(words_NK: torch.Tensor, bits_WC: torch.Tensor, prior_C: torch.Tensor) -> NDArray[np.int64]:

@@ -112,13 +112,15 @@ def encode_arrays(arrays: ShardArrays, encoding: Encoding) -> StoredShard:
     return StoredShard(stored, header.model_dump())
 
 
-def decode_arrays(stored: StoredShard) -> ShardArrays:
-    """Check and decode a stored shard.
+def decode_arrays(stored: StoredShard, limit: int) -> ShardArrays:
+    """Check and decode a stored shard, whose arrays may take at most ``limit`` bytes.
 
     Raises:
         CorruptCacheError: the stored arrays don't make a valid shard.
     """
     header = read_header(stored.attributes)
+    if header.decoded_bytes > limit:
+        raise CorruptCacheError(f"its header claims {header.decoded_bytes:,} bytes of arrays, too many for its size")
     arrays = ArrayReader(stored.arrays)
     offsets_S1 = _offsets(arrays, header.tokens)
     mask_L = _target_mask(arrays, header, offsets_S1)

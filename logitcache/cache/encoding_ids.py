@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from logitcache.cache.classes import cluster_rows
 from logitcache.cache.encoding_symbols import SymbolReader, to_symbols
-from logitcache.cache.stored import ArrayReader, to_planes
+from logitcache.cache.stored import ArrayReader, row_blocks, to_planes
 from logitcache.errors import CorruptCacheError
 
 # Above this, counting every id of the vocabulary costs more memory than sorting the ids that occur.
@@ -77,11 +77,12 @@ def decode_topk_ids(
     table, sizes_N, first_N, rest_N = _read_classes(arrays, table, order_N)
     places = SymbolReader(arrays, "id_places", shape_KN)
     ids_KN = np.empty(shape_KN, np.uint32)
-    for k in range(shape_KN[0]):
-        index_N = places.row(k)
-        index_N = index_N + np.where(index_N < sizes_N, first_N, rest_N)
-        _check_below(index_N, len(table), "id_places")
-        table.take(index_N, out=ids_KN[k], mode="clip")  # "clip" needs no copy of out; nothing is left to clip
+    for start, end in row_blocks(*shape_KN):
+        places_KN = places.rows(start, end)
+        index_KN = places_KN + np.where(places_KN < sizes_N, first_N, rest_N)
+        _check_below(index_KN, len(table), "id_places")
+        # "clip" spares take() a copy of out; there is nothing left to clip.
+        table.take(index_KN, out=ids_KN[start:end], mode="clip")
     places.finish()
     return ids_KN
 

@@ -45,7 +45,7 @@ def to_symbols(name: str, numbers: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 
 class SymbolReader:
-    """The numbers ``[R, C]`` (or ``[C]``, one row) that :func:`to_symbols` stored, row by row.
+    """The numbers ``[R, C]`` (or ``[C]``, one row) that :func:`to_symbols` stored, some rows at a time.
 
     Attributes:
         dtype: uint16 where all numbers fit, else uint32.
@@ -65,17 +65,17 @@ class SymbolReader:
         self.dtype: type[np.uint16 | np.uint32] = np.uint16 if len(self._extras) <= 2 else np.uint32
         self._bases = _BASES.astype(self.dtype)
 
-    def row(self, r: int) -> NDArray[Any]:
-        """Row r; call with 0, 1, 2 … .
+    def rows(self, start: int, end: int) -> NDArray[Any]:
+        """Some rows; each call goes on where the last one ended.
 
         Raises:
             CorruptCacheError: the extra bits run out.
         """
-        symbols_C = self._symbols_RC[r]
-        numbers_C: NDArray[Any] = self._bases.take(symbols_C)
+        symbols = self._symbols_RC[start:end]
+        numbers: NDArray[Any] = self._bases.take(symbols)
         for extra in self._extras:
-            extra.add_to(numbers_C, symbols_C)
-        return numbers_C
+            extra.add_to(numbers.reshape(-1), symbols.reshape(-1))
+        return numbers
 
     def finish(self) -> None:
         """Check that no extra bits are left.
@@ -94,7 +94,7 @@ class SymbolReader:
             CorruptCacheError: it is malformed.
         """
         reader = SymbolReader(arrays, name, (size,))
-        numbers = reader.row(0)
+        numbers: NDArray[Any] = reader.rows(0, 1)[0]
         reader.finish()
         return numbers
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.cache.stored import ArrayReader, to_planes
+from logitcache.cache.stored import ArrayReader, row_blocks, to_planes
 from logitcache.errors import CorruptCacheError
 
 ValueKind = Literal["float32", "float16", "steps"]
@@ -145,26 +145,33 @@ def _unpack_pairs(arrays: ArrayReader, shape_KN: tuple[int, int]) -> NDArray[np.
     more = arrays.planes("logprob_more", np.uint16, (None,))
     codes_KN = np.empty(shape_KN, np.uint16)
     used = 0
-    for entry in range(k):
-        halves_N = pairs_RN[entry // 2] >> np.uint8(4) if entry % 2 else pairs_RN[entry // 2] & np.uint8(_FULL_HALF)
-        codes_N = codes_KN[entry]
-        codes_N[:] = halves_N
-        where = np.flatnonzero(halves_N == _FULL_HALF)
+    last_N = np.zeros(targets, np.uint16)
+    for start, end in row_blocks(len(pairs_RN), targets):
+        codes = _unpack_halves(pairs_RN[start:end])[: k - 2 * start]
+        where = np.flatnonzero(codes == _FULL_HALF)
         if used + len(where) > len(more):
             raise CorruptCacheError("the array logprob_more is too short")
-        codes_N[where] += more[used : used + len(where)]
+        codes.reshape(-1)[where] += more[used : used + len(where)]
         used += len(where)
-        if entry:
-            codes_N += codes_KN[entry - 1]
-            if (codes_N < codes_KN[entry - 1]).any():
-                raise CorruptCacheError("the log-probs of a position fall below what can be stored")
+        codes[0] += last_N
+        sums = codes_KN[2 * start : 2 * start + len(codes)]
+        np.cumsum(codes, axis=0, dtype=np.uint16, out=sums)
+        if (sums[0] < last_N).any() or (sums[1:] < sums[:-1]).any():
+            raise CorruptCacheError("the log-probs of a position fall below what can be stored")
+        last_N = sums[-1]
     if used < len(more):
         raise CorruptCacheError("the array logprob_more is too long")
     return codes_KN
 
 
+def _unpack_halves(pairs_RN: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    rows, columns = pairs_RN.shape
+    halves = np.empty((rows, 2, columns), np.uint16)
+    np.bitwise_and(pairs_RN, np.uint8(_FULL_HALF), out=halves[:, 0])
+    np.right_shift(pairs_RN, np.uint8(4), out=halves[:, 1])
+    return halves.reshape(2 * rows, columns)
+
+
 def _accumulate(arrays: ArrayReader, shape_KN: tuple[int, int], kind: ValueKind) -> NDArray[Any]:
     codes_KN = arrays.planes("logprob_differences", np.uint32 if kind == "float32" else np.uint16, shape_KN)
-    for entry in range(1, len(codes_KN)):
-        codes_KN[entry] += codes_KN[entry - 1]
-    return codes_KN
+    return np.cumsum(codes_KN, axis=0, dtype=codes_KN.dtype)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.arrow_shard import ArrowShards
 from logitcache.cache.encoding import Encoding, decode_arrays, encode_arrays
-from logitcache.cache.stored import StoredShard
+from logitcache.cache.header import read_header
+from logitcache.cache.stored import StoredShard, size_limit
 from logitcache.cache.zarr_shard import ZarrShards
-from logitcache.errors import ConfigError, CorruptCacheError
+from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
 
 ShardFormatName = Literal["zarr", "arrow"]
 
@@ -71,7 +72,14 @@ def encode_shard(arrays: ShardArrays, encoding: Encoding, shard_format: ShardFor
         TargetsError: the arrays don't fit together, or hold NaN, +inf, a rising row or an id outside the vocabulary.
         ConfigError: there is no such format.
     """
-    return get_format(shard_format).write(encode_arrays(arrays, encoding))
+    stored = encode_arrays(arrays, encoding)
+    payload = get_format(shard_format).write(stored)
+    claimed = max(read_header(stored.attributes).decoded_bytes, sum(array.nbytes for array in stored.arrays.values()))
+    if claimed > size_limit(len(payload)):
+        raise TargetsError(
+            f"{claimed:,} bytes of targets shrink to {len(payload):,}, more than readers allow: make shards smaller"
+        )
+    return payload
 
 
 def decode_shard(payload: bytes | memoryview, shard_format: ShardFormatName) -> ShardArrays:
@@ -81,4 +89,4 @@ def decode_shard(payload: bytes | memoryview, shard_format: ShardFormatName) -> 
         CorruptCacheError: the payload is damaged, or was not written by :func:`encode_shard`.
         ConfigError: there is no such format.
     """
-    return decode_arrays(get_format(shard_format).read(payload))
+    return decode_arrays(get_format(shard_format).read(payload), size_limit(len(payload)))

@@ -36,6 +36,11 @@ class Header(BaseModel):
     values: ValueKind
     step: float = Field(ge=0, le=2)
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the decoded arrays that grow with tokens and targets."""
+        return 5 * self.tokens + self.targets * (8 * self.top_k + 4)
+
 
 def read_header(attributes: Mapping[str, Any]) -> Header:
     """Validate a stored shard's attributes.

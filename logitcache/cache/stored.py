@@ -6,7 +6,7 @@ plain zstd work well on them, in any container.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 
 from logitcache.errors import CorruptCacheError
 
+#: What stored arrays may be made of.
+DTYPES = ("uint8", "uint32", "float32")
+
 Shape = tuple[int | None, ...]
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,19 @@ class ArrayReader:
         """
         if self._left:
             raise CorruptCacheError(f"it holds arrays that aren't part of the format: {', '.join(sorted(self._left))}")
+
+
+def size_limit(payload_bytes: int) -> int:
+    """Most bytes that a shard file of this size may decode to: far more than real ones do, far less than a bomb."""
+    return (256 << 20) + 64 * payload_bytes
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Split ``[rows, columns]`` into runs of rows ``start, end`` that fit the CPU's cache, at least one row each."""
+    if columns:
+        step = max(1, _BLOCK // columns)
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
 
 
 def zstd_level(name: str) -> int:
