@@ -195,7 +195,7 @@ def _read_chunk(members: _Members, name: str, shape: tuple[int, ...], dtype: np.
 
 def _content_size(frame: memoryview) -> int | None:
     """What a zstd frame's header says it holds (RFC 8878, 3.1.1.1); None if it doesn't, or has no checksum."""
-    if bytes(frame[:4]) != b"\x28\xb5\x2f\xfd" or len(frame) < 18:
+    if bytes(frame[:4]) != b"\x28\xb5\x2f\xfd" or len(frame) < 6:
         return None
     descriptor = frame[4]
     single_segment, has_checksum, dictionary = descriptor >> 5 & 1, descriptor >> 2 & 1, descriptor & 3
