@@ -10,7 +10,7 @@ Shape legend: N positions, D hidden width, V words, C ids a sparse loss reads, B
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -153,46 +153,54 @@ class _DenseHead(torch.autograd.Function):
         job: Job,
         needs_gradient: bool,
     ) -> Tensor:
-        total, wide = _zero(hidden_ND), _wide(hidden_ND)
-        wants = [needs_gradient and ctx.needs_input_grad[i] for i in range(3)]
-        hidden_grad = torch.empty_like(hidden_ND, dtype=wide) if wants[0] else None
-        # Sums over chunks are kept in float32: adding them up in bfloat16 would lose the small ones.
-        weight_grad = torch.zeros_like(weight_VD, dtype=wide) if wants[1] else None
-        bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants[2] and bias_V is not None else None
-        weight_wide = weight_VD.to(wide) if wants[0] else weight_VD
-        for rows, logits_BV in _chunks(hidden_ND, head):
-            logits_BV.requires_grad_(needs_gradient)
-            with torch.set_grad_enabled(needs_gradient):
-                value = chunk_loss(logits_BV, rows, job)
-            total += value.detach()
-            if not needs_gradient:
-                continue
-            (gradient_BV,) = torch.autograd.grad(value, logits_BV)
-            gradient_BV = head.slope(gradient_BV, logits_BV.detach())
-            if hidden_grad is not None:
-                torch.mm(gradient_BV, weight_wide, out=hidden_grad[rows])
-            if weight_grad is not None:
-                weight_grad.addmm_(gradient_BV.T, hidden_ND[rows].to(wide))
-            if bias_grad is not None:
-                bias_grad += gradient_BV.sum(0)
-        ctx.gradients = (hidden_grad, weight_grad, bias_grad)
-        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        ctx.wants = [needs_gradient and ctx.needs_input_grad[i] for i in range(3)]
+        ctx.head, ctx.job = head, job
+        total, ctx.gradients = _dense_pass(hidden_ND, head, job, ctx.wants)
+        if needs_gradient:
+            ctx.save_for_backward(hidden_ND, weight_VD, bias_V)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError(
-                "the gradients of linear_loss were handed over in a first backward pass; compute the loss again"
-            )
-        # Handed over, not kept: scaling a copy would hold two [V, D] at once.
+        leaves = ctx.saved_tensors
+        # Handed over, not kept: a scaled copy would mean two [V, D] at once. Who asks again waits again.
         gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = _dense_pass(leaves[0], ctx.head, replace(ctx.job, tally=Tally()), ctx.wants)
         scaled = (
-            None if gradient is None else gradient.mul_(upstream).to(dtype)
-            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(upstream).to(leaf.dtype)
+            for gradient, leaf in zip(gradients, leaves, strict=True)
         )
         return (*scaled, None, None, None)
+
+
+def _dense_pass(
+    hidden_ND: Tensor, head: LinearHead, job: Job, wants: list[bool]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The loss, and its gradients for hidden, weight and bias, each only if wanted."""
+    total, wide = _zero(hidden_ND), _wide(hidden_ND)
+    hidden_grad = torch.empty_like(hidden_ND, dtype=wide) if wants[0] else None
+    # Sums over chunks are kept in float32: adding them up in bfloat16 would lose the small ones.
+    weight_grad = torch.zeros_like(head.weight, dtype=wide) if wants[1] else None
+    bias_grad = torch.zeros_like(head.bias, dtype=wide) if wants[2] and head.bias is not None else None
+    weight_wide = head.weight.detach().to(wide) if wants[0] else None
+    for rows, logits_BV in _chunks(hidden_ND, head):
+        logits_BV.requires_grad_(any(wants))
+        with torch.set_grad_enabled(any(wants)):
+            value = chunk_loss(logits_BV, rows, job)
+        total += value.detach()
+        if not any(wants):
+            continue
+        (gradient_BV,) = torch.autograd.grad(value, logits_BV)
+        gradient_BV = head.slope(gradient_BV, logits_BV.detach())
+        if hidden_grad is not None and weight_wide is not None:
+            torch.mm(gradient_BV, weight_wide, out=hidden_grad[rows])
+        if weight_grad is not None:
+            weight_grad.addmm_(gradient_BV.T, hidden_ND[rows].detach().to(wide))
+        if bias_grad is not None:
+            bias_grad += gradient_BV.sum(0)
+    return total, (hidden_grad, weight_grad, bias_grad)
 
 
 def chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
