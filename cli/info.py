@@ -102,11 +102,10 @@ def _short(digest: str | None) -> str | None:
 
 
 def _measured(measured: Calibration) -> dict[str, str]:
-    ranks = {
-        f"{part.first}–{part.last}" if part.last > part.first else f"{part.first}": part for part in measured.by_rank
-    }
+    ranks = {"–".join(map(str, sorted({part.first, part.last}))): part.mean for part in measured.by_rank}
     mass = [f"{measured.mass_mean:.3f} in the mean"]
-    mass += [f"under {value:.3f} at {percent} %" for percent, value in measured.mass_percentiles.items()]
+    least = [(percent, measured.mass_percentiles.get(percent)) for percent in ("1", "10", "50")]
+    mass += [f"under {value:.3f} at {percent} %" for percent, value in least if value is not None]
     parts = sorted(measured.parts.items(), key=lambda part: -part[1])
     return {
         "targets": f"{measured.targets:,} of {measured.tokens:,} tokens",

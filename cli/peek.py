@@ -165,8 +165,8 @@ def _table(rows: list[Row]) -> Table:
     for name, width in widths.items():
         numeric = name in ("at", "p", "rank")
         table.add_column(name, width=width, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
-    # What is left of the line; a column's width doesn't count the space after it.
-    left = max(24, console.width - sum(widths.values()) - len(widths))
+    # What is left of the line; a column's width doesn't count the space after it, which the last has too.
+    left = max(24, console.width - sum(widths.values()) - len(widths) - 1)
     table.add_column("the teacher expected", width=left, no_wrap=True, overflow="ellipsis")
     for row in rows:
         colour, mark = _level(row.predicted)

@@ -17,6 +17,7 @@ from logitcache.cache import (
     ShardEntry,
     ShardFormatName,
     Teacher,
+    calibrate,
     encode_shard,
     finalize_cache,
     publish_shard,
@@ -91,6 +92,7 @@ def build_cache(
     """Write a finished cache, three small shards unless others are given, and return its digest."""
     shards = [make_arrays(seed) for seed in range(3)] if shards is None else shards
     entries = publish(root, shards, shard_format)
+    measured = calibrate(shards[0], Encoding(), encode_shard(shards[0], Encoding(), shard_format)) if shards else None
     return finalize_cache(
         root,
         entries,
@@ -98,5 +100,6 @@ def build_cache(
         Encoding(),
         shard_format,
         TOKENIZER if tokenizer is None else tokenizer,
+        calibration=measured,
         card=Card(licence="CC0-1.0", corpus="random", contact="nobody"),
     )

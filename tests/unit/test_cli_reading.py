@@ -105,7 +105,18 @@ def test_info_shows_what_matters(shell: Shell, root: Path) -> None:
     assert shell("info", root) == 0
     cache = lc.open(root)
     assert cache.digest in shell.out
-    for part in ("org/teacher", "top 5 of 300", "12 in 3 zarr shards", "1/64", "CC0-1.0", "float32 on transformers"):
+    for part in (
+        "org/teacher",
+        "top 5 of 300",
+        "12 in 3 zarr shards",
+        "1/64",
+        "CC0-1.0",
+        "float32 on transformers",
+        "bytes a token",
+        "top-k mass",
+    ):
+        assert part in shell.out
+    for part in ("bytes a token", "top-k mass", "mean by rank"):
         assert part in shell.out
     assert max(map(len, shell.out.splitlines())) <= 80
 
@@ -181,6 +192,7 @@ def test_peek_fits_80_columns_without_colour(shell: Shell, worded: Path) -> None
     assert shell("peek", worded) == 0
     lines = shell.out.splitlines()
     assert max(map(len, lines)) <= 80
+    assert "…" not in shell.out
     assert "\x1b" not in shell.out
     assert "The state of the Union is strong." in shell.out
     assert re.search(r"^ +3 ·the +‼ +rest +– \S", shell.out, re.MULTILINE)

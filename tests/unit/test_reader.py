@@ -24,7 +24,6 @@ from transformers import AutoTokenizer
 import logitcache as lc
 from logitcache.cache import (
     CachedSequence,
-    Card,
     Encoding,
     ShardArrays,
     encode_shard,
@@ -346,7 +345,8 @@ def test_a_crash_while_finishing_leaves_no_cache_or_the_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     root = tmp_path / "cache"
-    build_cache(tmp_path / "fresh", "zarr", SHARDS)
+    rest = (make_provenance(), Encoding(), "zarr", dict(TOKENIZER_FILES))
+    finalize_cache(tmp_path / "fresh", publish(tmp_path / "fresh", SHARDS, "zarr"), *rest)
     entries = publish(root, SHARDS, "zarr")
     steps = 0
 
@@ -360,20 +360,18 @@ def test_a_crash_while_finishing_leaves_no_cache_or_the_whole_one(
 
         return step
 
-    finish = (root, entries, make_provenance(), Encoding(), "zarr", dict(TOKENIZER_FILES))
-    card = Card(licence="CC0-1.0", corpus="random", contact="nobody")
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", counted(os.replace))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
         patch.setattr(cache_files, "sync_directory", counted(cache_files.sync_directory))
         with contextlib.suppress(KeyboardInterrupt):
-            finalize_cache(*finish, card=card)
+            finalize_cache(root, entries, *rest)
     if (root / "manifest.json").exists():
         assert lc.open(root).digest == lc.open(tmp_path / "fresh").digest
     else:
         with pytest.raises(CacheNotFoundError, match="unfinished cache: run the same `logitcache dump` command again"):
             lc.open(root)
-    finalize_cache(*finish, card=card)
+    finalize_cache(root, entries, *rest)
     assert snapshot(root) == snapshot(tmp_path / "fresh")
 
 
