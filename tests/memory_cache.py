@@ -28,7 +28,15 @@ class MemoryCache:
 
     @classmethod
     def random(
-        cls, *, shards: int, largest: int, longest: int, seed: int, k: int = 4, vocab_size: int = 50_000
+        cls,
+        *,
+        shards: int,
+        largest: int,
+        longest: int,
+        seed: int,
+        k: int = 4,
+        vocab_size: int = 50_000,
+        first_word: int = 40_000,
     ) -> MemoryCache:
         """``shards`` shards of 1 to ``largest`` sequences of 2 to ``longest`` tokens, with random targets."""
         generator = np.random.default_rng(seed)
@@ -36,7 +44,7 @@ class MemoryCache:
         for _ in range(shards):
             lengths = generator.integers(2, longest + 1, size=int(generator.integers(1, largest + 1)))
             offsets = np.cumsum([0, *lengths]).astype(np.int64)
-            tokens = generator.integers(40_000, vocab_size, size=int(offsets[-1])).astype(np.uint32)
+            tokens = generator.integers(first_word, vocab_size, size=int(offsets[-1])).astype(np.uint32)
             tokens[offsets[:-1]] = np.arange(number, number + len(lengths))
             number += len(lengths)
             mask = np.ones(len(tokens), dtype=bool)

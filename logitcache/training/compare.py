@@ -17,7 +17,7 @@ from logitcache.training.run import check_settings, train
 
 
 def split_losses(text: str) -> list[str]:
-    """The parts of ``bild,top_kl(k=8,temperature=2),bild+top_kl``: ``+`` makes a weighted sum, ``bild=1+top_kl=0.5``."""
+    """The parts of ``bild,top_kl(k=8,temperature=2),bild=1+top_kl=0.5``; ``+`` makes a weighted sum."""
     parts = [part.strip().replace("+", ",") for part in re.split(r",(?![^()]*\))", text)]
     if not all(parts) or len(set(parts)) < len(parts):
         raise ConfigError(f"losses = {text!r} is not allowed; give different losses, separated by commas")

@@ -148,10 +148,16 @@ class Run:
         self.cache = open_cache(config.cache)
         self.eval_cache = None if config.eval_cache is None else open_cache(config.eval_cache)
         _check_eval_cache(self.cache, self.eval_cache)
+        self._check_targets()
         torch.manual_seed(config.seed)
         student = load_student(config.student, dtype=DTYPES[config.dtype])
         self.pairing = pair(self.cache, student, config.student)
         self.student = student if config.lora_rank is None else add_lora(student, config)
+
+    def _check_targets(self) -> None:
+        """Refuse a loss that needs what the cache doesn't hold now, and not at the first step."""
+        batch = next(iter(stream(self.cache, batch_size=1, shuffle=False, prefetch=0)))
+        self.loss.check_inputs(batch.targets, batch.labels)
 
     def trainer(self) -> DistillTrainer:
         """The Trainer, ready to start; from here on there are files."""

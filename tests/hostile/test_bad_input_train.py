@@ -196,7 +196,7 @@ def test_a_damaged_shard_stops_training(settings: dict[str, Any], cache: Cache, 
         ({"schedule": "zigzag"}, "transformers refuses"),
         ({"pack_tokens": 3}, "holds a sequence of 6 tokens"),
         ({"cache": "nowhere"}, "nowhere"),
-        ({"loss": "dkd"}, "logit_std"),
+        ({"loss": "dkd"}, "standard deviation"),
     ],
 )
 def test_settings_that_are_not_allowed(settings: dict[str, Any], change: dict[str, Any], message: str) -> None:

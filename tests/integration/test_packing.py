@@ -1,0 +1,89 @@
+"""Packed or not, each token has the same loss: attention and positions never cross from one document to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from memory_cache import MemoryCache
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+import logitcache as lc
+from logitcache.training.module import DistillModule
+from logitcache.training.trainer import inputs_of
+
+pytestmark = pytest.mark.integration
+SHAPE: dict[str, Any] = {
+    "vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+SHAPES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "mistral-sliding": MistralConfig(**SHAPE, sliding_window=5),
+    "gpt2": GPT2Config(vocab_size=500, n_positions=16, n_embd=32, n_layer=2, n_head=4),
+}
+
+
+def small_cache() -> MemoryCache:
+    return MemoryCache.random(shards=3, largest=6, longest=15, seed=11, k=8, vocab_size=500, first_word=200)
+
+
+@torch.no_grad()
+def token_losses(module: DistillModule, cache: MemoryCache, flatten: bool = False, **layout: Any) -> dict[Any, float]:
+    """The loss of each position, by (sequence's own number, position in it)."""
+    found = {}
+    for batch in lc.stream(cache, seed=3, **layout):
+        inputs = inputs_of(batch)
+        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        if flatten:
+            ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+        hidden_ND = module.hidden(ids, positions).flatten(0, 1)[batch.target_index]
+        losses_N = lc.losses.get("forward_kl")(module.head.logits(hidden_ND), batch.targets)
+        flat, at = batch.input_ids.view(-1), batch.position_ids.view(-1)
+        for index, loss in zip(batch.target_index.tolist(), losses_N.tolist(), strict=True):
+            offset = int(at[index])
+            found[int(flat[index - offset]), offset] = loss
+    return found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_packed_and_unpacked_losses_agree(name: str, attention: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(SHAPES[name], attn_implementation=attention).eval()
+    cache = small_cache()
+    module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
+    alone = token_losses(module, cache, batch_size=1)
+    assert len(alone) == sum(shard.targets for shard in cache._shards)
+    for case in (
+        token_losses(module, cache, batch_size=4),
+        token_losses(module, cache, batch_size=3, pack_tokens=40),
+        # What flash attention is given: the rows of a batch end to end, told apart by their positions.
+        token_losses(module, cache, batch_size=3, pack_tokens=40, flatten=True),
+    ):
+        assert case.keys() == alone.keys()
+        assert max(abs(case[key] - alone[key]) for key in alone) < 1e-5
+
+
+def test_the_comparison_notices_documents_that_see_each_other() -> None:
+    """With plain counting positions in a packed row the losses must differ, or the test above proves nothing."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(SHAPES["llama"]).eval()
+    cache = small_cache()
+    module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
+    hidden = module.hidden
+    alone = token_losses(module, cache, batch_size=1)
+    module.hidden = lambda ids, at: hidden(ids, torch.arange(ids.shape[1])[None].expand_as(ids))  # type: ignore[method-assign]
+    leaking = token_losses(module, cache, batch_size=3, pack_tokens=40)
+    assert max(abs(leaking[key] - alone[key]) for key in alone) > 1e-3
