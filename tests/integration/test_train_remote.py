@@ -1,0 +1,100 @@
+"""A real cache of a real tokenizer's text goes to the S3 server, and training from there equals training from disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faulty_proxy import FaultyProxy
+from s3_server import S3Server
+from share_tools import assert_same_content, s3
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import logitcache as lc
+from logitcache.share import Selection, merge, pull, push
+
+pytestmark = pytest.mark.integration
+__all__ = ["s3"]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data" / "train"
+
+
+@pytest.fixture(scope="module")
+def caches(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two teams dump one teacher over different addresses."""
+    root = tmp_path_factory.mktemp("dumps")
+    for number, address in enumerate(sorted(EXAMPLES.glob("*.txt"))[:2]):
+        text = root / f"address{number}.txt"
+        text.write_text(address.read_text(encoding="utf-8")[:12_000], encoding="utf-8")
+        lc.dump(
+            teacher=str(tiny_llama_dir), data=[str(text)], out=root / f"team{number}", top_k=8, max_length=64,
+            shard_tokens=256, min_mass=0.0,
+        )  # fmt: skip
+    return [root / "team0", root / "team1"]
+
+
+@pytest.fixture(scope="module")
+def student(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller model with the same tokenizer."""
+    path = tmp_path_factory.mktemp("models") / "student"
+    config = LlamaConfig.from_pretrained(tiny_llama_dir)
+    config.num_hidden_layers = 1
+    LlamaForCausalLM(config).save_pretrained(path)
+    for item in tiny_llama_dir.glob("*token*"):
+        (path / item.name).write_bytes(item.read_bytes())
+    return path
+
+
+def train(cache: str | Path, student: Path, out: Path) -> list[float]:
+    """The loss of every step."""
+    result = lc.train(cache=str(cache), student=str(student), out=out, max_steps=6, batch_size=8)
+    return [entry["loss"] for entry in result.history if "loss" in entry]
+
+
+def test_training_from_s3_equals_training_from_disk(
+    s3: S3Server, caches: list[Path], student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3.place()
+    push(caches[0], f"{url}@latest")
+    expected = train(caches[0], student, tmp_path / "from-disk")
+    assert len(expected) == 6
+    assert train(f"{url}@latest", student, tmp_path / "from-s3") == expected
+    with FaultyProxy(s3.s3, 0.2, seed=2) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("LOGITCACHE_CACHE_DIR", str(tmp_path / "another"))
+        monkeypatch.setenv("LOGITCACHE_STALL_SECONDS", "1")
+        assert train(f"{url}@latest", student, tmp_path / "from-bad-s3") == expected
+        assert proxy.failed
+
+
+def test_two_teams_merge_and_a_third_takes_part(
+    s3: S3Server, caches: list[Path], student: Path, tmp_path: Path
+) -> None:
+    url = s3.place()
+    for number, cache in enumerate(caches):
+        push(cache, f"{url}@team-{number}")
+    merged = merge([f"{url}@team-0", f"{url}@team-1"], f"{url}@both")
+    assert merged.duplicates == 0
+    assert merged.transfer.moved_shards == 0
+    both, parts = lc.open(f"{url}@both"), [lc.open(cache) for cache in caches]
+    assert len(both) == sum(map(len, parts))
+    assert both.manifest.provenance.parents == tuple(part.digest for part in parts)
+    pull(f"{url}@both", tmp_path / "all", Selection(sequences=(0, len(parts[0]))))
+    assert_same_content(lc.open(tmp_path / "all"), parts[0])
+    # The digest over the tokens is the one that the dump gave the same tokens.
+    assert lc.open(tmp_path / "all").manifest.provenance.corpus_digest == parts[0].manifest.provenance.corpus_digest
+    metrics = lc.evaluate(f"{url}@both", str(student))
+    assert metrics is not None
+
+
+def test_commands_take_urls(s3: S3Server, caches: list[Path], tmp_path: Path) -> None:
+    url = s3.place()
+    push(caches[0], url)
+    command = [str(Path(sys.executable).with_name("logitcache"))]
+    for arguments in (["info", url, "--json"], ["verify", url, "--json"], ["peek", url, "--json"]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
+        assert done.returncode == 0, done.stderr
+        json.loads(done.stdout)
