@@ -71,7 +71,7 @@ def calibrate(arrays: ShardArrays, encoding: Encoding, payload: bytes) -> Calibr
     sizes = {name: shard_format.compressed_bytes(name, array) for name, array in stored.arrays.items()}
     error_NK = _error(arrays.topk_logprobs_NK, decoded.topk_logprobs_NK)
     residual_error_N = _error(arrays.residual_logprob_N, decoded.residual_logprob_N)
-    mass_N = np.exp(arrays.topk_logprobs_NK.astype(np.float64)).sum(1) if arrays.targets else np.zeros(0)
+    mass_N = np.exp(np.minimum(arrays.topk_logprobs_NK, 0), dtype=np.float64).sum(1) if arrays.targets else np.zeros(0)
     percentiles = np.percentile(mass_N, PERCENTILES) if arrays.targets else []
     tokens = max(arrays.tokens, 1)
     return Calibration(

@@ -28,7 +28,7 @@ _FULL_HALF = 15
 def encode_logprobs(logprobs_NK: NDArray[np.float32], kind: ValueKind, step: float) -> dict[str, NDArray[Any]]:
     """Store the log-probs."""
     codes_NK, exceptions = _to_codes("logprob", logprobs_NK, kind, step)
-    differences_KN = np.ascontiguousarray(codes_NK.T)
+    differences_KN = codes_NK.T.copy()  # never a view of what came in, as ascontiguousarray may be
     differences_KN[1:] -= differences_KN[:-1].copy()
     if kind == "steps":
         return _pack_pairs(differences_KN) | exceptions
