@@ -2,6 +2,7 @@
 
 from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays, sequence_digest
 from logitcache.cache.calibrate import Calibration, calibrate
+from logitcache.cache.convert import Converted, convert_cache
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName, decode_shard, encode_shard
 from logitcache.cache.manifest import Card, Manifest, Provenance, Teacher, require_writer_features
@@ -18,6 +19,7 @@ __all__ = [
     "CachedSequence",
     "Calibration",
     "Card",
+    "Converted",
     "Encoding",
     "Fault",
     "Manifest",
@@ -28,6 +30,7 @@ __all__ = [
     "Teacher",
     "VerifyReport",
     "calibrate",
+    "convert_cache",
     "decode_shard",
     "encode_shard",
     "finalize_cache",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays
 from logitcache.cache.checks import check_arrays, last_positions
@@ -26,7 +26,7 @@ from logitcache.cache.encoding_values import (
 )
 from logitcache.cache.header import FORMAT_VERSION, Header, read_header
 from logitcache.cache.stored import ArrayReader, StoredShard, to_planes
-from logitcache.errors import CorruptCacheError
+from logitcache.errors import ConfigError, CorruptCacheError
 
 Preset = Literal["exact", "half", "compact", "tiny"]
 MAX_ERROR_RANGE = (2.0**-12, 1.0)
@@ -58,6 +58,12 @@ class Encoding(BaseModel):
             raise ValueError(f"max_error {value} nats must be from 2^-12 to 1")
         return value
 
+    @model_validator(mode="after")
+    def _is_used(self) -> Encoding:
+        if self.max_error is not None and self.preset in _KINDS:
+            raise ValueError(f"max_error goes with compact or tiny; {self.preset} has a bound of its own")
+        return self
+
     @property
     def bound(self) -> float:
         """Largest error of a stored log-prob that can occur, in nats; 0 for ``exact``."""
@@ -77,6 +83,34 @@ class Encoding(BaseModel):
     def kind(self) -> ValueKind:
         """How values are coded: ``float32``, ``float16`` or ``steps``."""
         return _KINDS.get(self.preset, "steps")
+
+    @classmethod
+    def checked(cls, preset: str, max_error: float | None) -> Encoding:
+        """Make an encoding of settings that a person gave.
+
+        Raises:
+            ConfigError: a setting is not allowed; the message names it.
+        """
+        try:
+            return cls.model_validate({"preset": preset, "max_error": max_error})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ConfigError(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+            ) from error
+
+    def same_as(self, other: Encoding) -> bool:
+        """True if both store every log-prob alike, however they were asked for."""
+        return (self.kind, self.step) == (other.kind, other.step)
+
+    def holds(self, other: Encoding) -> bool:
+        """True if whatever ``other`` decodes to is stored without any further error."""
+        if self.kind == "float32" or self.same_as(other):
+            return True
+        if other.kind != "steps":
+            return False
+        # Down to its floor of -64, float16 has room for steps of 1/32.
+        return other.step >= (1 / 32 if self.kind == "float16" else self.step)
 
 
 def encode_arrays(arrays: ShardArrays, encoding: Encoding) -> StoredShard:

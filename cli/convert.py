@@ -1,0 +1,52 @@
+"""`logitcache convert`: another shard format, another encoding, or fewer entries a position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from logitcache.cache import Encoding, ShardFormatName, convert_cache, open_cache
+from logitcache.cache.encoding import Preset
+from logitcache.progress import progress_bars
+
+from .common import console, messages, print_json
+
+
+def convert(
+    cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
+    out: Annotated[Path, typer.Option(help="Directory of the new cache; must not exist.")],
+    shard_format: Annotated[ShardFormatName | None, typer.Option("--format", help="Format of the shards.")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="How log-probs are stored.")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Largest error of a stored log-prob, in nats, for compact and tiny.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Entries to keep at each position.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Shards at a time.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a cache anew in another format or encoding, or with fewer entries a position. The cache itself stays.
+
+    Example: logitcache convert speech.cache --out small.cache --preset tiny --top-k 32
+    """
+    source = open_cache(cache)
+    encoding = None
+    if preset is not None or max_error is not None:
+        encoding = Encoding.checked(preset or source.manifest.encoding.preset, max_error)
+    with progress_bars(messages, enabled=messages.is_terminal) as progress:
+        made = convert_cache(
+            source, out, shard_format=shard_format, encoding=encoding, top_k=top_k, workers=workers, progress=progress
+        )
+    if as_json:
+        print_json(made.to_json())
+        return
+    change = made.bytes_after / max(made.bytes_before, 1)
+    console.print(
+        f"{escape(made.path)}  {made.digest}\n"
+        f"{made.bytes_after:,} bytes of shards, {change:.0%} of before; "
+        f"log-probs within {made.max_error:g} nats of the teacher's",
+        highlight=False,
+        soft_wrap=True,
+    )
