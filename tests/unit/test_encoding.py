@@ -24,10 +24,9 @@ from logitcache.errors import TargetsError
 
 any_float = st.floats(width=32, allow_nan=False).filter(lambda value: value < np.inf)
 any_rows = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=any_float)
-any_encoding = st.builds(
-    Encoding,
-    preset=st.sampled_from(["exact", "half", "compact", "tiny"]),
-    max_error=st.one_of(st.none(), st.floats(2**-12, 1)),
+any_encoding = st.one_of(
+    st.builds(Encoding, preset=st.sampled_from(["exact", "half", "compact", "tiny"])),
+    st.builds(Encoding, preset=st.sampled_from(["compact", "tiny"]), max_error=st.floats(2**-12, 1)),
 )
 
 
@@ -51,6 +50,11 @@ def test_bounds(preset: Any, max_error: float | None, bound: float) -> None:
 def test_refuses_bounds_that_cannot_be_kept(max_error: float) -> None:
     with pytest.raises(ValidationError, match="max_error"):
         Encoding(max_error=max_error)
+
+
+def test_refuses_a_bound_that_would_be_ignored() -> None:
+    with pytest.raises(ValidationError, match="goes with compact or tiny; exact has a bound of its own"):
+        Encoding(preset="exact", max_error=0.01)
 
 
 @given(any_rows, any_encoding)
