@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from logitcache.cache import (
     Cache,
@@ -27,6 +28,43 @@ from logitcache.cache import (
 from logitcache.topk import TopK
 
 NO_DIGEST = "sha256:" + "0" * 64
+
+
+def save_tokenizer(path: Path, text: Path, words: int = 600) -> Path:
+    """Train a byte-level BPE tokenizer of a few hundred words on a text: small vocabularies make fast tests."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=words,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(text)], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(path)
+    return path
+
+
+def save_llama(path: Path, tokenizer_dir: Path, seed: int, *, width: int = 32, sharpness: float = 1.0) -> Path:
+    """A random two-layer Llama. A random teacher is nearly uniform; ``sharpness`` gives it opinions."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(sharpness)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 def text_sequences(tokenizer_dir: Path, text: Path, length: int, count: int, ragged: bool = True) -> list[list[int]]:

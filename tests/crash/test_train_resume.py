@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_caches import cache_of_model, text_sequences
+from make_caches import cache_of_model, save_tokenizer, text_sequences
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from logitcache.cache import Cache
 
 pytestmark = pytest.mark.crash
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data"
+TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 KILLS = 20 if os.environ.get("LOGITCACHE_FULL_CRASH") else 4
 STEPS = 24
 
@@ -46,21 +46,20 @@ lc.train(
 
 
 @pytest.fixture(scope="module")
-def student_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """GPT-2 shaped and tiny, with dropout: the random numbers have to go on where they stopped too."""
     path = tmp_path_factory.mktemp("student") / "student"
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(path, TEXT))
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def cache(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     teacher = GPT2LMHeadModel.from_pretrained(student_dir).eval()
-    sequences = text_sequences(student_dir, EXAMPLES / "train" / "1961_john_f_kennedy.txt", 24, 22)
+    sequences = text_sequences(student_dir, TEXT, 24, 22)
     return cache_of_model(tmp_path_factory.mktemp("cache") / "cache", teacher, sequences, student_dir, k=8)
 
 

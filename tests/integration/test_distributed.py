@@ -13,38 +13,28 @@ from typing import Any
 
 import pytest
 import torch
-from make_caches import cache_of_model, text_sequences
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from transformers import AutoModelForCausalLM
 
 from logitcache.cache import Cache
 
 pytestmark = pytest.mark.integration
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data"
+TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 RANKS = Path(__file__).with_name("ranks.py")
 
 
 @pytest.fixture(scope="module")
-def student_dir(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("student") / "student"
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+def student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("student")
+    return save_llama(place / "student", save_tokenizer(place / "tokenizer", TEXT), seed=1, width=16)
 
 
 @pytest.fixture(scope="module")
 def cache(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    torch.manual_seed(2)
-    teacher = LlamaForCausalLM(LlamaConfig.from_pretrained(student_dir)).eval()
-    with torch.no_grad():
-        teacher.model.embed_tokens.weight.mul_(20)
-    sequences = text_sequences(student_dir, EXAMPLES / "train" / "1961_john_f_kennedy.txt", 24, 41)
-    return cache_of_model(tmp_path_factory.mktemp("cache") / "cache", teacher, sequences, student_dir, k=16)
+    place = tmp_path_factory.mktemp("cache")
+    teacher_dir = save_llama(place / "teacher", student_dir, seed=2, width=16, sharpness=20)
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
+    return cache_of_model(place / "cache", teacher, text_sequences(student_dir, TEXT, 24, 41), student_dir, k=16)
 
 
 def free_port() -> int:

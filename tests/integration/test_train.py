@@ -14,43 +14,35 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from make_caches import cache_of_model, text_sequences
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
 from logitcache.cache import Cache
 from logitcache.training.run import plan
 
 pytestmark = pytest.mark.integration
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data"
+TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 
 
 @pytest.fixture(scope="module")
-def teacher_dir(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher with decided opinions: a random one's are nearly uniform, and there would be nothing to learn."""
-    path = tmp_path_factory.mktemp("teacher") / "teacher"
-    shutil.copytree(tiny_llama_dir, path)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(8)
-    model.save_pretrained(path)
-    return path
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with decided opinions, and a tokenizer of 600 words of its own."""
+    place = tmp_path_factory.mktemp("teacher")
+    tokenizer = save_tokenizer(place / "tokenizer", TEXT)
+    return save_llama(place / "teacher", tokenizer, seed=0, sharpness=20)
 
 
 @pytest.fixture(scope="module")
-def student_dir(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student_dir(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another random model of the same shape, with the same tokenizer."""
-    path = tmp_path_factory.mktemp("student") / "student"
-    shutil.copytree(tiny_llama_dir, path)
-    torch.manual_seed(1)
-    LlamaForCausalLM(LlamaConfig.from_pretrained(path)).save_pretrained(path)
-    return path
+    return save_llama(tmp_path_factory.mktemp("student") / "student", teacher_dir, seed=1)
 
 
 @pytest.fixture(scope="module")
 def cache(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     model = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
-    sequences = text_sequences(teacher_dir, EXAMPLES / "train" / "1961_john_f_kennedy.txt", 48, 22)
+    sequences = text_sequences(teacher_dir, TEXT, 48, 22)
     return cache_of_model(tmp_path_factory.mktemp("cache") / "cache", model, sequences, teacher_dir)
 
 
@@ -147,7 +139,7 @@ def test_neither_the_teacher_nor_a_second_model_is_needed(
     teacher = tmp_path / "the-teacher"
     shutil.copytree(teacher_dir, teacher)
     text = tmp_path / "text.txt"
-    text.write_text(" ".join((EXAMPLES / "train" / "1961_john_f_kennedy.txt").read_text().split()[:300]))
+    text.write_text(" ".join((TEXT).read_text().split()[:300]))
     lc.dump(teacher=str(teacher), data=[str(text)], out=tmp_path / "dumped", top_k=16, max_length=32)
     teacher.rename(tmp_path / "gone")
     script = textwrap.dedent(
@@ -255,24 +247,24 @@ def test_lora_trains_adapters_only(cache: Cache, held_out: Cache, student_dir: P
 
 @pytest.mark.parametrize("rows", [-300, 128])
 def test_padded_vocabularies_go_together(
-    cache: Cache, held_out: Cache, tiny_llama_dir: Path, tmp_path: Path, rows: int
+    cache: Cache, held_out: Cache, teacher_dir: Path, student_dir: Path, tmp_path: Path, rows: int
 ) -> None:
     """The same tokenizer, another number of rows in the head: a larger head's padding takes no part.
 
     A smaller head than the tokenizer needs is refused; that is tested with the hostile input.
     """
-    teacher = AutoModelForCausalLM.from_pretrained(tiny_llama_dir)
     words = cache.vocab_size
     if rows < 0:
+        teacher = AutoModelForCausalLM.from_pretrained(teacher_dir)
         teacher.resize_token_embeddings(words - rows)  # the teacher's is padded
-        sequences = text_sequences(tiny_llama_dir, EXAMPLES / "train" / "1961_john_f_kennedy.txt", 32, 6)
-        used = cache_of_model(tmp_path / "padded", teacher.eval(), sequences, tiny_llama_dir, k=64)
-        student = tiny_llama_dir
+        sequences = text_sequences(teacher_dir, TEXT, 32, 6)
+        used = cache_of_model(tmp_path / "padded", teacher.eval(), sequences, teacher_dir, k=64)
+        student = student_dir
     else:
         used = cache
         torch.manual_seed(3)
         student = tmp_path / "student"
-        shutil.copytree(tiny_llama_dir, student)
+        shutil.copytree(student_dir, student)
         larger = AutoModelForCausalLM.from_pretrained(student)
         larger.resize_token_embeddings(words + rows)
         larger.save_pretrained(student)
