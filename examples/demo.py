@@ -26,8 +26,8 @@ from logitcache.student import make_student
 TEXT = Path(__file__).parent / "data"
 # A third of the teacher's 30. Both ends are kept: a student of ten evenly spaced layers starts far worse (KL 12 nats).
 LAYERS = (0, 1, 2, 3, 4, 5, 6, 27, 28, 29)
-# Fresh from the cut the student's top 8 share next to nothing with the teacher's, and BiLD alone, which sees nothing else,
-# can't lift the right ids there. The KL with a residual bucket does; BiLD then puts them in order.
+# Fresh from the cut the student's top 8 share next to nothing with the teacher's, and BiLD alone, which sees nothing
+# else, can't lift the right ids there. The KL with a residual bucket does; BiLD then puts them in order.
 SETTINGS: dict[str, Any] = {
     "loss": "bild=1.0,residual_kl=1.0",
     "epochs": 2,
