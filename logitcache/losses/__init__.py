@@ -7,8 +7,8 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
 from logitcache.losses.candidates import with_candidates
 from logitcache.losses.fused import LinearHead
-from logitcache.losses.head import HeadStats, head_loss, linear_loss
-from logitcache.losses.lm_head import LossModel, loss_model
+from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
+from logitcache.losses.lm_head import LossModel, loss_model, why_not_linear
 from logitcache.losses.mix import Mix
 from logitcache.losses.registry import describe, get, names, parameters, parse
 
@@ -20,6 +20,7 @@ __all__ = [
     "LossModel",
     "Mix",
     "SparseLoss",
+    "dense_loss",
     "describe",
     "get",
     "head_loss",
@@ -28,5 +29,6 @@ __all__ = [
     "names",
     "parameters",
     "parse",
+    "why_not_linear",
     "with_candidates",
 ]

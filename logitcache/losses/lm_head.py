@@ -24,15 +24,18 @@ class LossModel:
 
     Attributes:
         model: the student as it was given, with or without an adapter.
-        fused: True if the logits of all positions never exist.
         why_dense: empty, or one line that says why the fused head can't be used.
     """
 
     def __init__(self, model: Any, head: Head | None, why_dense: str) -> None:
         self.model = model
-        self.fused = head is not None
         self.why_dense = why_dense
         self._head = head
+
+    @property
+    def fused(self) -> bool:
+        """True if the logits of all positions never exist."""
+        return not self.why_dense
 
     def linear_head(self) -> LinearHead:
         """The output layer as it is now.
@@ -40,7 +43,7 @@ class LossModel:
         Raises:
             ModelError: it isn't linear, so there is none.
         """
-        if self._head is None:
+        if self._head is None or self.why_dense:
             raise ModelError(self.why_dense)
         return LinearHead(self._head.weight, self._head.bias, self._head.softcap, self._head.logit_scale)
 
@@ -52,7 +55,7 @@ class LossModel:
             inputs: ``attention_mask``, ``position_ids`` and whatever else the model's forward takes.
 
         Raises:
-            ModelError: the output layer isn't linear.
+            ModelError: the model couldn't be taken apart into body and head.
         """
         if self._head is None:
             raise ModelError(self.why_dense)
@@ -85,6 +88,8 @@ class LossModel:
             logits_BLV = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
             return dense_loss(loss, logits_BLV.flatten(0, 1)[target_index], targets, labels=labels, reduction=reduction)
         hidden_ND = self.hidden_states(input_ids, **inputs).flatten(0, 1)[target_index]
+        if self.why_dense:
+            return dense_loss(loss, self._head.logits(hidden_ND), targets, labels=labels, reduction=reduction)
         return head_loss(loss, hidden_ND, self.linear_head(), targets, labels=labels, reduction=reduction)
 
 
@@ -101,15 +106,19 @@ def loss_model(model: Any) -> LossModel:
         head = find_head(inner)
     except ModelError as error:
         return LossModel(model, None, f"{error}; the loss reads all logits instead, which takes more memory and time")
-    if type(head.output) is not nn.Linear or head.output._forward_hooks or head.output._forward_pre_hooks:
-        kind = type(head.output).__name__
-        return LossModel(
-            model,
-            None,
-            f"the output layer of {type(inner).__name__} is {kind}, not a plain linear layer (adapted, quantised or "
-            "hooked?); the loss reads all logits instead, which takes more memory and time",
-        )
-    return LossModel(model, head, "")
+    return LossModel(model, head, why_not_linear(head))
+
+
+def why_not_linear(head: Head) -> str:
+    """Empty if the head's weight and bias are all there is to it, else one line that says what it is."""
+    output = head.output
+    if type(output) is nn.Linear and not output._forward_hooks and not output._forward_pre_hooks:
+        return ""
+    kind = f"{type(output).__module__.split('.')[0]}'s {type(output).__name__}"
+    return (
+        f"the output layer is {kind}, not a plain linear layer (adapted, quantised or hooked?); "
+        "the loss reads all logits instead, which takes more memory and time"
+    )
 
 
 def _inside(model: Any) -> tuple[Any, str]:

@@ -5,6 +5,7 @@ Shape legend: B rows, T tokens of a row, N positions with targets, D hidden widt
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from logitcache.evaluation import MetricSums, metric_sums
 from logitcache.heads import Head, find_head
-from logitcache.losses import LinearHead, Loss, head_loss
+from logitcache.losses import HeadStats, LinearHead, Loss, dense_loss, head_loss, why_not_linear
 from logitcache.topk import TopK
 
 
@@ -41,6 +42,9 @@ class DistillModule(nn.Module):
         base = student.get_base_model() if hasattr(student, "get_base_model") else student
         # Held in a tuple, so that body and head aren't registered as submodules a second time.
         self._parts: tuple[Head] = (find_head(base),)
+        self.why_dense = why_not_linear(self.head)
+        if self.why_dense:
+            warnings.warn(self.why_dense, stacklevel=2)
         self._flattens = "flash" in str(getattr(base.config, "_attn_implementation", ""))
 
     @property
@@ -81,20 +85,30 @@ class DistillModule(nn.Module):
         hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
         if measure:
             return {"metrics": self.metrics(hidden_ND, targets, labels)}
-        weight, bias = self.head.weight[: self.vocab_limit], self.head.bias
-        # Autocast doesn't reach into the loss, which computes in fp32 by itself.
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            head = LinearHead(
-                weight.to(hidden_ND.dtype),
-                None if bias is None else bias[: self.vocab_limit].to(hidden_ND.dtype),
-                self.head.softcap,
-                self.head.logit_scale,
-            )
-            total, stats = head_loss(self.loss, hidden_ND, head, targets, labels=labels, reduction="sum")
+        total, stats = self.sum_of_losses(hidden_ND, targets, labels)
         if stats.tokens == 0:
             total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
         count = len(targets) if batch_targets is None else batch_targets
         return {"loss": total * self.world_size / count}
+
+    def sum_of_losses(self, hidden_ND: Tensor, targets: TopK, labels_N: Tensor) -> tuple[Tensor, HeadStats]:
+        """The loss, summed over the positions that count: fused where the head is linear, from all logits otherwise."""
+        if self.why_dense:
+            logits_NV = self.head.logits(hidden_ND)[:, : self.vocab_limit]
+            return dense_loss(self.loss, logits_NV, targets, labels=labels_N, reduction="sum")
+        weight, bias = self.head.weight, self.head.bias
+        # A slice of everything would cost a copy of the gradient.
+        if self.vocab_limit < weight.shape[0]:
+            weight, bias = weight[: self.vocab_limit], None if bias is None else bias[: self.vocab_limit]
+        # Autocast doesn't reach into the loss, which computes in fp32 by itself.
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            head = LinearHead(
+                weight.to(hidden_ND.dtype),
+                None if bias is None else bias.to(hidden_ND.dtype),
+                self.head.softcap,
+                self.head.logit_scale,
+            )
+            return head_loss(self.loss, hidden_ND, head, targets, labels=labels_N, reduction="sum")
 
     def hidden(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
         """``[B, T, D]`` last hidden states."""

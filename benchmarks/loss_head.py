@@ -1,0 +1,147 @@
+"""Output layer and loss, forward and backward: ours against an ordinary linear layer with cross-entropy.
+
+    python -m benchmarks.loss_head
+
+Both sides get their gradients for the hidden states and for the weight. Seconds are medians of alternating rounds in
+one process; memory is the growth of a process's resident set over what it held before, each way in its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import logitcache as lc
+
+SHAPES = ((576, 49_152), (896, 151_936))
+BASELINE = "linear + cross_entropy"
+LIMITS = {"time": 0.42, "memory": 0.25}
+
+
+class Setup:
+    """Random hidden states, a weight, and targets whose ids overlap with what the student prefers."""
+
+    def __init__(self, width: int, vocab: int, tokens: int, top_k: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.hidden = torch.randn(tokens, width, generator=generator).requires_grad_()
+        self.weight = (torch.randn(vocab, width, generator=generator) / width**0.5 * 3).requires_grad_()
+        self.labels = torch.randint(0, vocab, (tokens,), generator=generator)
+        with torch.no_grad():
+            rows = [self._targets(part, top_k, generator) for part in self.hidden.split(64)]
+        self.targets = lc.TopK.cat(rows)
+
+    def _targets(self, hidden_ND: Tensor, top_k: int, generator: torch.Generator) -> lc.TopK:
+        logits_NV = hidden_ND @ self.weight.T
+        return lc.TopK.from_logits(logits_NV + torch.randn(logits_NV.shape, generator=generator) / 2, top_k)
+
+    def run(self, way: str) -> None:
+        self.hidden.grad = self.weight.grad = None
+        if way == BASELINE:
+            loss = functional.cross_entropy(functional.linear(self.hidden, self.weight), self.labels)
+        else:
+            loss = lc.losses.linear_loss(way, self.hidden, self.weight, self.targets, labels=self.labels)
+        loss.backward()
+
+
+def seconds(setup: Setup, ways: list[str], rounds: int) -> dict[str, list[float]]:
+    """Wall times, the ways taking turns so that a busy machine troubles all alike."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for round_number in range(rounds + 1):
+        for way in ways:
+            start = time.perf_counter()
+            setup.run(way)
+            if round_number:  # the first round warms up
+                times[way].append(time.perf_counter() - start)
+    return times
+
+
+def status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+
+
+def peak_mib(action: Callable[[], None]) -> float:
+    """How far the resident set grows above what it is now. Linux only."""
+    gc.collect()
+    before = status_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM afresh
+    action()
+    return status_mib("VmHWM") - before
+
+
+def memory_of(way: str, shape: tuple[int, int], options: argparse.Namespace) -> float:
+    """The same in a new process, where no earlier step left memory to use again."""
+    command = [sys.executable, "-m", "benchmarks.loss_head", "--memory-of", way, "--shape", *map(str, shape)]
+    command += ["--tokens", str(options.tokens), "--top-k", str(options.top_k), "--threads", str(options.threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--top-k", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--losses", nargs="*", default=["bild"], help="names, or mixes as --loss takes them")
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("WIDTH", "VOCAB"), help="this one only")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    shapes = [tuple(options.shape)] if options.shape else SHAPES
+    if options.memory_of:
+        setup = Setup(*shapes[0], options.tokens, options.top_k)
+        print(peak_mib(lambda: setup.run(options.memory_of)))
+        return 0
+
+    rows, within = [], True
+    for shape in shapes:
+        ways = [BASELINE, *options.losses]
+        times = seconds(Setup(*shape, options.tokens, options.top_k), ways, options.rounds)
+        memory = {way: memory_of(way, shape, options) for way in ways}
+        for way in ways:
+            ratios = [ours / theirs for ours, theirs in zip(times[way], times[BASELINE], strict=True)]
+            row = {
+                "width": shape[0],
+                "vocab": shape[1],
+                "loss": way,
+                "seconds": statistics.median(times[way]),
+                "time": statistics.median(ratios),
+                "peak_mib": memory[way],
+                "memory": memory[way] / memory[BASELINE],
+            }
+            rows.append(row)
+            within &= way != "bild" or (row["time"] <= LIMITS["time"] and row["memory"] <= LIMITS["memory"])
+    report(rows, options)
+    return 0 if within else 1
+
+
+def report(rows: list[dict[str, float]], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(
+        f"{options.tokens} tokens, top-{options.top_k}, float32, {options.threads} threads, medians of {options.rounds}"
+    )
+    print("| width | vocabulary | loss | seconds | time | peak MiB | memory |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['width']} | {row['vocab']:,} | {row['loss']} | {row['seconds']:.2f} | {row['time']:.2f}x "
+            f"| {row['peak_mib']:,.0f} | {row['memory']:.2f}x |"
+        )
+    print(f"limits for bild: time {LIMITS['time']}x, memory {LIMITS['memory']}x of {BASELINE}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
