@@ -1,0 +1,111 @@
+"""Evaluation against a cache: the numbers are those of a plain computation over whole logits, and always the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import logitcache as lc
+from logitcache.cache import Cache
+from logitcache.cli.main import app
+
+pytestmark = pytest.mark.integration
+TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "heldout" / "1964_lyndon_b_johnson.txt"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("evaluate")
+    tokenizer = save_tokenizer(place / "tokenizer", TEXT)
+    save_llama(place / "teacher", tokenizer, seed=0, sharpness=20)
+    save_llama(place / "student", tokenizer, seed=1, sharpness=10)
+    return place
+
+
+@pytest.fixture(scope="module")
+def cache(place: Path) -> Cache:
+    teacher = AutoModelForCausalLM.from_pretrained(place / "teacher").eval()
+    return cache_of_model(
+        place / "cache", teacher, text_sequences(place / "teacher", TEXT, 40, 9), place / "teacher", k=40
+    )
+
+
+def test_every_measure_is_what_a_plain_computation_gives(place: Path, cache: Cache) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "student").eval()
+    teacher = AutoModelForCausalLM.from_pretrained(place / "teacher").eval()
+    sums = dict.fromkeys(("kl", "cross_entropy", "top1", "overlap", "coverage"), 0.0)
+    count = 0
+    for sequence in cache:
+        with torch.no_grad():
+            ids = sequence.token_ids[None]
+            theirs, ours = (model(input_ids=ids).logits[0, :-1].double().log_softmax(1) for model in (teacher, student))
+        for log_t, log_s, label in zip(theirs, ours, sequence.token_ids[1:].tolist(), strict=True):
+            listed = set(log_t.topk(40).indices.tolist())
+            kept = torch.tensor(sorted(listed))
+            rest_t, rest_s = (1 - one[kept].exp().sum() for one in (log_t, log_s))
+            sums["kl"] += float(
+                (log_t[kept].exp() * (log_t[kept] - log_s[kept])).sum() + rest_t * (rest_t / rest_s).log()
+            )
+            sums["cross_entropy"] -= float(log_s[label])
+            best_t, best_s = (set(one.topk(8).indices.tolist()) for one in (log_t, log_s))
+            sums["top1"] += float(log_t.argmax() == log_s.argmax())
+            sums["overlap"] += len(best_t & best_s) / 8
+            sums["coverage"] += len(best_s & listed) / 8
+            count += 1
+    metrics = lc.evaluate(cache, place / "student")
+    assert metrics.positions == count
+    assert metrics.kl == pytest.approx(sums["kl"] / count, rel=1e-4)
+    assert metrics.cross_entropy == pytest.approx(sums["cross_entropy"] / count, rel=1e-5)
+    assert metrics.perplexity == pytest.approx(math.exp(sums["cross_entropy"] / count), rel=1e-4)
+    assert metrics.top1_agreement == pytest.approx(sums["top1"] / count)
+    assert metrics.overlap[1] == metrics.top1_agreement
+    assert metrics.overlap[8] == pytest.approx(sums["overlap"] / count, abs=1e-9)
+    assert metrics.s_ld_coverage == pytest.approx(sums["coverage"] / count, abs=1e-9)
+    assert set(metrics.overlap) == {1, 8, 32}
+
+
+def test_the_teacher_itself_is_perfect(place: Path, cache: Cache) -> None:
+    metrics = lc.evaluate(cache, place / "teacher")
+    assert metrics.kl == pytest.approx(0, abs=1e-5)
+    assert metrics.top1_agreement == metrics.overlap[8] == metrics.s_ld_coverage == 1
+
+
+def test_the_same_numbers_twice_and_for_any_batch_size(place: Path, cache: Cache) -> None:
+    first = lc.evaluate(cache, place / "student")
+    assert lc.evaluate(cache.root, place / "student") == first
+    other = lc.evaluate(cache, place / "student", batch_size=1).flat()
+    assert other == pytest.approx(first.flat(), rel=1e-5)
+
+
+def test_a_loaded_student_keeps_its_mode_and_its_weights(place: Path, cache: Cache) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "student").train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    assert lc.evaluate(cache, student) == lc.evaluate(cache, place / "student")
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_metrics_survive_a_log() -> None:
+    metrics = lc.Metrics(1.0, 2.0, 7.4, 0.5, {1: 0.5, 8: 0.25}, 0.75, 10)
+    assert lc.Metrics.from_flat(metrics.flat("eval_"), "eval_") == metrics
+
+
+def test_eval_command(place: Path, cache: Cache, tmp_path: Path) -> None:
+    runner = CliRunner()
+    one = runner.invoke(app, ["eval", "--cache", str(cache.root), "--student", str(place / "student"), "--json"])
+    assert one.exit_code == 0, one.output
+    expected = lc.evaluate(cache, place / "student").as_dict()
+    assert json.loads(one.stdout) == json.loads(json.dumps(expected))
+    names = [str(place / "student"), str(place / "teacher")]
+    plot = tmp_path / "plot.png"
+    several = runner.invoke(app, ["eval", "--cache", str(cache.root), "--compare", *names, "--plot", str(plot)])
+    assert several.exit_code == 0, several.output
+    assert "overlap@8" in several.stdout
+    assert plot.stat().st_size > 5000
