@@ -171,7 +171,7 @@ def _shape_and_dtype(members: _Members, name: str) -> tuple[tuple[int, ...], np.
     with suppress(KeyError, IndexError, TypeError):  # then the comparison says what is wrong
         wanted["codecs"][1]["configuration"]["level"] = metadata["codecs"][1]["configuration"]["level"]
     if metadata != wanted:
-        field = next(key for key in {**metadata, **wanted} if metadata.get(key) != wanted.get(key))
+        field = next(key for key in {**metadata, **wanted} if metadata.get(key, ...) != wanted.get(key, ...))
         raise CorruptCacheError(f"{name}: {field} {str(metadata.get(field))[:120]} is not allowed in a shard")
     return tuple(shape), np.dtype(dtype).newbyteorder("<")
 
