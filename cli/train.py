@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +83,7 @@ def train(
 
 
 def compare_losses(settings: dict[str, Any], losses: str, *, as_json: bool) -> None:
-    from logitcache.training import TrainConfig, split_losses, train_each
+    from logitcache.training import TrainConfig, is_first_rank, split_losses, train_each
 
     parsed, names = TrainConfig.parse(settings), split_losses(losses)
     quiet_transformers()
@@ -100,7 +99,7 @@ def compare_losses(settings: dict[str, Any], losses: str, *, as_json: bool) -> N
 
 
 def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
-    from logitcache.training import TrainConfig, plan
+    from logitcache.training import TrainConfig, is_first_rank, plan
     from logitcache.training import train as run
 
     parsed = TrainConfig.parse(settings)
@@ -125,8 +124,3 @@ def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> N
     if result.before is not None and result.after is not None:
         console.print(comparison_table({"before": result.before, "after": result.after}))
     console.print(f"{result.steps:,} steps in {result.seconds:,.0f} s; the student is in {result.out}", highlight=False)
-
-
-def is_first_rank() -> bool:
-    """Under torchrun only one process speaks."""
-    return os.environ.get("RANK", "0") == "0"

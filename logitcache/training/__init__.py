@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from logitcache.training.compare import split_losses, train_each
 from logitcache.training.config import TrainConfig
-from logitcache.training.run import TrainResult, plan, train
+from logitcache.training.run import TrainResult, is_first_rank, plan, train
 
-__all__ = ["TrainConfig", "TrainResult", "plan", "split_losses", "train", "train_each"]
+__all__ = ["TrainConfig", "TrainResult", "is_first_rank", "plan", "split_losses", "train", "train_each"]

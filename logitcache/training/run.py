@@ -173,8 +173,9 @@ class Run:
             feed_stream.load_state_dict(checkpoints.read_state(Path(self.checkpoint), settings))
         limit = self.pairing.vocab_limit
         module = DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size)
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
+        if is_first_rank():
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
         return DistillTrainer(
             model=module,
             args=args,
@@ -331,6 +332,11 @@ def check_settings(config: TrainConfig) -> None:
     _place(config)
 
 
+def is_first_rank() -> bool:
+    """True in the process that writes and speaks; alone, or started by torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _loss(config: TrainConfig) -> losses.Loss:
     if config.loss_options:
         return losses.get(config.loss, **config.loss_options)
@@ -346,10 +352,12 @@ def _place(config: TrainConfig) -> str | None:
     """
     out = config.out
     if not config.resume:
+        if not is_first_rank():
+            return None  # the first one may have begun to write there
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputExistsError(f"{out} exists: choose another --out, remove it, or go on with --resume")
         return None
-    if (out / "config.json").exists() or (out / "adapter_config.json").exists():
+    if is_first_rank() and ((out / "config.json").exists() or (out / "adapter_config.json").exists()):
         raise OutputExistsError(f"{out} holds a finished run: there is nothing to resume")
     found = checkpoints.newest(out / CHECKPOINTS)
     return None if found is None else str(found)
