@@ -224,3 +224,20 @@ def test_the_schema_in_the_docs_is_the_models(raw: bytes) -> None:
 def test_absent_fields_stay_absent(raw: bytes) -> None:
     assert b"null" not in raw
     assert isinstance(parse_manifest(raw, "it"), Manifest)
+
+
+def test_the_reader_printed_in_the_docs_agrees(tmp_path: Path) -> None:
+    page = (SCHEMA.parent / "format.md").read_text(encoding="utf-8")
+    code = page.partition('```python title="read_cache.py"\n')[2].partition("```")[0]
+    assert "logitcache" not in code
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "format.md", "exec"), namespace)
+    build_cache(tmp_path / "cache")
+    manifest, rows = namespace["read_cache"](tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    assert manifest == json.loads(cache.manifest.to_bytes())
+    assert [row["path"] for row in rows] == [entry.path for entry in cache.shards]
+    path = tmp_path / "cache" / rows[1]["path"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AssertionError, match="is damaged"):
+        namespace["read_cache"](tmp_path / "cache")
