@@ -18,6 +18,7 @@ from rich.table import Table
 
 from logitcache.dump import DryRun, LowMassWarning, config_path, make_config, plan_dump
 from logitcache.dump import dump as run_dump
+from logitcache.errors import ConfigError
 from logitcache.progress import progress_bars
 
 from .common import console, messages, print_json, read_config
@@ -56,6 +57,17 @@ def dump(
         bool | None, typer.Option("--skip-non-finite", help="Leave positions with NaN or infinite logits out.")
     ] = None,
     min_mass: Annotated[float | None, typer.Option(help="Warn if the top K cover less probability.")] = None,
+    generate: Annotated[
+        bool | None, typer.Option("--generate", help="Let the teacher answer prompts, and keep its answers.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer with --generate.", show_default="256")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of sampled answers; 0 takes the likeliest token.", show_default="0")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from this much probability.", show_default="1")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampled answers.", show_default="0")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the cache, for its card.")] = None,
     card_corpus: Annotated[str | None, typer.Option(help="What the corpus is, for the card.")] = None,
     card_purpose: Annotated[str | None, typer.Option(help="What the cache is for, for the card.")] = None,
@@ -75,7 +87,7 @@ def dump(
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
     flags = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "as_json")}
     settings = read_config(config) | _worker_of_environment() | _given(flags)
-    checked = make_config(_with_card(settings))
+    checked = make_config(_with_generation(_with_card(settings)))
     if dry_run:
         with progress_bars(messages, enabled=not as_json) as report:
             planned = plan_dump(checked, report=report)
@@ -163,6 +175,21 @@ def _with_card(settings: dict[str, Any]) -> dict[str, Any]:
         elif name != "card":
             rest[name] = value
     return rest | ({"card": card} if card else {})
+
+
+_GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
+
+
+def _with_generation(settings: dict[str, Any]) -> dict[str, Any]:
+    """Gather the answers' flags into one setting."""
+    given = {name: settings[name] for name in _GENERATION if name in settings}
+    rest = {name: value for name, value in settings.items() if name not in given}
+    wanted = rest.pop("generate", None)
+    if given and not wanted:
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')} needs --generate")
+    if not wanted:
+        return rest
+    return rest | {"generate": (wanted if isinstance(wanted, dict) else {}) | given}
 
 
 _WORKER_VARIABLES = (

@@ -58,6 +58,15 @@ class ChatTemplate:
                 is_assistant[after] = True
         return ids, is_assistant
 
+    def encode_prompt(self, messages: list[Message], where: str) -> list[int]:
+        """Token ids of a conversation up to where the assistant begins its next turn.
+
+        Raises:
+            DataError: no template, or one that can't render these messages.
+        """
+        text = self._render(messages, where, add_generation_prompt=True)
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     def _spans(self, messages: list[Message], supervised_from: int, text: str, where: str) -> list[tuple[int, int]]:
         """Character ranges of the supervised assistant turns in the rendered text."""
         turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
@@ -92,11 +101,13 @@ class ChatTemplate:
         )
         return [(int(start), int(stop)) for start, stop in rendered[1][0]]
 
-    def _render(self, messages: list[Message], where: str) -> str:
+    def _render(self, messages: list[Message], where: str, *, add_generation_prompt: bool = False) -> str:
         if not getattr(self._tokenizer, "chat_template", None):
             raise DataError(f"{where}: the teacher's tokenizer has no chat template, which rows of messages need")
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         except Exception as error:
             raise DataError(f"{where}: the chat template can't render these messages: {error}") from error
         assert isinstance(text, str)

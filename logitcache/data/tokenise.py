@@ -112,7 +112,7 @@ class RowTokeniser:
     def _tokenise(self, row: Row, where: str) -> _Tokenised:
         if self._text_column is not None:
             if self._text_column not in row:
-                raise DataError(f"{where}: there is no column {self._text_column!r}; {_columns(row)}")
+                raise DataError(f"{where}: there is no column {self._text_column!r}; {columns_of(row)}")
             return self._column(row, self._text_column, where)
         if "messages" in row:
             return self._column(row, "messages", where)
@@ -122,7 +122,7 @@ class RowTokeniser:
             if name in row:
                 return self._column(row, name, where)
         raise DataError(
-            f"{where}: found no column text, messages, prompt and completion, or input_ids; {_columns(row)}. "
+            f"{where}: found no column text, messages, prompt and completion, or input_ids; {columns_of(row)}. "
             "Choose with --text-column"
         )
 
@@ -180,5 +180,6 @@ class RowTokeniser:
         return _Tokenised(ids, np.ones_like(mask_L) if self._positions == "all" else mask_L)
 
 
-def _columns(row: Row) -> str:
+def columns_of(row: Row) -> str:
+    """What to tell the user about a row in which something is missing."""
     return f"the columns are {', '.join(map(str, row))}" if row else "the row is empty"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from logitcache.cache import Card, Encoding
 from logitcache.errors import ConfigError
+from logitcache.teacher import Generation
 
 #: Longest sequence unless asked otherwise: what the teacher allows, at most this.
 DEFAULT_MAX_LENGTH = 2048
@@ -41,6 +42,7 @@ class DumpConfig(BaseModel):
         shard_tokens: tokens after which a shard ends; what a crash can cost at most.
         skip_non_finite: leave positions with NaN or infinite logits out, instead of stopping.
         min_mass: warn if the top K cover less than this share of the probability.
+        generate: let the teacher answer the rows' prompts, and keep the distributions of its own answers.
         card: licence and notes for whoever uses the cache.
         rank, world_size: where this worker begins, of how many; any number may come and go.
         finalize: only write the manifest over shards that are all there.
@@ -72,6 +74,7 @@ class DumpConfig(BaseModel):
     shard_tokens: Annotated[int, Field(ge=1, le=16_777_216)] = 65_536
     skip_non_finite: bool = False
     min_mass: Annotated[float, Field(ge=0, le=1)] = 0.8
+    generate: Generation | None = None
     card: Card = Card()
     rank: Annotated[int, Field(ge=0)] = 0
     world_size: Annotated[int, Field(ge=1)] = 1
@@ -95,8 +98,15 @@ class DumpConfig(BaseModel):
             raise ValueError(f"rank {self.rank} must be below world_size {self.world_size}")
         if self.max_length is not None and self.overlap >= self.max_length:
             raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
+        if self.generate is not None and self.overlap:
+            raise ValueError("overlap has no meaning with generate: prompts aren't split")
         Encoding(preset=self.preset, max_error=self.max_error)
         return self
+
+    @property
+    def reserved(self) -> int:
+        """Tokens that each planned sequence may still grow by."""
+        return self.generate.max_new_tokens if self.generate else 0
 
     @property
     def encoding(self) -> Encoding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from logitcache.data import RowTokeniser, TokenSequence, read_rows
+from logitcache.data import PromptTokeniser, RowTokeniser, TokenSequence, read_rows
 from logitcache.dump.settings import Job
 from logitcache.progress import Report
 
@@ -24,15 +24,25 @@ class Corpus:
         assert config.max_length is not None
         self._job = job
         self._report = report
-        self._tokeniser = RowTokeniser(
-            job.tokenizer,
-            vocab_size=job.vocab_size,
-            max_length=config.max_length,
-            overlap=config.overlap,
-            long_rows=config.long_rows,
-            positions=config.positions,
-            text_column=config.text_column,
-        )
+        self._tokeniser: RowTokeniser | PromptTokeniser
+        if config.generate is not None:
+            self._tokeniser = PromptTokeniser(
+                job.tokenizer,
+                vocab_size=job.vocab_size,
+                max_length=config.max_length - config.reserved,
+                positions=config.positions,
+                text_column=config.text_column,
+            )
+        else:
+            self._tokeniser = RowTokeniser(
+                job.tokenizer,
+                vocab_size=job.vocab_size,
+                max_length=config.max_length,
+                overlap=config.overlap,
+                long_rows=config.long_rows,
+                positions=config.positions,
+                text_column=config.text_column,
+            )
         self.rows = 0
         self.empty_rows = 0
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from logitcache.cache import encode_shard
 from logitcache.data import TokenSequence
-from logitcache.dump.assemble import Computed, assemble
+from logitcache.dump.assemble import assemble
 from logitcache.dump.config import DumpConfig, make_config
 from logitcache.dump.plan import Plan, cut_into_batches
 from logitcache.dump.run import load_teacher, new_plan, prepare_output
 from logitcache.dump.settings import Job, resolve
+from logitcache.dump.worker import compute
 from logitcache.errors import OutputExistsError
 from logitcache.progress import Report, silent
 
@@ -41,7 +42,7 @@ class DryRun:
 
     Attributes:
         rows, empty_rows: rows of the input, and those of them without a position to predict.
-        sequences, tokens, targets, shards: of the whole cache.
+        sequences, tokens, targets, shards: of the whole cache; with ``generate``, if every answer is as long as may be.
         filling: tokens computed only to fill batches up, as a share of all that are computed.
         bytes_per_target, bytes: estimated from one small shard; larger shards compress a little better.
         tokens_per_second, seconds: measured here, of one worker; ``seconds`` is for all workers together at this rate.
@@ -105,16 +106,17 @@ def _measure(job: Job, plan: Plan) -> tuple[float, float]:
     sample: list[TokenSequence] = []
     tokens = 0
     for sequence in plan.shard_sequences(0):
-        if sample and tokens + len(sequence.token_ids_L) > _SAMPLE_TOKENS:
+        length = len(sequence.token_ids_L) + plan.reserved
+        if sample and tokens + length > _SAMPLE_TOKENS:
             break
         sample.append(sequence)
-        tokens += len(sequence.token_ids_L)
+        tokens += length
     teacher.topk(sample[:1]).wait()
     started = time.perf_counter()
-    targets = teacher.topk(sample)
-    targets.wait()
+    computed = compute(teacher, sample, job.config)
+    for _, targets in computed.batches:
+        targets.wait()
     rate = tokens / (time.perf_counter() - started)
-    computed = Computed(sample, [(list(range(len(sample))), targets)])
     arrays, _ = assemble(computed, plan.where, skip_non_finite=job.config.skip_non_finite)
     if arrays is None:
         return rate, 0.0

@@ -63,25 +63,33 @@ class Plan:
         return len(self._offsets_S1) - 1
 
     @property
+    def reserved(self) -> int:
+        """Tokens that each sequence may grow by when the teacher answers it."""
+        generate = self.settings["generate"]
+        return int(generate["max_new_tokens"]) if generate else 0
+
+    @property
     def tokens(self) -> int:
-        return len(self._tokens_L)
+        return len(self._tokens_L) + self.reserved * self.sequences
 
     @property
     def targets(self) -> int:
-        return int(np.count_nonzero(self._mask_L))
+        # An answer's last token predicts nothing, and the prompt's last position, already marked, predicts its first.
+        return int(np.count_nonzero(self._mask_L)) + max(self.reserved - 1, 0) * self.sequences
 
     def shard_sequences(self, index: int) -> list[TokenSequence]:
         """The sequences of one shard."""
         return [self._sequence(s) for s in range(int(self.shards[index]), int(self.shards[index + 1]))]
 
     def shard_lengths(self, index: int) -> list[int]:
-        """Tokens of each sequence of one shard."""
+        """Tokens of each sequence of one shard, with room for its answer."""
         offsets = self._offsets_S1[self.shards[index] : self.shards[index + 1] + 1]
-        return [int(length) for length in np.diff(offsets)]
+        return [int(length) + self.reserved for length in np.diff(offsets)]
 
     def shard_tokens(self, index: int) -> int:
-        """Tokens of one shard."""
-        return int(self._offsets_S1[self.shards[index + 1]] - self._offsets_S1[self.shards[index]])
+        """Tokens of one shard, as far as the plan knows: with answers still to come, those at their longest."""
+        first, after = int(self.shards[index]), int(self.shards[index + 1])
+        return int(self._offsets_S1[after] - self._offsets_S1[first]) + self.reserved * (after - first)
 
     def where(self, sequence: int) -> str:
         """Which row of which input a sequence came from, for messages."""
@@ -187,6 +195,7 @@ def _write_plan(
     directory: Path, settings: dict[str, Any], stamps: dict[str, Any], corpus: Corpus, shard_tokens: int
 ) -> None:
     offsets, rows = array("q", [0]), array("q")
+    reserved = settings["generate"]["max_new_tokens"] if settings["generate"] else 0
     digest = hashlib.sha256()
     with (directory / _TOKENS).open("wb") as tokens, (directory / _MASK).open("wb") as mask:
         for source, row, sequence in corpus:
@@ -211,7 +220,7 @@ def _write_plan(
         "rows": corpus.rows,
         "empty_rows": corpus.empty_rows,
         "corpus_digest": "sha256:" + digest.hexdigest(),
-        "shards": cut_into_shards(np.diff(np.asarray(offsets)), shard_tokens).tolist(),
+        "shards": cut_into_shards(np.diff(np.asarray(offsets)) + reserved, shard_tokens).tolist(),
     }
     _write_synced(directory / _SETTINGS, json.dumps(head).encode())
     sync_directory(directory)

@@ -239,7 +239,17 @@ def _write_manifest(job: Job, plan: Plan) -> None:
     )
 
 
-_RECORDED = ("attention", "batch_tokens", "device", "device_map", "long_rows", "overlap", "shard_tokens", "text_column")
+_RECORDED = (
+    "attention",
+    "batch_tokens",
+    "device",
+    "device_map",
+    "generate",
+    "long_rows",
+    "overlap",
+    "shard_tokens",
+    "text_column",
+)
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def resolve(config: DumpConfig) -> Job:
     max_length = config.max_length or min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
     if limit and max_length > limit:
         raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the teacher takes")
+    if config.reserved >= max_length:
+        raise ConfigError(f"max_new_tokens {config.reserved} must be below max_length {max_length}")
     batch_tokens = config.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_GPU)
     resolved = config.model_copy(
         update={
@@ -118,6 +120,7 @@ def settings_of(job: Job, stamps: Stamps) -> Settings:
     shared = config.model_dump(mode="json", include=set(_SHARED_FIELDS))
     return {
         **shared,
+        "generate": config.generate.model_dump(mode="json") if config.generate else None,
         "encoding": config.encoding.model_dump(mode="json"),
         "card": config.card.model_dump(mode="json"),
         "device": job.device.type,

@@ -12,6 +12,7 @@ import torch
 
 from logitcache.cache.files import SCRATCH_DIR
 from logitcache.cache.manifest import MANIFEST_NAME
+from logitcache.data import TokenSequence
 from logitcache.dump.assemble import Computed
 from logitcache.dump.claims import Claim, try_claim
 from logitcache.dump.config import DumpConfig
@@ -27,6 +28,38 @@ _WAIT_SECONDS = 0.5
 
 class LowMassWarning(UserWarning):
     """The top K leave out much of the teacher's probability."""
+
+
+def compute(
+    teacher: TransformersTeacher,
+    sequences: list[TokenSequence],
+    config: DumpConfig,
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Computed:
+    """Answers, if they are wanted, and targets, in batches that depend on the sequences alone.
+
+    Args:
+        advance: told the number of tokens after each batch.
+    """
+    assert config.batch_tokens is not None
+    if config.generate is not None:
+        answered: dict[int, TokenSequence] = {}
+        lengths = [len(prompt.token_ids_L) + config.reserved for prompt in sequences]
+        for members in cut_into_batches(lengths, config.batch_tokens):
+            answered |= zip(members, teacher.answer([sequences[s] for s in members], config.generate), strict=True)
+            advance(sum(lengths[s] for s in members))
+        sequences = [answered[s] for s in range(len(sequences))]
+        advance = _told_already
+    lengths = [len(sequence.token_ids_L) for sequence in sequences]
+    batches = []
+    for members in cut_into_batches(lengths, config.batch_tokens):
+        batches.append((members, teacher.topk([sequences[s] for s in members])))
+        advance(sum(lengths[s] for s in members))
+    return Computed(sequences, batches)
+
+
+def _told_already(tokens: int) -> None:
+    """Answering takes nearly all the time; the pass that follows isn't counted again."""
 
 
 class Worker:
@@ -134,21 +167,17 @@ class Worker:
     def _compute(self, index: int) -> Computed:
         if self._teacher is None:
             self._teacher = self._load_teacher()
-        sequences = self._plan.shard_sequences(index)
-        lengths = [len(sequence.token_ids_L) for sequence in sequences]
-        assert self._config.batch_tokens is not None
-        batches = []
         self._at_hand = 0
-        for members in cut_into_batches(lengths, self._config.batch_tokens):
-            batches.append((members, self._teacher.topk([sequences[s] for s in members])))
-            self._at_hand += sum(lengths[s] for s in members)
-            self._report_progress()
+        computed = compute(self._teacher, self._plan.shard_sequences(index), self._config, self._advance)
         self._missing.discard(index)
         self._at_hand = 0
-        computed = Computed(sequences, batches)
         if index == 0:
             self._check_mass(computed)
         return computed
+
+    def _advance(self, tokens: int) -> None:
+        self._at_hand += tokens
+        self._report_progress()
 
     def _report_progress(self) -> None:
         missing = sum(self._plan.shard_tokens(i) for i in self._missing)

@@ -1,5 +1,6 @@
 """Engines that turn token ids into top-k targets."""
 
+from logitcache.teacher.generate import Generation
 from logitcache.teacher.identity import TeacherFiles, combined_digest, find_teacher, weights_digest
 from logitcache.teacher.load import DTYPES, Dtype, choose_device, choose_dtype, load_config, load_model, load_tokenizer
 from logitcache.teacher.transformers_engine import HostTopK, TransformersTeacher
@@ -7,6 +8,7 @@ from logitcache.teacher.transformers_engine import HostTopK, TransformersTeacher
 __all__ = [
     "DTYPES",
     "Dtype",
+    "Generation",
     "HostTopK",
     "TeacherFiles",
     "TransformersTeacher",

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from logitcache.data import TokenSequence
 from logitcache.errors import ModelError
-from logitcache.heads import find_head
+from logitcache.heads import Head, find_head
+from logitcache.teacher.generate import Generation, answer
 from logitcache.topk import TopK
 
 #: Bytes of one chunk's logits in float32: a GPU wants more work in a call than a CPU.
@@ -51,14 +52,16 @@ class TransformersTeacher:
     """
 
     engine = "transformers"
+    head: Head
+    vocab_size: int
 
     def __init__(self, model: Any, *, top_k: int, statistics: bool = False) -> None:
         self._model = model
-        self._head = find_head(model)
+        self.head = find_head(model)
         self._top_k = top_k
         self._statistics = statistics
         self._device: torch.device = model.get_input_embeddings().weight.device
-        self.vocab_size = self._head.vocab_size
+        self.vocab_size = self.head.vocab_size
         if top_k > self.vocab_size:
             raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {self.vocab_size} words")
         chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
@@ -86,31 +89,46 @@ class TransformersTeacher:
             targets = TopK.cat([self._run(batch[:middle]), self._run(batch[middle:])])
         return _to_host(targets)
 
+    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+        """Prompts with the teacher's answers; when memory runs out they are answered in two halves.
+
+        Raises:
+            ModelError: no room for a single prompt.
+        """
+        try:
+            return answer(self._model, prompts, generation)
+        except torch.OutOfMemoryError as error:
+            if len(prompts) == 1:
+                raise ModelError("out of memory on a single prompt: lower --max-length or --max-new-tokens") from error
+            torch.cuda.empty_cache()
+            middle = len(prompts) // 2
+            return self.answer(prompts[:middle], generation) + self.answer(prompts[middle:], generation)
+
     @torch.inference_mode()
     def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
         """The K whose top entries cover ``mass`` of the probability on average over (at most 128) positions."""
-        input_ids_BL, index_N = _pad(batch)
-        hidden_BLD = self._head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
+        input_ids_BL, index_N = pad(batch)
+        hidden_BLD = self.head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
         some = index_N[:: max(1, len(index_N) // 128)][:128].to(hidden_BLD.device)
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, some)
         covered_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self._device)
         for hidden_CD in hidden_ND.split(self._chunk_rows):
-            probs_CV = self._head.logits(hidden_CD).float().softmax(1)
+            probs_CV = self.head.logits(hidden_CD).float().softmax(1)
             covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
         return int((covered_V / len(some) < mass).sum()) + 1
 
     def _run(self, batch: Sequence[TokenSequence]) -> TopK:
-        input_ids_BL, index_N = _pad(batch)
-        hidden_BLD = self._head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
+        input_ids_BL, index_N = pad(batch)
+        hidden_BLD = self.head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N.to(hidden_BLD.device))
         del hidden_BLD
         return TopK.cat([self._head_chunk(hidden_CD) for hidden_CD in hidden_ND.split(self._chunk_rows)])
 
     def _head_chunk(self, hidden_CD: Tensor) -> TopK:
-        return TopK.from_logits(self._head.logits(hidden_CD), self._top_k, statistics=self._statistics)
+        return TopK.from_logits(self.head.logits(hidden_CD), self._top_k, statistics=self._statistics)
 
 
-def _pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
     """``[B, L]`` token ids filled up on the right, and the flat indices ``[N]`` of positions that have targets."""
     longest = max(len(sequence.token_ids_L) for sequence in batch)
     input_ids_BL = np.empty((len(batch), longest), dtype=np.int64)

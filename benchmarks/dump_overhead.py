@@ -1,0 +1,140 @@
+"""A dump beside the bare forward pass: the same model, the same batches, in turns; and the peak memory of each.
+
+The bare pass is what nobody can do without: the model's own forward, and `topk` on its logits. The dump is everything
+from the first batch to the last synced shard: top-k in order with its mass, encoding, writing. Loading the model and
+tokenising are done once and counted in neither; their seconds are printed beside it.
+
+    python -m benchmarks.dump_overhead --teacher .models/SmolLM2-135M-Instruct
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logitcache.dump import DumpConfig
+from logitcache.dump.plan import Plan, cut_into_batches
+from logitcache.dump.run import new_plan
+from logitcache.dump.settings import Job, resolve
+from logitcache.dump.worker import Worker
+from logitcache.progress import silent
+from logitcache.teacher import DTYPES, TransformersTeacher, load_model
+from logitcache.teacher.transformers_engine import pad
+
+REPO = Path(__file__).resolve().parent.parent
+DEFAULT_TEACHER = REPO / ".models" / "SmolLM2-135M-Instruct"
+CORPUS = REPO / "examples" / "data" / "heldout" / "*.txt"
+
+
+def bare_pass(model: Any, plan: Plan, job: Job) -> float:
+    """Seconds of forward passes with top-k over all batches of the plan."""
+    assert job.config.batch_tokens is not None
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for shard in range(len(plan)):
+            sequences = plan.shard_sequences(shard)
+            for members in cut_into_batches([len(s.token_ids_L) for s in sequences], job.config.batch_tokens):
+                input_ids_BL, _ = pad([sequences[s] for s in members])
+                model(input_ids=input_ids_BL, use_cache=False).logits.topk(job.config.top_k)
+    return time.perf_counter() - started
+
+
+def full_dump(teacher: TransformersTeacher, plan: Plan, job: Job, out: Path) -> float:
+    """Seconds of computing, encoding and publishing all shards of the plan."""
+    out.mkdir()
+    started = time.perf_counter()
+    Worker(out, plan, job.config, lambda: teacher, silent, threading.Event()).run()
+    return time.perf_counter() - started
+
+
+def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Job, Plan, Any, dict[str, float]]:
+    started = time.perf_counter()
+    config = DumpConfig(
+        teacher=str(arguments.teacher),
+        data=(str(CORPUS),),
+        out=scratch / "out",
+        max_length=arguments.max_length,
+        shard_tokens=1024,
+        batch_tokens=arguments.batch_tokens,
+        device="cpu",
+    )
+    job = resolve(config)
+    plan = new_plan(job, scratch / "plan", silent)
+    planned = time.perf_counter()
+    model = load_model(job.files, dtype=DTYPES[job.config.dtype], device=job.device)
+    return job, plan, model, {"plan": planned - started, "load": time.perf_counter() - planned}
+
+
+def peak_mib(arguments: argparse.Namespace, role: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.dump_overhead", "--role", role, "--teacher", str(arguments.teacher)]
+    command += ["--max-length", str(arguments.max_length), "--batch-tokens", str(arguments.batch_tokens)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=REPO)
+    return float(done.stdout)
+
+
+def run_role(arguments: argparse.Namespace) -> None:
+    """In a process of its own: do one thing once, and print the peak of resident memory in MiB."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job, plan, model, _ = prepare(arguments, Path(scratch))
+        if arguments.role == "bare":
+            bare_pass(model, plan, job)
+        else:
+            full_dump(TransformersTeacher(model, top_k=job.config.top_k), plan, job, Path(scratch) / "out")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, default=DEFAULT_TEACHER)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--role", choices=["bare", "dump"])
+    arguments = parser.parse_args()
+    if arguments.role:
+        run_role(arguments)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        job, plan, model, seconds = prepare(arguments, Path(scratch))
+        teacher = TransformersTeacher(model, top_k=job.config.top_k)
+        bare_pass(model, plan, job)  # warm
+        pairs = []
+        for repeat in range(arguments.repeats):
+            # Each goes first every other time, so that a drift of the machine helps neither.
+            if repeat % 2:
+                dumped = full_dump(teacher, plan, job, Path(scratch) / f"out-{repeat}")
+                pairs.append((bare_pass(model, plan, job), dumped))
+            else:
+                bare = bare_pass(model, plan, job)
+                pairs.append((bare, full_dump(teacher, plan, job, Path(scratch) / f"out-{repeat}")))
+            print(f"repeat {repeat}: bare {pairs[-1][0]:.2f} s, dump {pairs[-1][1]:.2f} s", file=sys.stderr)
+    ratios = [dump / bare for bare, dump in pairs]
+    memory = {role: peak_mib(arguments, role) for role in ("bare", "dump")}
+    result = {
+        "tokens": plan.tokens,
+        "shards": len(plan),
+        "threads": torch.get_num_threads(),
+        "bare_tokens_per_second": plan.tokens / statistics.median(bare for bare, _ in pairs),
+        "time_ratio_median": statistics.median(ratios),
+        "time_ratios": ratios,
+        "time_ratio_of_sums": sum(dump for _, dump in pairs) / sum(bare for bare, _ in pairs),
+        "peak_mib": memory,
+        "memory_ratio": memory["dump"] / memory["bare"],
+        "seconds_once": seconds,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

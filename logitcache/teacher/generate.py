@@ -1,0 +1,134 @@
+"""Let the teacher answer prompts, greedily or sampled: a student then learns from what the teacher itself would say.
+
+Each prompt draws from a stream of its own, fixed by the seed and the prompt's tokens: neither the order of rows nor who
+computes them changes an answer.
+
+Shape legend: B prompts of a batch, T tokens of an answer at most, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from logitcache.data import TokenSequence
+
+
+class Generation(BaseModel):
+    """How the teacher answers.
+
+    Attributes:
+        max_new_tokens: longest answer, its end-of-text token included.
+        temperature: of the sampling; 0 takes the most probable token each time.
+        top_p: sample from the smallest set of tokens that has this probability.
+        seed: another seed, other answers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+@torch.inference_mode()
+def answer(model: Any, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+    """Prompts with their answers; every position from a prompt's last on predicts a token of the answer.
+
+    Args:
+        model: a transformers causal language model.
+        prompts: their masks mark the last position, and others of the prompt where those are wanted too.
+        generation: how to answer.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    ends = _end_tokens(model)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=generation.max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    input_ids_BL, mask_BL = _pad_left(prompts)
+    device = model.get_input_embeddings().weight.device
+    processors = LogitsProcessorList()
+    if generation.temperature:
+        uniforms_BT = torch.from_numpy(np.stack([_uniforms(prompt.token_ids_L, generation) for prompt in prompts]))
+        processors.append(_Draw(uniforms_BT, input_ids_BL.shape[1], generation.temperature, generation.top_p))
+    output_BL = model.generate(
+        input_ids_BL.to(device),
+        attention_mask=mask_BL.to(device),
+        generation_config=config,
+        logits_processor=processors,
+    )
+    answers_BT = output_BL[:, input_ids_BL.shape[1] :].cpu().numpy()
+    return [_join(prompt, _until_end(row_T, ends)) for prompt, row_T in zip(prompts, answers_BT, strict=True)]
+
+
+class _Draw:
+    """A logits processor that draws each row's token from the row's own stream, and leaves that token only."""
+
+    def __init__(self, uniforms_BT: Tensor, prompt_length: int, temperature: float, top_p: float) -> None:
+        self._uniforms_BT = uniforms_BT
+        self._prompt_length = prompt_length
+        self._temperature = temperature
+        self._top_p = top_p
+
+    def __call__(self, input_ids_BL: Tensor, scores_BV: Tensor) -> Tensor:
+        step = input_ids_BL.shape[1] - self._prompt_length
+        probs_BV = (scores_BV.double() / self._temperature).softmax(-1)
+        probs_BV, ids_BV = probs_BV.sort(stable=True, dim=-1, descending=True)
+        kept_BV = probs_BV.cumsum(-1) - probs_BV < self._top_p
+        cumulative_BV = probs_BV.where(kept_BV, 0.0).cumsum(-1)
+        uniform_B1 = self._uniforms_BT[:, step, None].to(cumulative_BV) * cumulative_BV[:, -1:]
+        chosen_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True)
+        chosen_B1 = chosen_B1.minimum(kept_BV.sum(-1, keepdim=True) - 1)
+        return torch.full_like(scores_BV, -torch.inf).scatter(1, ids_BV.gather(1, chosen_B1), 0.0)
+
+
+def _uniforms(token_ids_L: NDArray[np.uint32], generation: Generation) -> NDArray[np.float64]:
+    """``[T]`` numbers in [0, 1), from the seed and the prompt alone."""
+    material = generation.seed.to_bytes(8, "little") + token_ids_L.astype("<u4").tobytes()
+    key = int.from_bytes(hashlib.sha256(material).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(generation.max_new_tokens)
+
+
+def _end_tokens(model: Any) -> list[int]:
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = model.config.get_text_config().eos_token_id if ends is None else ends
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _pad_left(prompts: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt.token_ids_L) for prompt in prompts)
+    input_ids_BL = np.zeros((len(prompts), longest), dtype=np.int64)
+    mask_BL = np.zeros_like(input_ids_BL)
+    for row, prompt in enumerate(prompts):
+        start = longest - len(prompt.token_ids_L)
+        input_ids_BL[row, start:] = prompt.token_ids_L
+        mask_BL[row, start:] = 1
+    return torch.from_numpy(input_ids_BL), torch.from_numpy(mask_BL)
+
+
+def _until_end(answer_T: NDArray[np.int64], ends: list[int]) -> NDArray[np.uint32]:
+    """Up to the first end-of-text token, that one included."""
+    found_T = np.isin(answer_T, ends)
+    stop = int(found_T.argmax()) + 1 if found_T.any() else len(answer_T)
+    return answer_T[:stop].astype(np.uint32)
+
+
+def _join(prompt: TokenSequence, answer_T: NDArray[np.uint32]) -> TokenSequence:
+    answer_mask_T = np.arange(len(answer_T)) < len(answer_T) - 1
+    return TokenSequence(
+        np.concatenate([prompt.token_ids_L, answer_T]), np.concatenate([prompt.target_mask_L, answer_mask_T])
+    )
