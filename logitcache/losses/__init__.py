@@ -6,6 +6,7 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
 from logitcache.losses.candidates import with_candidates
+from logitcache.losses.completion import Completion
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
 from logitcache.losses.lm_head import LossModel, loss_model, why_not_linear
@@ -14,6 +15,7 @@ from logitcache.losses.registry import describe, get, names, parameters, parse
 
 __all__ = [
     "IGNORED_LABEL",
+    "Completion",
     "HeadStats",
     "LinearHead",
     "Loss",

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from logitcache.errors import ConfigError
 from logitcache.losses.base import Selection, SparseLoss, check_count, check_not_negative, check_positive
+from logitcache.losses.completion import Completion
 from logitcache.losses.divergence import kl
 from logitcache.losses.student_top import student_top_ids
 from logitcache.losses.tail import look_up
 from logitcache.topk import TopK
 
 MISSING = ("bound", "drop")
+# How far a fill follows an estimate below the bound; fitted, like the offsets, on text and students apart from those
+# that benchmarks/sld_fidelity.py measures on.
+_TRUST = 0.6
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class SLD(SparseLoss):
       from the teacher, and the lower the values that the teacher gives them;
     * ``drop``: every pair with a missing value is left out.
 
+    ``completion`` (a ``Completion``, or the path of a saved one) gives an estimate e of each missing value; the fill is
+    then b − ``offset`` − 0.6 · max(b − e, 0) − half the ``slope`` · (share missing).
+
     ``ranked`` is for targets that hold more than the teacher's top entries (see ``with_candidates``): how many, counted
     from the first, really are the teacher's largest. The bound is taken from the last of those.
     """
@@ -73,11 +80,14 @@ class SLD(SparseLoss):
     offset: float = 0.65
     slope: float = 2.4
     ranked: int | None = None
+    completion: Completion | str | None = None
 
     def __post_init__(self) -> None:
         check_count(self.name, 2, k=self.k)
         check_positive(self.name, temperature=self.temperature)
         check_not_negative(self.name, offset=self.offset, slope=self.slope)
+        if isinstance(self.completion, str):
+            object.__setattr__(self, "completion", Completion.load(self.completion))
         if self.ranked is not None:
             check_count(self.name, 1, ranked=self.ranked)
         if self.missing not in MISSING:
@@ -89,11 +99,22 @@ class SLD(SparseLoss):
         ids_Nk = student_top_ids(logits_NV, min(self.k, logits_NV.shape[1]))
         teacher_Nk, listed_Nk = look_up(targets, ids_Nk)
         known_Nk = listed_Nk & (teacher_Nk > -math.inf)
-        missing_N1 = (~known_Nk).to(logits_NV.dtype).mean(1, keepdim=True)
-        fill_N1 = bound(targets, self.ranked)[:, None] - self.offset - self.slope * missing_N1
+        fill_Nk = self.fill(targets, ids_Nk, known_Nk)
         usable_Nk = known_Nk if self.missing == "drop" else torch.ones_like(known_Nk)
         coverage_N = listed_Nk.to(logits_NV.dtype).mean(1)
-        return Selection(ids_Nk, torch.where(known_Nk, teacher_Nk, fill_N1), usable_Nk, coverage_N=coverage_N)
+        return Selection(ids_Nk, torch.where(known_Nk, teacher_Nk, fill_Nk), usable_Nk, coverage_N=coverage_N)
+
+    def fill(self, targets: TopK, ids_Nk: Tensor, known_Nk: Tensor) -> Tensor:
+        """What stands for the teacher's log-prob where it is missing: ``[N, k]``, or ``[N, 1]``, one value a row."""
+        missing_N1 = (~known_Nk).to(targets.logprobs.dtype).mean(1, keepdim=True)
+        bound_N1 = bound(targets, self.ranked)[:, None]
+        if self.completion is None:
+            return bound_N1 - self.offset - self.slope * missing_N1
+        assert isinstance(self.completion, Completion)
+        if self.completion.mean_V.device != ids_Nk.device:
+            object.__setattr__(self, "completion", self.completion.to(ids_Nk.device))
+        below_Nk = (bound_N1 - self.completion.predict(targets, ids_Nk)).clamp_min(0)
+        return bound_N1 - self.offset - _TRUST * below_Nk - self.slope / 2 * missing_N1
 
     def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
         return difference_kl(selection.teacher_NC, student_NC, selection.usable_NC, self.temperature)

@@ -96,8 +96,8 @@ def parse(spec: str) -> Loss:
         if match is None or (match.end() < len(spec) and spec[match.end()] != ","):
             raise ConfigError(f"loss {spec!r} can't be read; {_SYNTAX}")
         position = match.end() + 1
-        weight = _number(match["weight"] or "1", spec)
-        if not 0 <= weight < math.inf:
+        weight = _value(match["weight"] or "1")
+        if isinstance(weight, str) or not 0 <= weight < math.inf:
             raise ConfigError(f"loss {spec!r}: the weight {weight!r} of {match['name']} must be a number, 0 or above")
         parts.append((float(weight), get(match["name"], **_settings(match["settings"] or "", spec))))
     if len(parts) == 1 and parts[0][0] == 1:
@@ -120,20 +120,18 @@ def _settings(text: str, spec: str) -> dict[str, Any]:
         field, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"loss {spec!r}: {item!r} is no setting; {_SYNTAX}")
-        value = value.strip()
-        settings[field.strip()] = value if re.fullmatch(r"[a-z_]+", value) else _number(value, spec)
+        settings[field.strip()] = _value(value.strip())
     return settings
 
 
-def _number(text: str, spec: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"loss {spec!r}: {text!r} is not a number; {_SYNTAX}") from None
+def _value(text: str) -> int | float | str:
+    """A number if it reads as one, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _find(name: str) -> type[Loss]:

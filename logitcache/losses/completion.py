@@ -1,0 +1,106 @@
+"""Teacher values that a cache doesn't hold, estimated from those it does: kriging with a low-rank covariance.
+
+A language model's logits vary in few directions: a low-rank factor of their covariance, learnt once from a few hundred
+*audit rows* with every logit, says how any id's value moves with those of the listed ids. Given a row's K values, the
+missing ones follow as a Gaussian posterior mean. It costs nothing per token, and one V x R matrix per teacher.
+
+Shape legend: A audit rows, N positions, V words, K entries in the targets, C ids asked for, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from logitcache.errors import TargetsError
+from logitcache.topk import TopK
+
+_LEAST = -100.0  # nats, stands for the log of 0
+_LEAST_NOISE = 0.25  # nats²; keeps the posterior from trusting any one listed value to the last digit
+_LEVEL_VARIANCE = 1e4  # the row's overall level is unknown beforehand
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """What audit rows teach of a teacher's logits.
+
+    Attributes:
+        mean_V: mean log-prob of each id, float32, nats.
+        factor_VR: covariance ≈ factor @ factor.T + diag(noise), float32, nats.
+        noise_V: variance that the factor leaves over, float32, nats².
+    """
+
+    mean_V: Tensor
+    factor_VR: Tensor
+    noise_V: Tensor
+
+    @classmethod
+    def fit(cls, rows: Iterable[Tensor], rank: int = 64) -> Completion:
+        """Learn from audit rows: tensors ``[A, V]`` of the teacher's logits or log-probs, a few hundred rows in all.
+
+        Raises:
+            TargetsError: there are no more rows than ``rank``.
+        """
+        logits_AV = torch.cat([row.detach().float() for row in rows])
+        count, vocab_size = logits_AV.shape
+        if not 0 < rank < min(count, vocab_size):
+            raise TargetsError(f"rank {rank} needs more than {rank} audit rows and ids; there are {count} rows")
+        logits_AV = logits_AV.log_softmax(1).clamp_min(_LEAST)
+        mean_V = logits_AV.mean(0)
+        # Each row's level is free: only what differs within a row is learnt.
+        centred_AV = logits_AV - mean_V
+        centred_AV = centred_AV - centred_AV.mean(1, keepdim=True)
+        values_A, vectors_AA = torch.linalg.eigh((centred_AV @ centred_AV.T).double() / count)
+        vectors_AR, values_R = vectors_AA[:, -rank:].float(), values_A[-rank:].float()
+        # Column r is the r-th principal direction over ids, as long as its standard deviation.
+        factor_VR = centred_AV.T @ vectors_AR / count**0.5
+        noise_V = (centred_AV.square().mean(0) - factor_VR.square().sum(1)).clamp_min(_LEAST_NOISE)
+        assert values_R.min() > 0
+        return cls(mean_V, factor_VR, noise_V)
+
+    def predict(self, targets: TopK, ids_NC: Tensor) -> Tensor:
+        """Posterior mean ``[N, C]`` of the teacher's log-probs at ``ids_NC``, given each row's listed entries."""
+        known_NKR = self.factor_VR[targets.ids]
+        known_NKR1 = torch.cat([known_NKR, torch.ones_like(known_NKR[:, :, :1])], 2)
+        weighted_NKR1 = known_NKR1 / self.noise_V[targets.ids][:, :, None]
+        rank = self.factor_VR.shape[1]
+        prior_R1 = torch.ones(rank + 1, device=ids_NC.device)
+        prior_R1[rank] = 1 / _LEVEL_VARIANCE
+        precision_NR1R1 = known_NKR1.mT @ weighted_NKR1 + torch.diag(prior_R1)
+        # An entry of -inf says only that the id is impossible.
+        possible_NK = targets.logprobs > -torch.inf
+        surprise_NK = torch.where(possible_NK, targets.logprobs - self.mean_V[targets.ids], 0)
+        evidence_NR1 = (weighted_NKR1.mT @ surprise_NK.float()[:, :, None])[:, :, 0]
+        state_NR1 = torch.linalg.solve(precision_NR1R1, evidence_NR1)
+        seen_NC = (self.factor_VR[ids_NC] @ state_NR1[:, :rank, None])[:, :, 0]
+        estimate_NC: Tensor = self.mean_V[ids_NC] + seen_NC + state_NR1[:, rank:]
+        return estimate_NC.to(targets.logprobs.dtype)
+
+    def to(self, device: torch.device | str) -> Completion:
+        """Copy to a device."""
+        return Completion(self.mean_V.to(device), self.factor_VR.to(device), self.noise_V.to(device))
+
+    def save(self, path: str | Path) -> int:
+        """Write a safetensors file, half precision; returns its bytes: 2 (R + 2) V and a header."""
+        tensors = {"mean": self.mean_V, "factor": self.factor_VR, "noise": self.noise_V}
+        save_file({name: value.half().cpu().contiguous() for name, value in tensors.items()}, path)
+        return Path(path).stat().st_size
+
+    @classmethod
+    def load(cls, path: str | Path) -> Completion:
+        """Read what ``save`` wrote.
+
+        Raises:
+            TargetsError: the file isn't one.
+        """
+        try:
+            tensors = {name: value.float() for name, value in load_file(path).items()}
+            return cls(tensors["mean"], tensors["factor"], tensors["noise"])
+        except (OSError, KeyError, SafetensorError) as error:
+            raise TargetsError(f"{path} is no completion file: {error}") from error

@@ -1,0 +1,88 @@
+"""Estimates of the teacher values that targets don't hold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import logitcache as lc
+from logitcache import losses
+
+RANK, VOCAB, K = 6, 200, 24
+
+
+def teacher_logits(rows: int, seed: int) -> torch.Tensor:
+    """Logits of a low-rank teacher with its own habits."""
+    shared = torch.Generator().manual_seed(0)
+    factor, mean = torch.randn(VOCAB, RANK, generator=shared) * 1.5, torch.randn(VOCAB, generator=shared)
+    own = torch.Generator().manual_seed(seed)
+    states, levels = torch.randn(rows, RANK, generator=own), torch.randn(rows, 1, generator=own) * 5
+    return states @ factor.T + mean + levels + torch.randn(rows, VOCAB, generator=own) * 0.3
+
+
+@pytest.fixture(scope="module")
+def completion() -> losses.Completion:
+    return losses.Completion.fit(teacher_logits(300, seed=1).split(100), rank=RANK)
+
+
+def test_missing_values_of_a_low_rank_teacher_are_recovered(completion: losses.Completion) -> None:
+    logits = teacher_logits(40, seed=2)
+    targets = lc.TopK.from_logits(logits, K)
+    unlisted = logits.log_softmax(1).scatter(1, targets.ids, torch.inf).sort(1, descending=True).indices[:, K:]
+    truth = logits.log_softmax(1).gather(1, unlisted)
+    error = (completion.predict(targets, unlisted) - truth).square().mean().sqrt()
+    assert error < 0.25 * truth.std()
+    assert (truth - truth.mean(1, keepdim=True)).std() > 2
+
+
+def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(completion: losses.Completion) -> None:
+    logits = teacher_logits(60, seed=3)
+    student = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(4)) * 2.5
+    full, targets = lc.TopK.from_logits(logits, VOCAB), lc.TopK.from_logits(logits, K)
+
+    def gradient(loss: losses.Loss, which: lc.TopK) -> torch.Tensor:
+        leaf = student.clone().requires_grad_()
+        return torch.autograd.grad(loss(leaf, which).sum(), leaf)[0].flatten()
+
+    exact = gradient(losses.get("s_ld"), full)
+    plain, completed = (
+        torch.cosine_similarity(exact, gradient(loss, targets), dim=0)
+        for loss in (losses.get("s_ld"), losses.get("s_ld", completion=completion))
+    )
+    assert losses.metrics.s_ld_coverage(student, targets).mean() < 0.85
+    assert 1 - completed < 0.75 * (1 - plain)
+    torch.testing.assert_close(gradient(losses.get("s_ld", completion=completion), full), exact)
+
+
+def test_saved_and_named_in_a_line_of_text(completion: losses.Completion, tmp_path: Path) -> None:
+    size = completion.save(tmp_path / "teacher.safetensors")
+    assert 2 * (RANK + 2) * VOCAB < size < 2 * (RANK + 2) * VOCAB + 500
+    logits = teacher_logits(5, seed=5)
+    targets = lc.TopK.from_logits(logits, K)
+    by_name = losses.parse(f"bild(completion={tmp_path / 'teacher.safetensors'})=1.0")
+    by_value = losses.get("bild", completion=completion)
+    torch.testing.assert_close(by_name(-logits, targets), by_value(-logits, targets), rtol=1e-2, atol=1e-3)
+    hidden, weight = logits[:, :8].clone().requires_grad_(), torch.randn(VOCAB, 8).requires_grad_()
+    fused = losses.linear_loss(by_value, hidden, weight, targets)
+    torch.testing.assert_close(fused, by_value(hidden @ weight.T, targets).mean())
+    fused.backward()
+    assert hidden.grad is not None
+
+
+def test_what_is_no_completion_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"nothing of the kind")
+    with pytest.raises(lc.LogitCacheError, match="is no completion file"):
+        losses.get("bild", completion=str(tmp_path / "other"))
+    with pytest.raises(lc.LogitCacheError, match="is no completion file"):
+        losses.Completion.load(tmp_path / "missing")
+    with pytest.raises(lc.LogitCacheError, match="needs more than 64 audit rows"):
+        losses.Completion.fit([teacher_logits(40, seed=1)], rank=64)
+
+
+def test_impossible_entries_do_no_harm(completion: losses.Completion) -> None:
+    logits = teacher_logits(4, seed=6)
+    logits[:, 20:] = -torch.inf
+    targets = lc.TopK.from_logits(logits, K)
+    assert completion.predict(targets, targets.ids).isfinite().all()
+    loss = losses.get("bild", completion=completion)(teacher_logits(4, seed=7), targets)
+    assert loss.isfinite().all()
