@@ -12,11 +12,20 @@ import logitcache
 from logitcache.errors import LogitCacheError
 
 from .common import console, messages
+from .convert import convert
+from .diff import diff
 from .dump import dump
 from .eval import evaluate
+from .exchange import export_cache, import_files
 from .info import info
+from .list import list_caches
+from .merge import merge
 from .peek import peek
+from .pull import pull
+from .push import push
+from .sign import keygen, sign
 from .student import student
+from .tag import tag
 from .train import train
 from .verify import verify
 
@@ -28,6 +37,17 @@ app.command("eval")(evaluate)
 app.command("info")(info)
 app.command("peek")(peek)
 app.command("verify")(verify)
+app.command("convert")(convert)
+app.command("push")(push)
+app.command("pull")(pull)
+app.command("list")(list_caches)
+app.command("tag")(tag)
+app.command("merge")(merge)
+app.command("diff")(diff)
+app.command("sign")(sign)
+app.command("keygen")(keygen)
+app.command("import")(import_files)
+app.command("export")(export_cache)
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from logitcache.share.cataloguing import Listed, catalogue, find_same
     from logitcache.share.comparing import Difference, diff
+    from logitcache.share.exporting import export_parquet
+    from logitcache.share.importing import Imported, import_logprobs
     from logitcache.share.merging import Merged, merge
     from logitcache.share.pulling import pull
     from logitcache.share.pushing import Transfer, push, tag
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "cataloguing": ("Listed", "catalogue", "find_same"),
     "comparing": ("Difference", "diff"),
+    "exporting": ("export_parquet",),
+    "importing": ("Imported", "import_logprobs"),
     "merging": ("Merged", "merge"),
     "pulling": ("pull",),
     "pushing": ("Transfer", "push", "tag"),
@@ -35,6 +39,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Difference",
+    "Imported",
     "Listed",
     "Merged",
     "RemoteCache",
@@ -43,7 +48,9 @@ __all__ = [
     "catalogue",
     "check_trusted",
     "diff",
+    "export_parquet",
     "find_same",
+    "import_logprobs",
     "make_key",
     "merge",
     "open_remote",
