@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from logitcache.cache.calibrate import Calibration
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.files import SCRATCH_DIR, file_record, storage_error, sync_directory, write_file
 from logitcache.cache.formats import ShardFormatName
+from logitcache.cache.listing import Stray, stray_files
 from logitcache.cache.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
@@ -30,7 +32,9 @@ from logitcache.cache.manifest import (
     manifest_digest,
 )
 from logitcache.cache.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
-from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError, StorageError
+from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError
+
+_SHARD_NAME = re.compile(r"[0-9a-f]{64}\.(zarr\.zip|arrow)")
 
 
 def publish_shard(root: Path, payload: bytes, arrays: ShardArrays, shard_format: ShardFormatName) -> ShardEntry:
@@ -90,8 +94,8 @@ def finalize_cache(
         The cache's digest, ``sha256:…`` over its manifest.
 
     Raises:
-        CorruptCacheError: a listed shard is missing or of another size, or a file lies there that isn't the cache's.
-        OutputExistsError: another finished cache is there.
+        CorruptCacheError: a listed shard is missing or of another size.
+        OutputExistsError: another finished cache is there, or a file that isn't the cache's.
         ConfigError: a value can't stand in a manifest.
         StorageError: the system refused.
     """
@@ -114,7 +118,7 @@ def finalize_cache(
     _check_shards(root, entries)
     for name, content in sorted(tokenizer_files.items()):
         write_file(root, f"{TOKENIZER_DIR}/{name}", content)
-    _remove_unlisted(root / TOKENIZER_DIR, set(tokenizer_files))
+    _refuse_strays(root, stray_files(root, manifest) + _stray_shards(root, entries))
     write_file(root, TABLE_NAME, table)
     write_file(root, MANIFEST_DIGEST_NAME, digest_line(raw))
     write_file(root, MANIFEST_NAME, raw)
@@ -162,30 +166,39 @@ def _refuse_other_cache(root: Path, raw: bytes) -> None:
 
 
 def _check_shards(root: Path, entries: Sequence[ShardEntry]) -> None:
-    """Every listed shard is there at its size; shards that no plan lists any more go; anything else is refused."""
+    """Every listed shard is there at its size. Content was checked when it was published."""
     try:
         (root / SHARDS_DIR).mkdir(parents=True, exist_ok=True)
         sizes = {item.name: item.stat(follow_symlinks=False).st_size for item in os.scandir(root / SHARDS_DIR)}
     except OSError as error:
         raise storage_error("list", root / SHARDS_DIR, error) from error
     for entry in entries:
-        found = sizes.get(entry.path.removeprefix(f"{SHARDS_DIR}/"))
+        found = sizes.get(_name(entry))
         if found != entry.bytes:
             state = "is missing" if found is None else f"has {found:,} bytes, it should have {entry.bytes:,}"
             raise CorruptCacheError(f"{root / entry.path} {state}: run the same command again to write it anew")
-    _remove_unlisted(root / SHARDS_DIR, {entry.path.removeprefix(f"{SHARDS_DIR}/") for entry in entries})
 
 
-def _remove_unlisted(directory: Path, listed: set[str]) -> None:
-    """Delete files that an earlier, unfinished run left in a directory of ours and that the cache doesn't list."""
-    if not directory.is_dir():
-        return
-    for item in sorted(directory.iterdir()):
-        if item.name in listed:
+def _stray_shards(root: Path, entries: Sequence[ShardEntry]) -> list[Stray]:
+    """What the table doesn't list. A shard that an earlier, unfinished run left is ours and goes; the rest stays."""
+    strays = []
+    for name in sorted(set(os.listdir(root / SHARDS_DIR)) - {_name(entry) for entry in entries}):
+        path = root / SHARDS_DIR / name
+        if not _SHARD_NAME.fullmatch(name):
+            strays.append(Stray(f"{SHARDS_DIR}/{name}", ""))
             continue
-        if item.is_dir() and not item.is_symlink():
-            raise StorageError(f"{item} is a directory and no part of a cache: move it away, then run this again")
         try:
-            item.unlink()
+            path.unlink()
         except OSError as error:
-            raise storage_error("remove", item, error) from error
+            raise storage_error("remove", path, error) from error
+    return strays
+
+
+def _refuse_strays(root: Path, strays: Sequence[Stray]) -> None:
+    if strays:
+        path = root / strays[0].path
+        raise OutputExistsError(f"{path} is no part of the cache: move it away, then run the same command again")
+
+
+def _name(entry: ShardEntry) -> str:
+    return entry.path.removeprefix(f"{SHARDS_DIR}/")

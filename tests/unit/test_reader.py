@@ -259,12 +259,26 @@ def test_publishing_keeps_a_good_shard_and_replaces_a_damaged_one(tmp_path: Path
 def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     publish(root, [make_arrays(99)], "zarr")
-    (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "old.json").write_text("{}")
     build_cache(root, "zarr", SHARDS)
     build_cache(tmp_path / "fresh", "zarr", SHARDS)
     assert snapshot(root) == snapshot(tmp_path / "fresh")
     assert not (root / ".dump").exists()
+
+
+@pytest.mark.parametrize("stray", ["notes.txt", "shards/notes.txt", "tokenizer/old.json", "shards/more/x"])
+def test_a_file_that_is_not_ours_is_named_and_kept(tmp_path: Path, stray: str) -> None:
+    (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / stray).write_text("precious")
+    with pytest.raises(OutputExistsError, match=f"{stray.removesuffix('/x')} is no part of the cache: move it away"):
+        build_cache(tmp_path, "zarr", SHARDS)
+    assert (tmp_path / stray).read_text() == "precious"
+    with pytest.raises(CacheNotFoundError, match="unfinished"):
+        lc.open(tmp_path)
+    shutil.move(tmp_path / stray, tmp_path / ".dump" / "x")
+    with contextlib.suppress(OSError):
+        (tmp_path / "shards" / "more").rmdir()
+    build_cache(tmp_path, "zarr", SHARDS)
+    assert verify_cache(tmp_path).ok
 
 
 @pytest.mark.parametrize("damage", ["missing", "short"])
