@@ -34,7 +34,7 @@ from logitcache.teacher.transformers_engine import pad
 
 REPO = Path(__file__).resolve().parent.parent
 DEFAULT_TEACHER = REPO / ".models" / "SmolLM2-135M-Instruct"
-CORPUS = REPO / "examples" / "data" / "heldout" / "*.txt"
+CORPUS = REPO / "examples" / "data" / "heldout" / "1964_lyndon_b_johnson.txt"
 
 
 def bare_pass(model: Any, plan: Plan, job: Job) -> float:
@@ -60,9 +60,11 @@ def full_dump(teacher: TransformersTeacher, plan: Plan, job: Job, out: Path) -> 
 
 def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Job, Plan, Any, dict[str, float]]:
     started = time.perf_counter()
+    text = scratch / "corpus.txt"
+    text.write_text(CORPUS.read_text(encoding="utf-8")[: arguments.characters], encoding="utf-8")
     config = DumpConfig(
         teacher=str(arguments.teacher),
-        data=(str(CORPUS),),
+        data=(str(text),),
         out=scratch / "out",
         max_length=arguments.max_length,
         shard_tokens=1024,
@@ -78,6 +80,7 @@ def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Job, Plan, An
 
 def peak_mib(arguments: argparse.Namespace, role: str) -> float:
     command = [sys.executable, "-m", "benchmarks.dump_overhead", "--role", role, "--teacher", str(arguments.teacher)]
+    command += ["--characters", str(arguments.characters)]
     command += ["--max-length", str(arguments.max_length), "--batch-tokens", str(arguments.batch_tokens)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=REPO)
     return float(done.stdout)
@@ -97,6 +100,7 @@ def run_role(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, default=DEFAULT_TEACHER)
+    parser.add_argument("--characters", type=int, default=20_000, help="of text; about 4.7 make a token")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch-tokens", type=int, default=2048)
