@@ -69,13 +69,13 @@ def _fit(
     the same, so that logarithms are due only for those that it does.
     """
     width = len(frequency_W)
-    pair = words_NK.numpy() * np.int64(classes) + classes_N[:, None]
-    counts = np.bincount(pair.ravel(), minlength=width * classes)
-    held = np.flatnonzero(counts)
+    pairs = np.sort((words_NK.numpy() * np.int32(classes) + classes_N.astype(np.int32)[:, None]).ravel())
+    starts = np.flatnonzero(np.diff(pairs, prepend=np.int32(-1)))
+    held, counts = pairs[starts], np.diff(starts, append=len(pairs))
     weight = _SMOOTHING * words_NK.shape[1]
     sizes_C = np.bincount(classes_N, minlength=classes)
     absent_C = np.log2(sizes_C * words_NK.shape[1] / weight + 1)
-    ratio = counts[held] / (weight * frequency_W[held // classes])
+    ratio = counts / (weight * frequency_W[held // classes])
     bits_WC = np.tile(_on_grid(absent_C), (width, 1))
     bits_WC.reshape(-1)[held] = _on_grid(absent_C[held % classes] - np.log2(ratio + 1))
     bits_WC[-1] = 0  # all the rare ids together: no evidence

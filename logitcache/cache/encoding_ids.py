@@ -56,6 +56,8 @@ def encode_topk_ids(ids_NK: NDArray[np.uint32], order_N: NDArray[np.int64]) -> d
     classes_N = cluster_rows(ranks_NK)
     if classes_N is None:
         return stored | to_symbols("id_places", np.ascontiguousarray(ranks_NK.T))
+    if len(table_T) + _CLASS_IDS > 1 << 16:  # a place may be as large as both tables together
+        ranks_NK = ranks_NK.astype(np.uint32, copy=False)
     sizes_C, entries_M, places_NK = _class_places(ranks_NK, classes_N, len(table_T))
     stored["id_class_sizes"] = sizes_C
     stored["id_class_tables"] = _differences(entries_M)
@@ -133,24 +135,32 @@ def _count(ids: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64], ND
 
 def _class_places(
     ranks_NK: NDArray[Any], classes_N: NDArray[np.uint8], table_size: int
-) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.uint32]]:
+) -> tuple[_Uint32, NDArray[np.uint16], NDArray[Any]]:
     """Make the class tables: sizes ``[C]``, entries ``[M]`` (places in the shared table), and the places ``[N, K]``."""
     width = min(_CLASS_IDS, table_size)
-    classes = int(classes_N.max()) + 1
+    order_N = np.argsort(classes_N, kind="stable")
+    sorted_NK = ranks_NK[order_N]
+    ends_C = np.cumsum(np.bincount(classes_N))
+    tables = []
+    for start, end in zip([0, *ends_C[:-1]], ends_C, strict=True):
+        table, sorted_NK[start:end] = _table_of_class(sorted_NK[start:end], width)
+        tables.append(table)
+    places_NK = np.empty_like(sorted_NK)
+    places_NK[order_N] = sorted_NK
+    return np.array([len(table) for table in tables], np.uint32), np.concatenate(tables), places_NK
+
+
+def _table_of_class(ranks_RK: NDArray[Any], width: int) -> tuple[NDArray[np.uint16], NDArray[Any]]:
+    """The table of one class, from its rows, and the places of these in it and, beyond it, in the shared table."""
     # One more column gathers the ids too rare for any class.
-    flat_NK = np.minimum(ranks_NK, width).astype(np.int64) + (classes_N.astype(np.int64) * (width + 1))[:, None]
-    counts_CW = np.bincount(flat_NK.ravel(), minlength=classes * (width + 1)).reshape(classes, width + 1)
-    counts_CW[:, width] = 0
-    row, entry = np.nonzero(counts_CW >= _CLASS_COUNT)
-    order = np.lexsort((entry, -_magnitude(counts_CW[row, entry], 2), row))
-    row, entry = row[order], entry[order]
-    sizes_C = np.bincount(row, minlength=classes)
-    place_CW = np.arange(width + 1, dtype=np.uint32) + sizes_C.astype(np.uint32)[:, None]
-    place_CW[row, entry] = np.arange(len(row)) - np.repeat(np.cumsum(sizes_C) - sizes_C, sizes_C)
-    places_NK = place_CW.ravel()[flat_NK]
-    rare = ranks_NK >= width
-    places_NK[rare] = (ranks_NK + sizes_C.astype(np.uint32)[classes_N][:, None])[rare]
-    return sizes_C.astype(np.uint32), entry.astype(np.uint16), places_NK
+    counts_W = np.bincount(np.minimum(ranks_RK, width).ravel(), minlength=width + 1)
+    table = np.flatnonzero(counts_W[:width] >= _CLASS_COUNT)
+    table = table[np.lexsort((table, -_magnitude(counts_W[table], 2)))]
+    beyond_RK = ranks_RK + ranks_RK.dtype.type(len(table))
+    place_W = np.arange(width + 1, dtype=ranks_RK.dtype) + ranks_RK.dtype.type(len(table))
+    place_W[table] = np.arange(len(table))
+    places_RK = np.where(ranks_RK < width, place_W[np.minimum(ranks_RK, width)], beyond_RK)
+    return table.astype(np.uint16), places_RK
 
 
 def _magnitude(counts: NDArray[np.int64], steps_per_octave: int) -> NDArray[np.int64]:

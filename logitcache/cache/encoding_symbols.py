@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.cache.stored import ArrayReader, to_planes
+from logitcache.cache.stored import ArrayReader, row_blocks, to_planes
 from logitcache.errors import CorruptCacheError
 
 #: How many symbols have ranges of 1, 2^4, 2^8, 2^16 and 2^32 numbers, in this order.
@@ -26,22 +26,32 @@ _TABLED = 1 << 20
 
 
 def to_symbols(name: str, numbers: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Store unsigned integers, below 2^32, as symbols of the same shape, and their extra bits in C order."""
+    """Store unsigned integers ``[R, C]`` (or ``[C]``) as symbols of the same shape, and their extra bits in C order."""
+    numbers_RC = np.atleast_2d(numbers)
     top = int(numbers.max()) if numbers.size else 0
-    if top < _TABLED:
-        starts = _BASES[top >= _BASES]
-        symbols = np.repeat(np.arange(len(starts), dtype=np.uint8), np.diff(np.append(starts, top + 1)))[numbers]
-    else:
-        symbols = (np.searchsorted(_BASES, numbers, side="right") - 1).astype(np.uint8)
-    stored: dict[str, NDArray[Any]] = {name: symbols}
-    for bits, first, end in _CLASSES:
-        if _BASES[first] > top:
-            break
-        # Ranges of a class lie end to end, so the low bits count from its first number.
-        extra = (numbers[_between(symbols, first, end)].astype(np.int64) - _BASES[first]) & ((1 << bits) - 1)
-        wide = extra.astype(np.uint16 if bits <= 16 else np.uint32)
-        stored[f"{name}_extra{bits}"] = _pack_nibbles(wide) if bits == 4 else to_planes(wide)
+    classes = [(bits, first, end) for bits, first, end in _CLASSES if _BASES[first] <= top]
+    symbols_RC = np.empty(numbers_RC.shape, np.uint8)
+    extras: dict[int, list[NDArray[Any]]] = {bits: [] for bits, _, _ in classes}
+    table = _symbol_table(top) if top < _TABLED else None
+    for start, stop in row_blocks(*numbers_RC.shape):
+        block = numbers_RC[start:stop].ravel()
+        symbols = table.take(block) if table is not None else np.searchsorted(_BASES, block, side="right") - 1
+        symbols_RC[start:stop] = symbols.reshape(-1, numbers_RC.shape[1])
+        for bits, first, end in classes:
+            where = np.flatnonzero(_between(symbols.astype(np.uint8, copy=False), first, end))
+            # Ranges of a class lie end to end, so the low bits count from its first number.
+            extras[bits].append((block[where] - block.dtype.type(_BASES[first])) & block.dtype.type((1 << bits) - 1))
+    stored: dict[str, NDArray[Any]] = {name: symbols_RC.reshape(numbers.shape)}
+    for bits, parts in extras.items():
+        extra = np.concatenate(parts)
+        stored[f"{name}_extra{bits}"] = _pack_nibbles(extra) if bits == 4 else to_planes(extra)
     return stored
+
+
+def _symbol_table(top: int) -> NDArray[np.uint8]:
+    """The symbol of every number up to ``top``."""
+    starts = _BASES[top >= _BASES]
+    return np.repeat(np.arange(len(starts), dtype=np.uint8), np.diff(np.append(starts, top + 1)))
 
 
 class SymbolReader:
@@ -129,9 +139,9 @@ def _between(symbols: NDArray[np.uint8], first: int, end: int) -> NDArray[np.boo
     return result
 
 
-def _pack_nibbles(extra: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def _pack_nibbles(extra: NDArray[Any]) -> NDArray[np.uint8]:
     """Two to a byte, the first in the low half; an odd last one is followed by 0."""
-    even = np.append(extra, np.zeros(len(extra) % 2, np.uint16)).astype(np.uint8)
+    even = np.append(extra.astype(np.uint8), np.zeros(len(extra) % 2, np.uint8))
     packed: NDArray[np.uint8] = even[0::2] | (even[1::2] << np.uint8(4))
     return packed
 

@@ -23,6 +23,7 @@ MINUS_INFINITY, LARGEST_STEPS = 0xFFFF, 0xFFFE
 #: float16 keeps every value down to here within 1/64 nat; what lies below is stored as an exception.
 HALF_FLOOR = -64.0
 _FULL_HALF = 15
+_LONG_ROW = 1024
 
 
 def encode_logprobs(logprobs_NK: NDArray[np.float32], kind: ValueKind, step: float) -> dict[str, NDArray[Any]]:
@@ -153,9 +154,8 @@ def _unpack_pairs(arrays: ArrayReader, shape_KN: tuple[int, int]) -> NDArray[np.
             raise CorruptCacheError("the array logprob_more is too short")
         codes.reshape(-1)[where] += more[used : used + len(where)]
         used += len(where)
-        codes[0] += last_N
         sums = codes_KN[2 * start : 2 * start + len(codes)]
-        np.cumsum(codes, axis=0, dtype=np.uint16, out=sums)
+        _add_up(codes, last_N, sums)
         if (sums[0] < last_N).any() or (sums[1:] < sums[:-1]).any():
             raise CorruptCacheError("the log-probs of a position fall below what can be stored")
         last_N = sums[-1]
@@ -174,4 +174,16 @@ def _unpack_halves(pairs_RN: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 def _accumulate(arrays: ArrayReader, shape_KN: tuple[int, int], kind: ValueKind) -> NDArray[Any]:
     codes_KN = arrays.planes("logprob_differences", np.uint32 if kind == "float32" else np.uint16, shape_KN)
-    return np.cumsum(codes_KN, axis=0, dtype=codes_KN.dtype)
+    _add_up(codes_KN, np.zeros(shape_KN[1], codes_KN.dtype), codes_KN)
+    return codes_KN
+
+
+def _add_up(codes_KN: NDArray[Any], before_N: NDArray[Any], out_KN: NDArray[Any]) -> None:
+    """Running sums along K, which wrap round, on top of ``before_N``."""
+    if codes_KN.shape[1] < _LONG_ROW:
+        np.add(codes_KN[:1], before_N, out=codes_KN[:1])
+        np.cumsum(codes_KN, axis=0, dtype=codes_KN.dtype, out=out_KN)
+        return
+    for codes_N, out_N in zip(codes_KN, out_KN, strict=True):  # numpy's own cumsum is slow across long rows
+        np.add(codes_N, before_N, out=out_N)
+        before_N = out_N
