@@ -211,7 +211,7 @@ def test_subset_is_a_verified_cache(s3: S3Server, tmp_path: Path) -> None:
         {
             Selection(shards=(0, 1, 4)): [*range(6), *range(12, 15)],
             Selection(sequences=(2, 10)): list(range(2, 10)),
-            Selection(tokens=125): list(range(8)),
+            Selection(tokens=140): list(range(8)),
         }.items()
     ):
         out = tmp_path / f"part{number}"

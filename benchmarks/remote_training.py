@@ -1,0 +1,81 @@
+"""What training from an S3 server costs over training from disk: the same steps from both, in turn, after warm-up.
+
+The server is a real one, SeaweedFS, on this machine's loopback (extra `dev`). Needs the demo's teacher
+once, for real predictions (`make teacher`).
+
+    python -m benchmarks.remote_training
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import logitcache as lc
+from benchmarks._tiled import real_cache, tiled_cache
+from benchmarks.train_wait import run_steps, small_student
+from logitcache.share import open_remote, push
+from logitcache.share.local_cache import LocalSettings
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from s3_server import start_s3  # the tests' own way of starting the server
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=40, help="steps of one measurement")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each, in turn")
+    parser.add_argument("--shards", type=int, default=4, help="shards of 65,536 tokens")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    server = start_s3()
+    os.environ.update(server.environment())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        disk = tiled_cache(folder, real_cache(folder), shards=arguments.shards, tokens_per_shard=65_536)
+        url = server.place()
+        started = time.perf_counter()
+        sent = push(disk.root, url)
+        seconds = {"push": time.perf_counter() - started}
+        remote = open_remote(url, LocalSettings(folder / "local"))
+        started = time.perf_counter()
+        for index in range(len(remote.shards)):
+            remote.read_shard(index)
+        seconds["first pass, fetching"] = time.perf_counter() - started
+        started = time.perf_counter()
+        for index in range(len(disk.shards)):
+            disk.read_shard(index)
+        seconds["the same from disk"] = time.perf_counter() - started
+        print(json.dumps({"bytes": sent.bytes, "seconds": seconds} | compare(disk, remote, arguments), indent=2))
+
+
+def compare(disk: lc.Cache, remote: lc.Cache, arguments: argparse.Namespace) -> dict[str, float]:
+    """Both in turn, after a first run of each that nobody counts; medians."""
+    module = small_student(disk.vocab_size)
+    times: dict[str, list[float]] = {"disk": [], "remote": []}
+    for repeat in range(arguments.repeats + 1):
+        for name, cache in (("disk", disk), ("remote", remote)):
+            taken, _ = run_steps(module, lc.stream(cache, batch_size=2, epochs=None), arguments.steps)
+            if repeat:
+                times[name].append(taken)
+    ratios = [remote / disk for disk, remote in zip(times["disk"], times["remote"], strict=True)]
+    return {
+        "steps": arguments.steps,
+        "seconds_from_disk": round(statistics.median(times["disk"]), 3),
+        "seconds_from_s3": round(statistics.median(times["remote"]), 3),
+        "ratio_of_medians": round(statistics.median(times["remote"]) / statistics.median(times["disk"]), 4),
+        "lowest_ratio_of_a_pair": round(min(ratios), 4),
+        "highest_ratio_of_a_pair": round(max(ratios), 4),
+    }
+
+
+if __name__ == "__main__":
+    main()
