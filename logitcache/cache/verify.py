@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -175,28 +176,29 @@ class _Verification:
 
     def _shards(self, manifest: Manifest, table: ShardTable, digest: str) -> None:
         cache = Cache(self.root, manifest, digest, table)
-        done = 0
+        rows = _distinct(table)
         with ThreadPoolExecutor(self.workers) as pool:
-            for start in range(0, len(table), _SHARDS_AT_ONCE):
-                entries = table[start : start + _SHARDS_AT_ONCE]
-                found = pool.map(lambda item: list(self._shard(cache, *item)), enumerate(entries, start))
-                for entry, faults in zip(entries, found, strict=True):
-                    self.faults += faults
-                    self._count(entry.bytes)
-                    done += 1
-                    self.progress("verify", done, len(table), "shards")
+            try:
+                while batch := list(islice(rows, _SHARDS_AT_ONCE)):
+                    found = pool.map(lambda row: self._shard(cache, *row), batch)
+                    for (index, entry), faults in zip(batch, found, strict=True):
+                        self.faults += faults
+                        if all(fault.kind != "missing" for fault in faults):
+                            self._count(entry.bytes)
+                        self.progress("verify", index + 1, len(table), "shards")
+            except BaseException:  # Ctrl-C must not wait for what is queued
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
-    def _shard(self, cache: Cache, index: int, entry: ShardEntry) -> Iterator[Fault]:
+    def _shard(self, cache: Cache, index: int, entry: ShardEntry) -> list[Fault]:
         try:
             if not self.deep:
                 hash_checked(self.root, entry.path, entry.bytes, entry.sha256)
-                return
+                return []
             arrays = cache.read_shard(index)
         except LogitCacheError as error:
-            yield _fault(entry.path, error)
-            return
-        for message in content_faults(arrays, cache.manifest):
-            yield Fault(entry.path, "invalid", message)
+            return [_fault(entry.path, error)]
+        return [Fault(entry.path, "invalid", message) for message in content_faults(arrays, cache.manifest)]
 
     def _extra(self, strays: list[Stray]) -> None:
         self.faults += [Fault(stray.path, "extra", stray.message) for stray in strays]
@@ -210,6 +212,15 @@ class _Verification:
 
     def _report(self, digest: str | None) -> VerifyReport:
         return VerifyReport(digest, self.deep, self.files, self.bytes, self.faults)
+
+
+def _distinct(table: ShardTable) -> Iterator[tuple[int, ShardEntry]]:
+    """Rows with their index, equal ones once: a table may name the same shard a million times."""
+    seen: set[int] = set()
+    for index, entry in enumerate(table):
+        if hash(entry) not in seen:
+            seen.add(hash(entry))
+            yield index, entry
 
 
 def _fault(path: str, error: LogitCacheError) -> Fault:
