@@ -83,7 +83,7 @@ class TrainConfig(BaseModel):
     log_every: int = Field(1, ge=1, description="log the loss every so many steps")
     prefetch: int = Field(4, ge=0, description="batches made ahead")
     resume: bool = Field(False, description="go on from the newest checkpoint in out")
-    report: bool = Field(True, description="write report.html, report.json and report.png")
+    write_report: bool = Field(True, description="write report.html, report.json and report.png")
     trainer: dict[str, Any] = Field(default_factory=dict, description="further transformers.TrainingArguments fields")
 
     @field_validator("cache", "student", "eval_cache", mode="before")

@@ -43,6 +43,7 @@ class DistillModule(nn.Module):
         # Held in a tuple, so that body and head aren't registered as submodules a second time.
         self._parts: tuple[Head] = (find_head(base),)
         self.why_dense = why_not_linear(self.head)
+        self._covered, self._counted, self._listed = torch.zeros(()), 0, 0
         if self.why_dense:
             warnings.warn(self.why_dense, stacklevel=2)
         self._flattens = "flash" in str(getattr(base.config, "_attn_implementation", ""))
@@ -86,6 +87,10 @@ class DistillModule(nn.Module):
         if measure:
             return {"metrics": self.metrics(hidden_ND, targets, labels)}
         total, stats = self.sum_of_losses(hidden_ND, targets, labels)
+        if stats.coverage is not None:
+            # Stays on the device until it is asked for.
+            self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
+            self._counted, self._listed = self._counted + stats.tokens, targets.k
         if stats.tokens == 0:
             total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
         count = len(targets) if batch_targets is None else batch_targets
@@ -117,6 +122,14 @@ class DistillModule(nn.Module):
         out = self.head.body(input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False)
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def take_coverage(self) -> tuple[float, int] | None:
+        """Share of the student's top k that the targets held since the last call, and their K; None if it isn't known."""
+        if not self._counted:
+            return None
+        share = float(self._covered) / self._counted
+        self._covered, self._counted = torch.zeros(()), 0
+        return share, self._listed
 
     @torch.no_grad()
     def metrics(self, hidden_ND: Tensor, targets: TopK, labels_N: Tensor) -> MetricSums:

@@ -36,7 +36,7 @@ CONFIG_NAME = "train_config.yaml"
 CHECKPOINTS = "checkpoints"
 # Settings that may differ on resuming: they don't change what is computed.
 _FREE = {
-    "cache", "out", "resume", "report", "prefetch", "keep_checkpoints", "checkpoint_every", "log_every",
+    "cache", "out", "resume", "write_report", "prefetch", "keep_checkpoints", "checkpoint_every", "log_every",
     "eval_cache", "eval_every", "micro_batch_size", "trainer",
 }  # fmt: skip
 
@@ -227,7 +227,7 @@ class Run:
 
     def write_report(self, trainer: DistillTrainer, before: Metrics | None, after: Metrics | None) -> tuple[Path, ...]:
         config = self.config
-        if not (config.report and trainer.args.should_save):
+        if not (config.write_report and trainer.args.should_save):
             return ()
         facts = {"cache": self.cache.digest, "teacher": self.cache.manifest.provenance.teacher.name}
         if self.eval_cache is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from logitcache.errors import StorageError
 from logitcache.evaluation import MetricSums
+from logitcache.losses.metrics import coverage_advice
 from logitcache.progress import Report
 from logitcache.streaming import Batch, Stream
 from logitcache.training import checkpoints
@@ -71,7 +73,7 @@ class DistillTrainer(Trainer):
         super().__init__(model=model, args=args, eval_dataset=[] if eval_stream else None)
         self.remove_callback(PrinterCallback)
         self.feed, self._eval_stream, self._tokenizer_dir = feed, eval_stream, tokenizer_dir
-        self._settings, self._keep = settings, keep_checkpoints
+        self._settings, self._keep, self._advised = settings, keep_checkpoints, False
         self.add_callback(_Follow(self, total_tokens, report))
 
     def get_train_dataloader(self) -> Any:
@@ -86,6 +88,17 @@ class DistillTrainer(Trainer):
     ) -> Any:
         outputs = model(**inputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds how much of what s-LD reads was in the cache, and says once if it is too little."""
+        if "loss" in logs and (seen := self._module().take_coverage()) is not None:
+            coverage, listed = seen
+            logs = {**logs, "s_ld_coverage": round(coverage, 4)}
+            advice = coverage_advice(coverage, listed)
+            if advice and not self._advised:
+                self._advised = True
+                warnings.warn(advice, stacklevel=2)
+        super().log(logs, start_time)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -108,7 +121,11 @@ class DistillTrainer(Trainer):
 
     def student(self) -> Any:
         """The student inside whatever wraps it."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).student
+        return self._module().student
+
+    def _module(self) -> DistillModule:
+        module: DistillModule = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return module
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A plain student: ``from_pretrained`` loads it, and knows nothing of us."""
