@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 #: A class must repay its table: below so many rows for each, there are fewer classes, or none.
 _ROWS_PER_CLASS = 400
-_CLASSES = 128
+_CLASSES = 160
 #: Rarer ids say little about the class of a row, and nor do ids far down in it.
 _WORDS, _COLUMNS = 8192, 64
 #: Rows looked at in each round.
