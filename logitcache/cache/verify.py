@@ -17,6 +17,7 @@ from logitcache.cache.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    SHARDS_DIR,
     TABLE_NAME,
     TOKENIZER_DIR,
     Manifest,
@@ -130,6 +131,8 @@ class _Verification:
             table = self._table(manifest)
             if table is not None:
                 self._shards(manifest, table, manifest_digest(raw))
+            else:
+                self._shards_by_name()
         return self._report(manifest_digest(raw))
 
     def _manifest(self, raw: bytes) -> Manifest | None:
@@ -189,6 +192,29 @@ class _Verification:
             except BaseException:  # Ctrl-C must not wait for what is queued
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _shards_by_name(self) -> None:
+        """Without a table, a shard's own name still says what its digest must be."""
+        paths = sorted((self.root / SHARDS_DIR).glob("*")) if (self.root / SHARDS_DIR).is_dir() else []
+        named = [(f"{SHARDS_DIR}/{path.name}", path.name.partition(".")[0]) for path in paths]
+        with ThreadPoolExecutor(self.workers) as pool:
+            for done, found in enumerate(pool.map(lambda item: self._named_shard(*item), named), start=1):
+                if isinstance(found, Fault):
+                    self.faults.append(found)
+                else:
+                    self._count(found)
+                self.progress("verify", done, len(named), "shards")
+
+    def _named_shard(self, path: str, sha256: str) -> Fault | int:
+        """What is wrong with a shard, or its size."""
+        try:
+            size = (self.root / path).lstat().st_size
+            hash_checked(self.root, path, size, sha256)
+        except OSError as error:
+            return Fault(path, "unreadable", f"can't read {self.root / path}: {error.strerror}")
+        except LogitCacheError as error:
+            return _fault(path, error)
+        return size
 
     def _shard(self, cache: Cache, index: int, entry: ShardEntry) -> list[Fault]:
         try:

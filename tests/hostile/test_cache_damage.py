@@ -175,6 +175,18 @@ def test_verify_reports_every_fault(root: Path) -> None:
     assert all(Path(fault.path).name in fault.message for fault in report.faults)
 
 
+def test_shards_are_checked_even_without_their_table(root: Path) -> None:
+    shards = [entry.path for entry in lc.open(root).shards]
+    (root / "shards.arrow").unlink()
+    (root / shards[1]).write_bytes((root / shards[1]).read_bytes()[:-1] + b"x")
+    (root / "shards" / "notes.txt").write_text("x")
+    assert {(fault.path, fault.kind) for fault in verify_cache(root).faults} == {
+        ("shards.arrow", "missing"),
+        (shards[1], "altered"),
+        ("shards/notes.txt", "altered"),
+    }
+
+
 def test_an_unreadable_file_is_one_fault_among_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = lc.open(root).shards[1].path
     real_open = os.open
