@@ -16,11 +16,11 @@ from test_shards import assert_decodes
 from logitcache.cache import Encoding, ShardArrays, decode_shard, encode_shard
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-FOLDER = FIXTURES / "format1"
+FOLDER = FIXTURES / "shards1"
 INDEX = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 sys.path.insert(0, str(FIXTURES))
-from make_format1 import arrays_digest  # noqa: E402
+from make_shards1 import arrays_digest  # noqa: E402
 
 each_shard = pytest.mark.parametrize("name", INDEX["shards"])
 
