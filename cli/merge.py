@@ -17,7 +17,7 @@ def merge(
     out: Annotated[str, typer.Option(help="Where to: a directory, s3://bucket/name or s3://bucket/caches@TAG.")],
     duplicates: Annotated[
         Literal["refuse", "drop", "keep"],
-        typer.Option(help="Sequences that occur twice: refuse to go on, drop the later ones, or keep all unread."),
+        typer.Option(help="Sequences that occur twice: refuse to go on, drop the later ones, or keep all uncompared."),
     ] = "refuse",
     move_tag: Annotated[
         bool, typer.Option("--move-tag", help="Let the tag stand for the new cache from now on.")

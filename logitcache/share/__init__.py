@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logitcache.share.cataloguing import Listed, catalogue, find_same
+    from logitcache.share.cataloguing import Listed, catalogue
     from logitcache.share.comparing import Difference, diff
+    from logitcache.share.dumping import dump_to, find_dump
     from logitcache.share.exporting import export_parquet
     from logitcache.share.importing import Imported, import_logprobs
     from logitcache.share.merging import Merged, merge
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from logitcache.share.trust import check_trusted, sign
 
 _HOMES = {
-    "cataloguing": ("Listed", "catalogue", "find_same"),
+    "cataloguing": ("Listed", "catalogue"),
     "comparing": ("Difference", "diff"),
+    "dumping": ("dump_to", "find_dump"),
     "exporting": ("export_parquet",),
     "importing": ("Imported", "import_logprobs"),
     "merging": ("Merged", "merge"),
@@ -48,8 +50,9 @@ __all__ = [
     "catalogue",
     "check_trusted",
     "diff",
+    "dump_to",
     "export_parquet",
-    "find_same",
+    "find_dump",
     "import_logprobs",
     "make_key",
     "merge",

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache import Encoding, Manifest, Provenance
+from logitcache.cache import Manifest
 from logitcache.cache.manifest import MANIFEST_NAME, parse_manifest
 from logitcache.cache.opening import check_is_cache, read_manifest
 from logitcache.errors import CacheNotFoundError, ConfigError, LogitCacheError
@@ -63,31 +63,6 @@ def catalogue(place: str | os.PathLike[str]) -> list[Listed]:
     url = as_url(place)
     found = _local(Path(place)) if url is None else _remote(url)
     return sorted(found, key=lambda item: item.date or datetime.min.replace(tzinfo=UTC), reverse=True)
-
-
-def find_same(listed: list[Listed], provenance: Provenance, encoding: Encoding) -> Listed | None:
-    """A cache that a dump of this request would make again: same teacher, tokenizer, corpus, K and encoding."""
-    for item in listed:
-        if item.manifest is not None and _request(item.manifest.provenance, item.manifest.encoding) == _request(
-            provenance, encoding
-        ):
-            return item
-    return None
-
-
-def _request(origin: Provenance, encoding: Encoding) -> tuple[Any, ...]:
-    teacher = origin.teacher
-    return (
-        teacher.weights_digest or (teacher.name, teacher.revision),
-        teacher.dtype,
-        origin.tokenizer_digest,
-        origin.corpus_digest,
-        origin.top_k,
-        origin.positions,
-        encoding.preset,
-        encoding.bound,
-        origin.settings.get("statistics"),
-    )
 
 
 def _local(root: Path) -> list[Listed]:

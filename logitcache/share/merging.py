@@ -70,7 +70,7 @@ def merge(
         out: a directory, or a URL as ``push`` takes it. Shards that are there already don't move: into the collection
             that holds the sources, only the small files go.
         duplicates: sequences that equal an earlier one, token by token and in what is supervised: ``refuse`` to go on,
-            ``drop`` the later ones (their shards are written anew without them), or ``keep`` all and read no shard.
+            ``drop`` the later ones (their shards are written anew without them), or ``keep`` all and compare none.
         card: what people should know; by default what the sources' cards say.
         move_tag: the tag in ``out`` may stand for another cache now.
         workers: transfers at a time.
@@ -120,8 +120,19 @@ def _check(caches: list[Cache], sources: Sequence[str | os.PathLike[str]]) -> No
         for cache, source in zip(caches[1:], sources[1:], strict=True)
         for difference in differences(caches[0].manifest, cache.manifest)
     ]
+    # No manifest says whether log-partition and logit deviation were kept, so one shard of each is read.
+    kept = [bool(len(cache.shards)) and cache.read_shard(0).log_partition_N is not None for cache in caches]
+    faults += [
+        f"{sources[0]} and {source}: stored statistics are {_has(kept[0])} in one and {_has(has)} in the other"
+        for has, source in zip(kept[1:], sources[1:], strict=True)
+        if has != kept[0]
+    ]
     if faults:
         raise MergeError("these caches don't belong together: " + "; ".join(faults))
+
+
+def _has(kept: bool) -> str:
+    return "there" if kept else "missing"
 
 
 @dataclass(frozen=True, eq=False)

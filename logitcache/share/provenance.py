@@ -32,7 +32,6 @@ def _must_agree(one: Manifest, other: Manifest) -> Iterator[tuple[str, Any, Any]
     yield "vocabulary", a.vocab_size, b.vocab_size
     yield "encoding", _encoding(one), _encoding(other)
     yield "shard format", one.shard_format, other.shard_format
-    yield "stored statistics", a.settings.get("statistics"), b.settings.get("statistics")
 
 
 def merged_provenance(

@@ -49,7 +49,10 @@ def as_url(path: str | os.PathLike[str]) -> str | None:
     if _URL.match(text):
         return text
     folded = _FOLDED.match(text)
-    return None if isinstance(path, str) or folded is None else f"{folded[1]}://{text[folded.end() :]}"
+    if isinstance(path, str) or folded is None:
+        return None
+    # The URL of a file has an empty host, and so a third slash.
+    return f"{folded[1]}://{'/' if folded[1] == 'file' else ''}{text[folded.end() :]}"
 
 
 def parse_reference(text: str) -> Reference:

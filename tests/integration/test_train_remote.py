@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty_proxy import FaultyProxy
@@ -15,11 +16,24 @@ from share_tools import assert_same_content, s3
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import logitcache as lc
-from logitcache.share import Selection, merge, pull, push
+from logitcache.dump import make_config
+from logitcache.share import Selection, dump_to, find_dump, merge, pull, push
+from logitcache.share.dumping import staging_of
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "data" / "train"
+
+
+def settings_of(teacher: Path, text: Path) -> dict[str, Any]:
+    return {
+        "teacher": str(teacher),
+        "data": [str(text)],
+        "top_k": 8,
+        "max_length": 64,
+        "shard_tokens": 256,
+        "min_mass": 0.0,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +43,7 @@ def caches(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     for number, address in enumerate(sorted(EXAMPLES.glob("*.txt"))[:2]):
         text = root / f"address{number}.txt"
         text.write_text(address.read_text(encoding="utf-8")[:12_000], encoding="utf-8")
-        lc.dump(
-            teacher=str(tiny_llama_dir), data=[str(text)], out=root / f"team{number}", top_k=8, max_length=64,
-            shard_tokens=256, min_mass=0.0,
-        )  # fmt: skip
+        lc.dump(**settings_of(tiny_llama_dir, text), out=root / f"team{number}")
     return [root / "team0", root / "team1"]
 
 
@@ -98,3 +109,23 @@ def test_commands_take_urls(s3: S3Server, caches: list[Path], tmp_path: Path) ->
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
         assert done.returncode == 0, done.stderr
         json.loads(done.stdout)
+
+
+def test_dump_to_a_store_and_never_twice(
+    s3: S3Server, caches: list[Path], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    url = s3.place()
+    settings = settings_of(tiny_llama_dir, caches[0].parent / "address0.txt")
+    config = make_config({**settings, "out": tmp_path / "never"})
+    assert find_dump(url, config) is None
+    sent = dump_to(f"{url}@first", settings)
+    assert sent.digest == lc.open(caches[0]).digest == lc.open(f"{url}@first").digest
+    assert not staging_of(f"{url}@first").exists()
+    found = find_dump(url, config)
+    assert found is not None
+    assert found.address == f"{url}@{sent.digest}"
+    for name, value in (("top_k", 9), ("preset", "tiny"), ("statistics", True), ("max_length", 32)):
+        assert find_dump(url, config.model_copy(update={name: value})) is None
+    other = config.model_copy(update={"data": (str(caches[0].parent / "address1.txt"),)})
+    assert find_dump(url, other) is None
+    assert not (tmp_path / "never").exists()

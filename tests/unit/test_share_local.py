@@ -16,7 +16,7 @@ import logitcache as lc
 from logitcache.cache import Encoding, ShardArrays, ShardFormatName, Teacher, decode_shard, encode_shard, verify_cache
 from logitcache.cache.encoding import Preset
 from logitcache.errors import ConfigError, MergeError, OutputExistsError, SignatureError
-from logitcache.share import Selection, catalogue, check_trusted, diff, find_same, make_key, merge, pull, sign
+from logitcache.share import Selection, check_trusted, diff, make_key, merge, pull, sign
 from logitcache.share.derive import keep_sequences
 
 
@@ -112,15 +112,6 @@ def test_diff(tmp_path: Path) -> None:
     assert found.values.top1 == 1.0
     assert found.values.largest == pytest.approx(0.25, abs=1 / 32)
     assert diff(tmp_path / "a", tmp_path / "a").same
-
-
-def test_find_same_request(tmp_path: Path) -> None:
-    make_cache(tmp_path / "a", range(2))
-    manifest = lc.open(tmp_path / "a").manifest
-    listed = catalogue(tmp_path)
-    assert find_same(listed, manifest.provenance, manifest.encoding) is listed[0]
-    assert find_same(listed, manifest.provenance.model_copy(update={"top_k": 9}), manifest.encoding) is None
-    assert find_same(listed, manifest.provenance, Encoding(preset="tiny")) is None
 
 
 def test_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

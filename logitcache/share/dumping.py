@@ -1,0 +1,108 @@
+"""Dumps and stores: has anyone dumped this already, and a dump whose result goes to a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from logitcache.cache.files import storage_error
+from logitcache.cache.opening import open_cache
+from logitcache.dump import DumpConfig, config_path, dump, make_config
+from logitcache.dump.run import new_plan
+from logitcache.dump.settings import Settings, Stamps, resolve, settings_of
+from logitcache.errors import ConfigError
+from logitcache.progress import Report, silent
+from logitcache.share.cataloguing import Listed, catalogue
+from logitcache.share.local_cache import LocalSettings
+from logitcache.share.pushing import Transfer, push
+from logitcache.share.url import parse_reference
+from logitcache.teacher import DTYPES
+
+
+def find_dump(place: str | os.PathLike[str], config: DumpConfig, *, report: Report = silent) -> Listed | None:
+    """A cache of a catalogue that a dump would make again: same teacher, tokenizer, corpus, K and encoding.
+
+    The teacher isn't loaded. The corpus is tokenised only if a cache agrees in all the rest.
+
+    Args:
+        place: a URL or a directory, as ``catalogue`` takes it.
+        config: the dump.
+        report: called as rows are tokenised.
+
+    Raises:
+        ConfigError: the dump lets the teacher answer prompts, so its corpus isn't known before.
+        What ``catalogue`` raises about the place, and ``dump`` about teacher and data.
+    """
+    if getattr(config, "generate", None) is not None:
+        raise ConfigError("a dump that generates answers can't be looked up: its corpus isn't known before")
+    job = resolve(config)
+    stamps = Stamps()
+    settings = settings_of(job, stamps)
+    close = [item for item in catalogue(place) if _agrees(item, job.config, settings)]
+    if not close:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = new_plan(job, Path(scratch), report, settings, stamps)
+    for item in close:
+        assert item.manifest is not None
+        origin = item.manifest.provenance
+        same = (origin.corpus_digest, origin.positions) == (plan.corpus_digest, plan.positions)
+        if same and _has_statistics(item) == job.config.statistics:
+            return item
+    return None
+
+
+def dump_to(url: str, settings: dict[str, Any], *, move_tag: bool = False, report: Report = silent) -> Transfer:
+    """Dump into a directory of the local cache, push the result, and remove the directory.
+
+    The same call again goes on where an earlier one stopped, in the dump as in the push.
+
+    Args:
+        url: where to, as ``push`` takes it.
+        settings: of the dump, without ``out``.
+        move_tag: as for ``push``.
+        report: called as work is done.
+
+    Raises:
+        What ``dump`` and ``push`` raise. After a failed push the finished cache stays where the message says.
+    """
+    staging = staging_of(url)
+    cache = dump(make_config({**settings, "out": staging}), report=report)
+    transfer = push(cache.root, url, move_tag=move_tag, progress=report)
+    try:
+        shutil.rmtree(staging)
+        config_path(staging).unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error("remove", staging, error) from error
+    return transfer
+
+
+def staging_of(url: str) -> Path:
+    """Where a dump to a URL grows: the same place for the same URL, so that a rerun finds it."""
+    name = hashlib.sha256(str(parse_reference(url)).encode()).hexdigest()[:16]
+    return LocalSettings.from_environment().directory / "dumps" / name
+
+
+def _agrees(item: Listed, config: DumpConfig, settings: Settings) -> bool:
+    """True if everything that is known without the corpus is the same."""
+    if item.manifest is None:
+        return False
+    origin = item.manifest.provenance
+    teacher = origin.teacher
+    found = (
+        teacher.weights_digest, teacher.dtype, origin.tokenizer_digest, origin.top_k, origin.max_length,
+        item.manifest.encoding.preset, item.manifest.encoding.bound,
+    )  # fmt: skip
+    wanted = (
+        settings["weights_digest"], str(DTYPES[config.dtype]).removeprefix("torch."), settings["tokenizer_digest"],
+        config.top_k, config.max_length, config.encoding.preset, config.encoding.bound,
+    )  # fmt: skip
+    return found == wanted and item.manifest.totals.shards > 0
+
+
+def _has_statistics(item: Listed) -> bool:
+    return open_cache(item.address).read_shard(0).log_partition_N is not None
