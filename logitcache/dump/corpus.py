@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from logitcache.data import PromptTokeniser, RowTokeniser, TokenSequence, read_rows
 from logitcache.dump.settings import Job
+from logitcache.errors import DumpInterruptedError
 from logitcache.progress import Report
 
 _REPORT_ROWS = 64
 
 
 class Corpus:
-    """Iterate once: ``(source, row, sequence)``, in the order of the input.
+    """Iterate once: ``(source, row, sequence)``, in the order of the input, until ``stop`` is set.
 
     Attributes:
         rows: rows read so far.
         empty_rows: those of them without a position to predict.
     """
 
-    def __init__(self, job: Job, report: Report) -> None:
+    def __init__(self, job: Job, report: Report, stop: threading.Event | None = None) -> None:
         config = job.config
         assert config.max_length is not None
         self._job = job
         self._report = report
+        self._stop = stop or threading.Event()
         self._tokeniser: RowTokeniser | PromptTokeniser
         if config.generate is not None:
             self._tokeniser = PromptTokeniser(
@@ -58,6 +61,8 @@ class Corpus:
                 for sequence in self._tokeniser.sequences(row, f"{source.name} row {row_number + 1}"):
                     empty = False
                     yield number, row_number, sequence
+                if self._stop.is_set():
+                    raise DumpInterruptedError("stopped on request, before the corpus was read; nothing is kept")
                 self.rows += 1
                 self.empty_rows += empty
                 if self.rows % _REPORT_ROWS == 1:

@@ -41,7 +41,7 @@ def write_descriptor(root: Path, index: int, descriptor: Descriptor) -> None:
 
 
 def read_descriptor(root: Path, index: int) -> Descriptor | None:
-    """The record of a shard; None if it isn't finished, or if its file has gone since or is of another size.
+    """The record of a shard; None if it isn't finished, or if record or shard have been damaged since.
 
     Raises:
         StorageError: the system refused.
@@ -54,8 +54,8 @@ def read_descriptor(root: Path, index: int) -> Descriptor | None:
         entry = ShardEntry(**value.pop("entry"))
         if (root / entry.path).stat().st_size != entry.bytes:
             return None
-    except FileNotFoundError:
+        return Descriptor(entry=entry, **value)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     except OSError as error:
         raise storage_error("read", path, error) from error
-    return Descriptor(entry=entry, **value)

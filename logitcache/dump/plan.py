@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from logitcache.cache.files import SCRATCH_DIR, storage_error, sync_directory
 from logitcache.data import TokenSequence
 from logitcache.dump.corpus import Corpus
-from logitcache.errors import DataError
+from logitcache.errors import DataError, StorageError
 
 PLAN_DIR = "plan"
 _TOKENS, _MASK, _OFFSETS, _ROWS, _SETTINGS = "tokens.u32", "mask.bool", "offsets.i64", "rows.i64", "plan.json"
@@ -139,7 +139,7 @@ def load_plan(root: Path) -> Plan | None:
     """The plan of an unfinished dump; None if there is none yet.
 
     Raises:
-        StorageError: the system refused.
+        StorageError: the system refused, or the plan is damaged.
     """
     directory = root / SCRATCH_DIR / PLAN_DIR
     try:
@@ -154,6 +154,8 @@ def load_plan(root: Path) -> Plan | None:
         )
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"the plan in {directory} is damaged: delete {root} and start anew") from error
     except OSError as error:
         raise storage_error("read", directory, error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,7 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
         job = resolve(config)
         if (config.out / MANIFEST_NAME).exists():
             return _finished_by_others(job)
-        plan = _plan(job, report)
+        plan = _plan(job, report, stop)
         if not config.finalize:
             Worker(config.out, plan, job.config, lambda: load_teacher(job), report, stop).run()
         _finalize(job, plan)
@@ -111,7 +112,7 @@ def _finished_by_others(job: Job) -> Cache:
     raise OutputExistsError(f"output {out} already holds a finished cache: choose another --out")
 
 
-def _plan(job: Job, report: Report) -> Plan:
+def _plan(job: Job, report: Report, stop: threading.Event) -> Plan:
     """The plan of an earlier start if there is one and it fits, else a new one."""
     config, out = job.config, job.config.out
     plan = load_plan(out)
@@ -120,19 +121,25 @@ def _plan(job: Job, report: Report) -> Plan:
     if plan is None and config.finalize:
         raise StorageError(f"there is no unfinished dump in {out} to finalise")
     if plan is None:
-        plan = new_plan(job, out, report, settings, stamps)
+        plan = new_plan(job, out, report, settings, stamps, stop)
         _save_config(config)
     check_resume(plan.settings, settings, out)
     return plan
 
 
 def new_plan(
-    job: Job, root: Path, report: Report, settings: dict[str, Any] | None = None, stamps: Stamps | None = None
+    job: Job,
+    root: Path,
+    report: Report,
+    settings: dict[str, Any] | None = None,
+    stamps: Stamps | None = None,
+    stop: threading.Event | None = None,
 ) -> Plan:
     """Tokenise the corpus into a plan under ``root``; ``settings`` and ``stamps`` are found out where not given.
 
     Raises:
         DataError: the corpus can't be read, or is empty; nothing stays behind then.
+        DumpInterruptedError: ``stop`` was set.
         StorageError: the system refused.
     """
     stamps = stamps or Stamps()
@@ -142,7 +149,7 @@ def new_plan(
             root,
             settings or settings_of(job, stamps),
             stamps.to_json(),
-            Corpus(job, report),
+            Corpus(job, report, stop),
             job.config.shard_tokens,
         )
     except BaseException:

@@ -94,6 +94,7 @@ class Worker:
         first = config.rank * len(plan) // config.world_size
         self._order = [*range(first, len(plan)), *range(first)]
         self._missing = set(self._order)
+        self._missing_tokens = plan.tokens
 
     def run(self) -> None:
         """Return when all shards are published.
@@ -117,7 +118,8 @@ class Worker:
         """Look again at what is missing; other workers may have been at it."""
         if (self._root / MANIFEST_NAME).exists():
             return True
-        self._missing = {i for i in self._missing if read_descriptor(self._root, i) is None}
+        for index in [i for i in self._missing if read_descriptor(self._root, i) is not None]:
+            self._drop(index)
         self._report_progress()
         return not self._missing
 
@@ -160,7 +162,7 @@ class Worker:
         # Only with the claim in hand is the answer final: somebody may have finished it, or everything, just before.
         if (self._root / MANIFEST_NAME).exists() or read_descriptor(self._root, index) is not None:
             claim.release()
-            self._missing.discard(index)
+            self._drop(index)
             return None
         return claim
 
@@ -169,19 +171,24 @@ class Worker:
             self._teacher = self._load_teacher()
         self._at_hand = 0
         computed = compute(self._teacher, self._plan.shard_sequences(index), self._config, self._advance)
-        self._missing.discard(index)
+        self._drop(index)
         self._at_hand = 0
         if index == 0:
             self._check_mass(computed)
         return computed
+
+    def _drop(self, index: int) -> None:
+        if index in self._missing:
+            self._missing.remove(index)
+            self._missing_tokens -= self._plan.shard_tokens(index)
 
     def _advance(self, tokens: int) -> None:
         self._at_hand += tokens
         self._report_progress()
 
     def _report_progress(self) -> None:
-        missing = sum(self._plan.shard_tokens(i) for i in self._missing)
-        self._report("dump", self._plan.tokens - missing + self._at_hand, self._plan.tokens, "tokens")
+        done = self._plan.tokens - self._missing_tokens + self._at_hand
+        self._report("dump", done, self._plan.tokens, "tokens")
 
     def _check_mass(self, computed: Computed) -> None:
         """Warn when K covers little of what the teacher means; measured on the first shard."""

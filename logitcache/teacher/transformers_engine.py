@@ -39,6 +39,10 @@ class HostTopK:
         return self.targets
 
 
+def _joined(first: HostTopK, second: HostTopK) -> HostTopK:
+    return HostTopK(TopK.cat([first.wait(), second.wait()]), None)
+
+
 class TransformersTeacher:
     """A loaded causal language model that answers with top-k targets.
 
@@ -86,7 +90,7 @@ class TransformersTeacher:
                 ) from error
             torch.cuda.empty_cache()
             middle = len(batch) // 2
-            targets = TopK.cat([self._run(batch[:middle]), self._run(batch[middle:])])
+            return _joined(self.topk(batch[:middle]), self.topk(batch[middle:]))
         return _to_host(targets)
 
     def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 import logitcache as lc
-from logitcache.dump import LowMassWarning, config_path
+from logitcache.dump import LowMassWarning, config_path, plan_dump
+from logitcache.teacher import TransformersTeacher
 
 pytestmark = pytest.mark.integration
 
@@ -240,3 +241,57 @@ def test_two_processes_under_torchrun(tiny_llama_dir: Path, heldout_text: Path, 
         min_mass=0.0,
     )
     assert lc.open(tmp_path / "two").digest == alone.digest
+
+
+def test_dry_run_writes_nothing_and_tells_the_truth(
+    tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = TINY | {"teacher": str(tiny_llama_dir), "data": mixed_rows, "out": tmp_path / "out"}
+    planned = plan_dump(**settings, rank=1, world_size=3)
+    assert not any(tmp_path.iterdir())
+    cache = lc.dump(**settings)
+    totals = cache.manifest.totals
+    assert (planned.sequences, planned.tokens, planned.targets, planned.shards) == (
+        totals.sequences,
+        totals.tokens,
+        totals.targets,
+        totals.shards,
+    )
+    assert planned.rows == sum(len(Path(path).read_text().splitlines()) for path in mixed_rows)
+    assert 0.5 < planned.bytes / totals.bytes < 2
+    assert sum(share.tokens for share in planned.workers) == totals.tokens
+    assert planned.tokens_per_second > 0
+
+
+def test_batch_that_does_not_fit_is_halved(
+    tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TransformersTeacher._run
+
+    def small(self: TransformersTeacher, batch: Any) -> lc.TopK:
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+        return real(self, batch)
+
+    settings: dict[str, Any] = TINY | {"teacher": str(tiny_llama_dir), "data": mixed_rows[:1]}
+    roomy = lc.dump(**settings, out=tmp_path / "roomy")
+    monkeypatch.setattr(TransformersTeacher, "_run", small)
+    tight = lc.dump(**settings, out=tmp_path / "tight")
+    assert roomy.manifest.totals.targets == tight.manifest.totals.targets
+    check_every_row(tight, tiny_llama_dir, noise=1e-4)
+
+
+@pytest.mark.skipif("LOGITCACHE_GGUF" not in os.environ, reason="set LOGITCACHE_GGUF to a small .gguf file")
+def test_gguf_teacher(heldout_text: Path, tmp_path: Path) -> None:
+    """A GGUF file, and the same weights saved as an ordinary directory, give the same targets."""
+    from logitcache.teacher import find_teacher, load_model, load_tokenizer
+
+    path = os.environ["LOGITCACHE_GGUF"]
+    text = tmp_path / "address.txt"
+    text.write_text(heldout_text.read_text()[:1000])
+    cache = lc.dump(teacher=path, data=[str(text)], out=tmp_path / "out", max_length=128)
+    assert cache.manifest.provenance.teacher.name == Path(path).stem
+    files = find_teacher(path)
+    load_model(files, dtype=torch.float32, device=torch.device("cpu")).save_pretrained(tmp_path / "saved")
+    load_tokenizer(files).save_pretrained(tmp_path / "saved")
+    check_every_row(cache, tmp_path / "saved", noise=2e-3)
