@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from share_tools import files_of, make_cache, s3
 import logitcache as lc
 from logitcache.cache import verify_cache
 from logitcache.errors import CacheNotFoundError
-from logitcache.share import pull, push
+from logitcache.share import open_remote, pull, push
 from logitcache.share.stores import Store
 
 pytestmark = pytest.mark.crash
@@ -34,24 +34,34 @@ def context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def in_child(function: Callable[..., object], environment: dict[str, str], *arguments: object) -> None:
-    """Run in a child with this environment."""
+def in_child(
+    function: Callable[..., object], environment: dict[str, str], reports: Connection, *arguments: object
+) -> None:
+    """Run in a child with this environment, and send how many bytes have moved."""
     os.environ.update(environment)
-    function(*arguments)
+    function(*arguments, progress=lambda phase, done, total, unit: reports.send(done))
 
 
-def kill_after(
+def kill_at(
     context: multiprocessing.context.ForkServerContext,
     function: Callable[..., object],
-    seconds: float,
+    moved: float,
+    later: float,
     *arguments: object,
 ) -> bool:
-    """Start a child and kill it; True if it was still at work."""
+    """Kill a child once it has moved so many bytes, and a little later; True if it was still at work."""
     names = ("AWS_", "LOGITCACHE_")
     environment = {name: value for name, value in os.environ.items() if name.startswith(names)}
-    child = context.Process(target=in_child, args=(function, environment, *arguments))
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=in_child, args=(function, environment, sending, *arguments))
     child.start()
-    child.join(seconds)
+    sending.close()
+    try:
+        while moved > 0 and receiving.recv() < moved:
+            pass
+    except EOFError:
+        pass  # done already
+    child.join(later)
     alive = child.is_alive()
     child.kill()
     child.join()
@@ -59,24 +69,20 @@ def kill_after(
     return alive
 
 
-def time_of(
-    context: multiprocessing.context.ForkServerContext, function: Callable[..., object], *arguments: object
-) -> float:
-    """Seconds that a child takes for the whole."""
-    started = time.monotonic()
-    assert not kill_after(context, function, 120, *arguments)
-    return time.monotonic() - started
+def moments(seed: int, total: int) -> Iterator[tuple[float, float]]:
+    """Bytes moved and seconds after that: some before the first byte, some after the last, most between."""
+    chosen = random.Random(seed)
+    for _ in range(KILLS):
+        yield total * chosen.uniform(-0.1, 1.05), chosen.uniform(0, 0.02)
 
 
 def test_killed_push(s3: S3Server, tmp_path: Path, context: multiprocessing.context.ForkServerContext) -> None:
     digest = make_cache(tmp_path / "cache", range(SHARDS))
-    whole = time_of(context, push, tmp_path / "cache", s3.place())
-    whole = min(whole, time_of(context, push, tmp_path / "cache", s3.place()))
+    total = sum(entry.bytes for entry in lc.open(tmp_path / "cache").shards)
     broken_off = halfway = 0
-    moments = random.Random(7)
-    for number in range(KILLS):
+    for number, (moved, later) in enumerate(moments(7, total)):
         url = s3.place()
-        broken_off += kill_after(context, push, moments.uniform(0, whole), tmp_path / "cache", url)
+        broken_off += kill_at(context, push, min(moved, total), later, tmp_path / "cache", url)
         try:
             assert lc.open(url).digest == digest
             assert verify_cache(url).ok, f"kill {number}: a manifest is there, and not all it lists"
@@ -95,12 +101,11 @@ def test_killed_pull(s3: S3Server, tmp_path: Path, context: multiprocessing.cont
     digest = make_cache(tmp_path / "cache", range(SHARDS))
     url = s3.place()
     push(tmp_path / "cache", url)
-    whole = min(time_of(context, pull, url, tmp_path / f"timed{n}") for n in range(2))
+    total = sum(entry.bytes for entry in lc.open(tmp_path / "cache").shards)
     broken_off = halfway = 0
-    moments = random.Random(8)
-    for number in range(KILLS):
+    for number, (moved, later) in enumerate(moments(8, total)):
         out = tmp_path / f"copy{number}"
-        broken_off += kill_after(context, pull, moments.uniform(0, whole), url, out)
+        broken_off += kill_at(context, pull, min(moved, total), later, url, out)
         try:
             assert lc.open(out).digest == digest
             assert verify_cache(out).ok
@@ -125,9 +130,8 @@ def test_killed_readers_leave_the_local_cache_usable(
     limit = sum(entry.bytes for entry in local.shards) // 4
     os.environ["LOGITCACHE_CACHE_LIMIT"] = str(limit)
     try:
-        moments = random.Random(9)
-        for _ in range(KILLS):
-            kill_after(context, read_all, moments.uniform(0, 1.0), url)
+        for moved, later in moments(9, 3 * SHARDS):
+            assert kill_at(context, read_all, moved, later, url)
             assert sum(path.stat().st_size for path in (tmp_path / "local" / "shards").glob("*")) <= limit
         assert [item.digest for item in lc.open(url)] == [item.digest for item in local]
         assert not list((tmp_path / "local" / "shards").glob("*.part"))
@@ -135,9 +139,10 @@ def test_killed_readers_leave_the_local_cache_usable(
         del os.environ["LOGITCACHE_CACHE_LIMIT"]
 
 
-def read_all(url: str) -> None:
-    """Read a cache from its first to its last sequence, again and again."""
-    cache = lc.open(url)
-    for _ in range(100):
-        cache.prefetch(range(len(cache.shards)))
-        assert len(list(cache)) == len(cache)
+def read_all(url: str, progress: Callable[[str, int, int, str], None]) -> None:
+    """Read a cache's shards again and again."""
+    cache = open_remote(url)
+    for number in range(1_000_000):
+        cache.prefetch([(number + ahead) % SHARDS for ahead in range(8)])
+        cache.read_shard(number % SHARDS)
+        progress("read", number, 0, "shards")
