@@ -168,19 +168,16 @@ def test_unknown_format() -> None:
 
 
 @any_format
-def test_shard_that_readers_would_take_for_a_bomb(shard_format: ShardFormatName) -> None:
-    rows, k = 90_000, 400
-    mask = np.ones(rows + 1, np.bool_)
-    mask[-1] = False
-    arrays = ShardArrays(
-        token_ids_L=np.zeros(rows + 1, np.uint32),
-        offsets_S1=np.array([0, rows + 1]),
-        sequence_digests_S16=np.zeros((1, 16), np.uint8),
-        target_mask_L=mask,
-        topk_ids_NK=np.broadcast_to(np.arange(k, dtype=np.uint32), (rows, k)),
-        topk_logprobs_NK=np.broadcast_to(np.float32(-6), (rows, k)),
-        residual_logprob_N=np.full(rows, -3, np.float32),
-        vocab_size=1000,
+def test_shard_that_readers_would_take_for_a_bomb(
+    shard_format: ShardFormatName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logitcache.cache.formats.size_limit", lambda payload_bytes: 64 * payload_bytes)
+    arrays = random_shard(0, [2000], 1000, 200)
+    alike = dataclasses.replace(
+        arrays,
+        topk_ids_NK=np.broadcast_to(np.arange(200, dtype=np.uint32), arrays.topk_ids_NK.shape),
+        topk_logprobs_NK=np.full_like(arrays.topk_logprobs_NK, -6),
     )
+    assert encode_shard(arrays, Encoding(), shard_format)
     with pytest.raises(TargetsError, match="make shards smaller"):
-        encode_shard(arrays, Encoding(), shard_format)
+        encode_shard(alike, Encoding(), shard_format)
