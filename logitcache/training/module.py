@@ -124,7 +124,7 @@ class DistillModule(nn.Module):
         return hidden
 
     def take_coverage(self) -> tuple[float, int] | None:
-        """Share of the student's top k that the targets held since the last call, and their K; None if it isn't known."""
+        """Share of the student's top k that the targets held since the last call, and K; None if nobody looked."""
         if not self._counted:
             return None
         share = float(self._covered) / self._counted

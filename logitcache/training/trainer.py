@@ -182,15 +182,17 @@ class _Follow(TrainerCallback):
     def __init__(self, trainer: DistillTrainer, total_tokens: int, report: Report) -> None:
         self._trainer, self._total, self._report = trainer, total_tokens, report
         self._started = self._waited = 0.0
-        self._tokens = 0
+        self._tokens = self._before = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = round(self._total * state.global_step / state.max_steps)  # of a run that is resumed
         self._mark()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         feed = self._trainer.feed
         state.epoch = feed.epoch
-        self._report("Training", min(feed.tokens * args.world_size, self._total), self._total, "tokens")
+        done = min(self._before + feed.tokens * args.world_size, self._total)
+        self._report("Training", done, self._total, "tokens")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:

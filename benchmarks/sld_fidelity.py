@@ -1,0 +1,216 @@
+"""How closely s-LD from a cache follows the exact one: coverage by K, and cosine of the gradients by policy.
+
+    python -m benchmarks.sld_fidelity --plot docs/sld_fidelity.png
+
+Students are the teacher without some of its layers. The gradient is that of s-LD (k = 8, T = 3), summed over tokens,
+with respect to the student's logits; the cosine is taken over all tokens together. The exact gradient is computed here,
+from all logits. Neither this text nor these students served to choose an offset, a slope or an estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import logitcache as lc
+from logitcache import losses
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+MEASURED = ("more/1901_theodore_roosevelt.txt", "more/1961_dwight_d_eisenhower.txt", "more/1995_william_j_clinton.txt")
+AUDITED = ("train/1961_john_f_kennedy.txt", "train/1962_john_f_kennedy.txt", "train/1963_john_f_kennedy.txt")
+# The layers that each student lacks.
+STUDENTS = ((26,), (13, 19), (10, 20), (10, 16, 22), (20, 24), (8, 12, 16, 20, 24), (22, 23, 24, 25))
+TOP_KS = (8, 16, 32, 64, 128, 256, 512)
+CONTEXT, PART = 512, 256
+UNION = "K=64 and another student's best 16"
+
+
+def hidden_states(model: Any, tokenizer: Any, files: tuple[str, ...], tokens: int) -> Tensor:
+    """``[N, D]`` last hidden states on ``tokens`` tokens of the files, in equal parts, without each context's first."""
+    share, rows = tokens // len(files) // CONTEXT * CONTEXT, []
+    for name in files:
+        ids = tokenizer((DATA / name).read_text(encoding="utf-8"))["input_ids"][: max(CONTEXT, share)]
+        with torch.no_grad():
+            rows += [
+                model.model(input_ids=chunk[None], use_cache=False).last_hidden_state[0, 1:]
+                for chunk in torch.tensor(ids).split(CONTEXT)
+            ]
+    return torch.cat(rows)
+
+
+def without(model: Any, dropped: tuple[int, ...]) -> Any:
+    """The same model with fewer layers; its other weights are shared."""
+    layers = model.model.layers
+    model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(layers) if index not in dropped)
+    model.config.num_hidden_layers = len(model.model.layers)
+    return layers
+
+
+class Tally:
+    """Sums over tokens of one policy's gradient against the exact one."""
+
+    def __init__(self) -> None:
+        self.dot = self.ours = self.exact = 0.0
+
+    def add(self, ours: Tensor, exact: Tensor) -> None:
+        self.dot += float((ours * exact).sum())
+        self.ours += float(ours.square().sum())
+        self.exact += float(exact.square().sum())
+
+    @property
+    def cosine(self) -> float:
+        return self.dot / (self.ours * self.exact) ** 0.5
+
+
+def gradient(loss: losses.SparseLoss, logits_NV: Tensor, targets: lc.TopK) -> Tensor:
+    """``[N, k]`` at the student's top ids, in its order; everywhere else it is zero."""
+    selection = loss.select(logits_NV, targets)
+    values_Nk = logits_NV.gather(1, selection.ids_NC).requires_grad_()
+    return torch.autograd.grad(loss.at(values_Nk, selection).sum(), values_Nk)[0]
+
+
+def exact_gradient(student_NV: Tensor, teacher_NV: Tensor, k: int = 8, temperature: float = 3.0) -> Tensor:
+    """The same with every teacher value at hand: pairs of softmax differences, as the paper writes them."""
+    first, second = torch.triu_indices(k, k, 1)
+    signs_Pk = torch.zeros(len(first), k)
+    signs_Pk[torch.arange(len(first)), first], signs_Pk[torch.arange(len(first)), second] = 1.0, -1.0
+    ids_Nk = student_NV.topk(k, dim=1).indices
+    student_NP, teacher_NP = (
+        (values_NV.gather(1, ids_Nk) @ signs_Pk.T / temperature).softmax(1) for values_NV in (student_NV, teacher_NV)
+    )
+    return (student_NP - teacher_NP) @ signs_Pk / temperature
+
+
+def s_ld(**settings: Any) -> losses.SparseLoss:
+    loss = losses.get("s_ld", **settings)
+    assert isinstance(loss, losses.SparseLoss)
+    return loss
+
+
+def policies(completion: losses.Completion) -> dict[str, tuple[int, losses.SparseLoss]]:
+    """Name to (K, loss)."""
+    known = {
+        "K=64, b": (64, s_ld(offset=0, slope=0)),
+        "K=64, b − 1": (64, s_ld(offset=1, slope=0)),
+        "K=64, leave the pair out": (64, s_ld(missing="drop")),
+    }
+    for k in (64, 128, 256, 512):
+        known[f"K={k}, default"] = (k, s_ld())
+        known[f"K={k}, completion"] = (k, s_ld(completion=completion))
+    return known
+
+
+def parts(teacher_ND: Tensor, student_ND: Tensor, weight_VD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for teacher, student in zip(teacher_ND.split(PART), student_ND.split(PART), strict=True):
+        yield (teacher @ weight_VD.T).log_softmax(1), student @ weight_VD.T
+
+
+def measure(
+    teacher_ND: Tensor, student_ND: Tensor, reference_ND: Tensor, weight_VD: Tensor, completion: losses.Completion
+) -> dict[str, Any]:
+    """One student's distance, coverage by K, and cosine by policy."""
+    known = policies(completion)
+    tallies = {name: Tally() for name in (*known, UNION)}
+    coverage = dict.fromkeys(TOP_KS, 0.0)
+    distance, references = 0.0, reference_ND.split(PART)
+    for number, (teacher_NV, student_NV) in enumerate(parts(teacher_ND, student_ND, weight_VD)):
+        distance += float((teacher_NV.exp() * (teacher_NV - student_NV.log_softmax(1))).sum())
+        exact_Nk, targets = exact_gradient(student_NV, teacher_NV), lc.TopK.from_logits(teacher_NV, TOP_KS[-1])
+        for k in TOP_KS:
+            coverage[k] += float(losses.metrics.s_ld_coverage(student_NV, targets.top(k)).sum())
+        for name, (k, loss) in known.items():
+            tallies[name].add(gradient(loss, student_NV, targets.top(k)), exact_Nk)
+        more = losses.with_candidates(targets.top(64), teacher_NV, references[number] @ weight_VD.T, 16)
+        tallies[UNION].add(gradient(s_ld(ranked=64), student_NV, more), exact_Nk)
+    count = len(teacher_ND)
+    return {
+        "kl": distance / count,
+        "coverage": {k: value / count for k, value in coverage.items()},
+        "cosine": {name: tally.cosine for name, tally in tallies.items()},
+    }
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    weight_VD = model.get_output_embeddings().weight.detach()
+    audit_AD = hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)
+    audit_AD = audit_AD[torch.linspace(0, len(audit_AD) - 1, options.audit_rows).long()]
+    completion = losses.Completion.fit([audit_AD @ weight_VD.T], rank=options.rank)
+    teacher_ND = hidden_states(model, tokenizer, MEASURED, options.tokens)
+    states: dict[tuple[int, ...], Tensor] = {}
+    for dropped in STUDENTS:
+        layers = without(model, dropped)
+        states[dropped] = hidden_states(model, tokenizer, MEASURED, options.tokens)
+        model.model.layers = layers
+    results = []
+    for number, dropped in enumerate(STUDENTS):
+        reference = states[STUDENTS[number - 1]]  # a student that isn't the one measured
+        result = {"dropped": dropped, **measure(teacher_ND, states[dropped], reference, weight_VD, completion)}
+        results.append(result)
+        print(f"without layers {dropped}: {result['kl']:.2f} nats", file=sys.stderr)
+    return sorted(results, key=lambda result: result["kl"])
+
+
+def report(results: list[dict[str, Any]]) -> None:
+    header = " | ".join(f"{result['kl']:.2f}" for result in results)
+    line = "|---" * (len(results) + 1) + "|"
+    print(f"| coverage, by the student's KL to the teacher in nats | {header} |\n{line}")
+    for k in TOP_KS:
+        print(f"| K={k} | " + " | ".join(f"{result['coverage'][k]:.3f}" for result in results) + " |")
+    print(f"\n| gradient cosine | {header} |\n{line}")
+    for name in results[0]["cosine"]:
+        print(f"| {name} | " + " | ".join(f"{result['cosine'][name]:.3f}" for result in results) + " |")
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib import pyplot  # the extra `plot`
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for result in results:
+        left.plot(TOP_KS, [result["coverage"][k] for k in TOP_KS], marker="o", label=f"{result['kl']:.2f} nats")
+    left.set(xscale="log", xticks=TOP_KS, xticklabels=TOP_KS, xlabel="K", ylabel="student's top 8 in the cache")
+    left.legend(title="KL to the teacher", fontsize=8)
+    left.grid(alpha=0.3)
+    for name in ("K=64, b − 1", "K=64, default", "K=64, completion", "K=256, default", "K=256, completion"):
+        values = [result["cosine"][name] for result in results]
+        right.plot([result["kl"] for result in results], values, marker="o", label=name)
+    right.set(xlabel="student's KL to the teacher, nats", ylabel="cosine with the exact s-LD gradient")
+    right.legend(fontsize=8)
+    right.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
+    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser.add_argument("--tokens", type=int, default=3072, help="tokens measured on")
+    parser.add_argument("--audit-rows", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="write a picture there")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if not options.teacher.exists():
+        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
+        return 1
+    torch.set_num_threads(options.threads)
+    results = run(options)
+    print(json.dumps(results, indent=2)) if options.json else report(results)
+    if options.plot:
+        plot(results, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
