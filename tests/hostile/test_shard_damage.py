@@ -29,7 +29,7 @@ from logitcache.errors import CorruptCacheError
 pytestmark = pytest.mark.hostile
 FORMATS: list[ShardFormatName] = ["zarr", "arrow"]
 any_format = pytest.mark.parametrize("shard_format", FORMATS)
-CHANGES = 10_000 if os.environ.get("LOGITCACHE_FULL_FUZZ") else 1_000
+CHANGES = 25_000 if os.environ.get("LOGITCACHE_FULL_FUZZ") else 2_500
 
 Arrays = dict[str, Any]
 Change = Callable[[Arrays, dict[str, Any]], object]
