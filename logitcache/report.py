@@ -116,8 +116,14 @@ def draw_training(history: Sequence[Mapping[str, Any]]) -> Any | None:
     overlaps = sorted({key for entry in measured for key in entry if key.startswith("eval_overlap@")}, key=_k_of)
     lines = {name.removeprefix("eval_"): [entry.get(name, math.nan) for entry in measured] for name in overlaps}
     _curve(next(panels), "held-out overlap with the teacher", eval_at, lines, bottom=0)
-    learning_rates = [entry.get("learning_rate", math.nan) for entry in steps]
-    _curve(next(panels), "learning rate", at, {"lr": learning_rates}, bottom=0)
+    covered = [entry for entry in steps if "s_ld_coverage" in entry]
+    panel, title = next(panels), "student's top 8 held by the cache, %"
+    if covered:
+        lines = {"training": [100 * entry["s_ld_coverage"] for entry in covered]}
+        _curve(panel, title, [entry["step"] for entry in covered], lines, bottom=0)
+    else:
+        lines = {"held-out": [100 * entry["eval_s_ld_coverage"] for entry in measured]}
+        _curve(panel, title, eval_at, lines, bottom=0)
     rates = [entry.get("tokens_per_second", math.nan) for entry in steps]
     _curve(next(panels), "tokens/s", at, {"tokens/s": rates}, bottom=0)
     waits = [100 * entry.get("waiting_share", math.nan) for entry in steps]

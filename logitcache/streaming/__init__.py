@@ -26,6 +26,7 @@ def stream(
     window_tokens: int = DEFAULT_WINDOW_TOKENS,
     vocab_limit: int | None = None,
     prefetch: int = 4,
+    pin_memory: bool = False,
 ) -> Stream:
     """Stream a cache as training batches.
 
@@ -43,6 +44,7 @@ def stream(
         window_tokens: samples are shuffled within windows of about so many tokens; two windows are in memory.
         vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
         prefetch: batches to make ahead in a thread; 0 makes them when asked.
+        pin_memory: page-locked batches, for copies to a GPU that overlap with computing.
 
     Raises:
         ConfigError: a setting is out of range, or a sequence doesn't fit ``pack_tokens``.
@@ -51,4 +53,6 @@ def stream(
     """
     layout = Layout(batch_size, micro_batch_size, pack_tokens, rank, world_size, vocab_limit)
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
-    return Stream(opened, layout, Order(seed, window_tokens, shuffle), epochs=epochs, prefetch=prefetch)
+    return Stream(
+        opened, layout, Order(seed, window_tokens, shuffle), epochs=epochs, prefetch=prefetch, pin_memory=pin_memory
+    )

@@ -70,9 +70,19 @@ class Stream(IterableDataset[Batch]):
     Iterate it alone (a thread prefetches), or give it to ``torch.utils.data.DataLoader(stream, batch_size=None)``.
     """
 
-    def __init__(self, cache: Readable, layout: Layout, order: Order, *, epochs: int | None, prefetch: int) -> None:
+    def __init__(
+        self,
+        cache: Readable,
+        layout: Layout,
+        order: Order,
+        *,
+        epochs: int | None,
+        prefetch: int,
+        pin_memory: bool = False,
+    ) -> None:
         super().__init__()
-        self.cache, self.layout, self.order, self.epochs, self.prefetch = cache, layout, order, epochs, prefetch
+        self.cache, self.layout, self.order, self.epochs = cache, layout, order, epochs
+        self.prefetch, self.pin_memory = prefetch, pin_memory
         self._sizes = ShardSizes.of(cache.digest, cache.shards)
         if int(self._sizes.sequences_S.sum()) == 0:
             raise TargetsError("the cache holds no sequences")
@@ -106,6 +116,8 @@ class Stream(IterableDataset[Batch]):
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         turn = self._position.turn
         batches: Iterator[Batch] = islice(self._from(self._position), (number - turn) % count, None, count)
+        if self.pin_memory and worker is None:  # DataLoader pins what its workers send by itself
+            batches = (batch.pin_memory() for batch in batches)
         if self.prefetch and worker is None:
             batches = prefetched(batches, self.prefetch)
         for batch in batches:

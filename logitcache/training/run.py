@@ -184,7 +184,7 @@ class Run:
             tokenizer_dir=self.cache.tokenizer_dir,
             settings=settings,
             keep_checkpoints=config.keep_checkpoints,
-            total_tokens=self.cache.manifest.totals.tokens * config.epochs,
+            total_tokens=round(self.cache.manifest.totals.tokens * args.max_steps / feed_stream.steps(0)),
             report=self._report,
         )
 
@@ -202,6 +202,7 @@ class Run:
             window_tokens=config.window_tokens,
             vocab_limit=self.pairing.vocab_limit,
             prefetch=config.prefetch,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _eval_stream(self, args: Any) -> Stream:
