@@ -356,3 +356,54 @@ def test_bytes_changed_at_random(shard_format: ShardFormatName, preset: str) -> 
     assert all(0 < len(message.splitlines()) <= 2 for message in messages)
     # Bare bytes of an Arrow file aren't checked by anything but the digest, which comes before.
     assert len(messages) > CHANGES * (0.9 if shard_format == "zarr" else 0.4)
+
+
+def damage_arrays(stored: StoredShard, source: random.Random) -> StoredShard:
+    """Change a few arrays or header fields, as bytes of the same array or in size, and leave the container sound."""
+    arrays, header = dict(stored.arrays), dict(stored.attributes)
+    for _ in range(source.choice((1, 1, 2, 4))):
+        name = source.choice(sorted(arrays))
+        array = arrays[name].copy()
+        match source.randrange(8):
+            case 0:
+                header[source.choice(sorted(header))] = source.choice(
+                    (0, 1, 2, 3, 7, 255, 2**20, 2**32, -1, 0.5, "steps")
+                )
+            case 1:
+                arrays[name] = array[: source.randrange(len(array) + 1)]
+            case 2:
+                arrays[name] = np.concatenate([array, array])
+            case 3:
+                arrays[name] = array.reshape(-1)
+            case _ if array.size:
+                flat = array.reshape(-1).view(np.uint8)
+                for _ in range(source.choice((1, 3, 100))):
+                    flat[source.randrange(len(flat))] = source.choice(
+                        (0, 1, 15, 95, 127, 128, 243, 255, source.randrange(256))
+                    )
+                arrays[name] = array
+    return StoredShard(arrays, header)
+
+
+@any_format
+@pytest.mark.timeout(1200)
+def test_arrays_changed_at_random(shard_format: ShardFormatName) -> None:
+    shards = [
+        random_shard(seed, [9, 4], 300, 5, values, statistics=True) for seed, values in enumerate(("model", "absurd"))
+    ]
+    stored = [
+        encode_arrays(shard, Encoding.checked(preset, None)) for shard in shards for preset in ("compact", "half")
+    ]
+    stored.append(stored_shard())
+    source = random.Random(shard_format)
+    read = 0
+    for _ in range(CHANGES // 5):
+        payload = get_format(shard_format).write(damage_arrays(source.choice(stored), source))
+        try:
+            decoded = decode_shard(payload, shard_format)
+        except CorruptCacheError:
+            continue
+        read += 1
+        # What is read after all is a shard that makes sense.
+        encode_arrays(decoded, Encoding(preset="exact"))
+    assert 0 < read < CHANGES // 5 / 2
