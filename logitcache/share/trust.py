@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from logitcache.cache.files import read_limited, write_file
+from logitcache.cache.files import read_limited, storage_error
 from logitcache.cache.opening import open_cache
-from logitcache.cache.publish import remove_scratch
 from logitcache.cache.reader import Cache
 from logitcache.errors import MissingFileError
 from logitcache.share.remote import RemoteCache
@@ -39,16 +38,26 @@ def sign(cache: str | os.PathLike[str], key_file: Path) -> PublicKey:
     key, line = sign_digest(opened.digest, key_file)
     url = as_url(cache)
     if url is None:
-        keep_signature(opened.root, key, line)
+        keep_signature(opened.root, f"{key.name}.sig", line)
     else:
         open_writable(url, parse_reference(url)).put(signature_path(opened.digest, key), line)
     return key
 
 
-def keep_signature(root: Path, key: PublicKey, line: bytes) -> None:
-    """Write a signature into a cache's directory."""
-    write_file(root, f"{SIGNATURES_DIR}/{key.name}.sig", line)
-    remove_scratch(root)
+def keep_signature(root: Path, name: str, line: bytes) -> None:
+    """Write a signature into a cache's directory; several processes may do so at once.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    target = root / SIGNATURES_DIR / name
+    aside = target.with_name(f".{os.urandom(8).hex()}")
+    try:
+        target.parent.mkdir(exist_ok=True)
+        aside.write_bytes(line)
+        os.replace(aside, target)
+    except OSError as error:
+        raise storage_error("write", target, error) from error
 
 
 def check_trusted(cache: Cache, trusted_keys: Path) -> None:
@@ -77,7 +86,7 @@ def _signatures(cache: Cache, keys: list[PublicKey], store: Store | None) -> Ite
         except NotThereError:
             continue
         if is_signed(cache.digest, key, line):
-            keep_signature(cache.root, key, line)
+            keep_signature(cache.root, f"{key.name}.sig", line)
         yield key, line
 
 
@@ -96,8 +105,7 @@ def pull_signatures(cache: Cache, root: Path) -> None:
             found[item.path.rpartition("/")[2]] = store.get(item.path, _LINE_BYTES)
     for name, line in found.items():
         if _NAME.fullmatch(name):
-            write_file(root, f"{SIGNATURES_DIR}/{name}", line)
-    remove_scratch(root)
+            keep_signature(root, name, line)
 
 
 def _kept(root: Path) -> dict[str, bytes]:
