@@ -16,10 +16,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.dump import DryRun, LowMassWarning, config_path, make_config, plan_dump
+from logitcache.dump import DryRun, DumpConfig, LowMassWarning, config_path, make_config, plan_dump
 from logitcache.dump import dump as run_dump
 from logitcache.errors import ConfigError
 from logitcache.progress import progress_bars
+from logitcache.share.dumping import dump_staged, find_dump, send_staged, staging_of
+from logitcache.share.url import as_url
 
 from .common import console, messages, print_json, read_config
 
@@ -27,7 +29,12 @@ from .common import console, messages, print_json, read_config
 def dump(
     teacher: Annotated[str | None, typer.Option(help="Model directory, hub id, or .gguf file.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="File, glob, or saved data set. May be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the cache to make.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Directory of the cache to make, or a URL as `logitcache push` takes it.")
+    ] = None,
+    reuse: Annotated[
+        str | None, typer.Option(help="Catalogue to look in first: a URL or directory. If it has the cache, say where.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Entries kept for each position.", show_default="64")] = None,
     shard_format: Annotated[str | None, typer.Option("--format", help="zarr or arrow.", show_default="zarr")] = None,
     preset: Annotated[
@@ -85,9 +92,17 @@ def dump(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
-    flags = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "as_json")}
+    flags = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "as_json", "reuse")}
     settings = read_config(config) | _worker_of_environment() | _given(flags)
+    reuse = settings.pop("reuse", None) if reuse is None else reuse
+    store = as_url(settings.get("out") or "")
+    if store is not None:
+        settings["out"] = staging_of(store)
     checked = make_config(_with_generation(_with_card(settings)))
+    if store is not None and checked.world_size > 1:
+        raise ConfigError("several workers dump into one directory that all of them see; push the result afterwards")
+    if reuse is not None and _print_reusable(reuse, checked, as_json):
+        return
     if dry_run:
         with progress_bars(messages, enabled=not as_json) as report:
             planned = plan_dump(checked, report=report)
@@ -95,14 +110,18 @@ def dump(
         return
     started = time.monotonic()
     with progress_bars(messages, enabled=not as_json) as report, _warnings_in_a_line():
-        cache = run_dump(checked, report=report)
+        if store is None:
+            cache, place = run_dump(checked, report=report), str(checked.out)
+        else:
+            cache = dump_staged(checked, store, report=report)
+            place = send_staged(cache, store, report=report).target
     manifest = cache.manifest
     if as_json:
         print_json(
             {
-                "path": str(checked.out),
+                "path": place,
                 "digest": cache.digest,
-                "config": str(config_path(checked.out)),
+                "config": str(config_path(checked.out)) if store is None else None,
                 "seconds": round(time.monotonic() - started, 3),
                 **manifest.totals.model_dump(),
             }
@@ -111,12 +130,29 @@ def dump(
     totals = manifest.totals
     per_token = totals.bytes / max(totals.targets, 1)
     console.print(
-        f"{checked.out}: {totals.sequences:,} sequences, {totals.tokens:,} tokens, {totals.targets:,} targets in "
+        f"{place}: {totals.sequences:,} sequences, {totals.tokens:,} tokens, {totals.targets:,} targets in "
         f"{totals.shards:,} shards of {totals.bytes / 2**20:.1f} MiB together ({per_token:.1f} bytes a target)",
         soft_wrap=True,
         highlight=False,
     )
     console.print(cache.digest, highlight=False)
+
+
+def _print_reusable(place: str, config: DumpConfig, as_json: bool) -> bool:
+    """Look for the cache that this dump would make, and tell where it is; False if nobody has made it."""
+    with progress_bars(messages, enabled=not as_json) as report:
+        found = find_dump(place, config, report=report)
+    if found is None:
+        return False
+    if as_json:
+        print_json({"reuse": found.address, "digest": found.digest})
+    else:
+        console.print(
+            f"this cache exists already: {escape(found.address)}\nuse it as it is, or dump it anyway without --reuse",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return True
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,17 +66,28 @@ def main(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error. Taken anywhere on the line.")
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Of caches at URLs, use what is on this machine. Taken anywhere on the line."),
+    ] = False,
+    trusted_keys: Annotated[
+        Path | None, typer.Option(help="Open only caches that a key of this file signed. Stands before the command.")
+    ] = None,
 ) -> None:
     """Dump a teacher's top-k logits once; distil many students from the cache."""
+    if trusted_keys is not None:
+        os.environ["LOGITCACHE_TRUSTED_KEYS"] = str(trusted_keys)
 
 
 def run() -> None:
     """Entry point of the console script. Exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--offline")]
+    if "--offline" in sys.argv[1:]:
+        os.environ["LOGITCACHE_OFFLINE"] = "1"
     try:
         app(args=arguments)
     except (LogitCacheError, OSError) as error:
-        if len(arguments) < len(sys.argv) - 1:
+        if "--debug" in sys.argv[1:]:
             raise
         messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from error

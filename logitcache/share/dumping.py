@@ -9,16 +9,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from logitcache.cache import Cache
 from logitcache.cache.files import storage_error
+from logitcache.cache.manifest import MANIFEST_NAME
 from logitcache.cache.opening import open_cache
 from logitcache.dump import DumpConfig, config_path, dump, make_config
+from logitcache.dump.run import _config_yaml as config_yaml
 from logitcache.dump.run import new_plan
 from logitcache.dump.settings import Settings, Stamps, resolve, settings_of
-from logitcache.errors import ConfigError
+from logitcache.errors import ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
 from logitcache.share.cataloguing import Listed, catalogue
 from logitcache.share.local_cache import LocalSettings
+from logitcache.share.location import Location, read_manifest, read_tag
 from logitcache.share.pushing import Transfer, push
+from logitcache.share.stores import open_writable
 from logitcache.share.url import parse_reference
 from logitcache.teacher import DTYPES
 
@@ -68,11 +73,51 @@ def dump_to(url: str, settings: dict[str, Any], *, move_tag: bool = False, repor
         report: called as work is done.
 
     Raises:
-        What ``dump`` and ``push`` raise. After a failed push the finished cache stays where the message says.
+        What ``dump`` and ``push`` raise.
     """
-    staging = staging_of(url)
-    cache = dump(make_config({**settings, "out": staging}), report=report)
-    transfer = push(cache.root, url, move_tag=move_tag, progress=report)
+    cache = dump_staged(make_config({**settings, "out": staging_of(url)}), url, move_tag=move_tag, report=report)
+    return send_staged(cache, url, move_tag=move_tag, report=report)
+
+
+def dump_staged(config: DumpConfig, url: str, *, move_tag: bool = False, report: Report = silent) -> Cache:
+    """Dump into :func:`staging_of` a URL, if its name is free; a dump that was finished there is taken as it is.
+
+    Raises:
+        OutputExistsError: another cache has the name, or the directory holds a finished cache of other settings.
+        What ``dump`` raises.
+    """
+    _check_free(url, move_tag)
+    if (config.out / MANIFEST_NAME).exists():
+        # The push was broken off. Its name is free, so what is here was meant for it, by these settings or by others.
+        if config_path(config.out).read_text(encoding="utf-8") == config_yaml(resolve(config).config):
+            return open_cache(config.out)
+        raise OutputExistsError(
+            f"{config.out} holds a finished dump of other settings that wasn't pushed to {parse_reference(url)}: "
+            "`logitcache push` it, or delete it"
+        )
+    return dump(config, report=report)
+
+
+def _check_free(url: str, move_tag: bool) -> None:
+    """Better to learn now than after the dump that a name is taken."""
+    reference = parse_reference(url)
+    store = open_writable(url, reference)
+    if reference.digest:
+        raise ConfigError(f"{reference}: the digest isn't known before the dump; give a tag after the @")
+    if reference.tag and not move_tag and (found := read_tag(store, reference.tag)) is not None:
+        raise OutputExistsError(f"the tag {reference.tag!r} at {store.url} stands for {found}: choose another tag")
+    if not reference.tag and (taken := read_manifest(Location(store))) is not None:
+        raise OutputExistsError(f"{store.url} already holds a cache, {taken.digest}: choose another name, or a tag")
+
+
+def send_staged(cache: Cache, url: str, *, move_tag: bool = False, report: Report = silent) -> Transfer:
+    """Push a cache that was dumped into :func:`staging_of` its URL, and remove it here.
+
+    Raises:
+        What ``push`` raises; the cache stays then, and the same dump goes on with the push.
+    """
+    staging = cache.root
+    transfer = push(staging, url, move_tag=move_tag, progress=report)
     try:
         shutil.rmtree(staging)
         config_path(staging).unlink(missing_ok=True)

@@ -17,8 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import logitcache as lc
 from logitcache.dump import make_config
+from logitcache.errors import OutputExistsError
 from logitcache.share import Selection, dump_to, find_dump, merge, pull, push
-from logitcache.share.dumping import staging_of
+from logitcache.share.dumping import dump_staged, staging_of
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]
@@ -40,6 +41,7 @@ def settings_of(teacher: Path, text: Path) -> dict[str, Any]:
 def caches(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two teams dump one teacher over different addresses."""
     root = tmp_path_factory.mktemp("dumps")
+    (root / "teacher.json").write_text(json.dumps(str(tiny_llama_dir)))
     for number, address in enumerate(sorted(EXAMPLES.glob("*.txt"))[:2]):
         text = root / f"address{number}.txt"
         text.write_text(address.read_text(encoding="utf-8")[:12_000], encoding="utf-8")
@@ -105,6 +107,16 @@ def test_commands_take_urls(s3: S3Server, caches: list[Path], tmp_path: Path) ->
     url = s3.place()
     push(caches[0], url)
     command = [str(Path(sys.executable).with_name("logitcache"))]
+    text = str(caches[0].parent / "address0.txt")
+    teacher = json.loads((caches[0].parent / "teacher.json").read_text())
+    dumping = [*command, "dump", "--teacher", teacher, "--data", text, "--top-k", "8", "--max-length", "64", "--json"]
+    dumping += ["--shard-tokens", "256", "--min-mass", "0"]
+    for extra in (["--reuse", url, "--out", str(tmp_path / "never")], ["--out", f"{url}/dumped"]):
+        done = subprocess.run([*dumping, *extra], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["digest"] == lc.open(caches[0]).digest
+    assert not (tmp_path / "never").exists()
+    assert lc.open(f"{url}/dumped").digest == lc.open(caches[0]).digest
     for arguments in (["info", url, "--json"], ["verify", url, "--json"], ["peek", url, "--json"]):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env={**os.environ})
         assert done.returncode == 0, done.stderr
@@ -118,9 +130,15 @@ def test_dump_to_a_store_and_never_twice(
     settings = settings_of(tiny_llama_dir, caches[0].parent / "address0.txt")
     config = make_config({**settings, "out": tmp_path / "never"})
     assert find_dump(url, config) is None
+    # The dump is done, the push broken off: the next call only pushes.
+    dump_staged(make_config({**settings, "out": staging_of(f"{url}@first")}), f"{url}@first")
+    with pytest.raises(OutputExistsError, match="other settings"):
+        dump_to(f"{url}@first", settings | {"top_k": 7})
     sent = dump_to(f"{url}@first", settings)
     assert sent.digest == lc.open(caches[0]).digest == lc.open(f"{url}@first").digest
     assert not staging_of(f"{url}@first").exists()
+    with pytest.raises(OutputExistsError, match="stands for"):
+        dump_to(f"{url}@first", settings)
     found = find_dump(url, config)
     assert found is not None
     assert found.address == f"{url}@{sent.digest}"
