@@ -38,6 +38,10 @@ class ResumeMismatchError(LogitCacheError):
     """An unfinished run was started with other settings, or over other data, than this one."""
 
 
+class DivergedError(LogitCacheError):
+    """Training ran away: the loss is no longer a finite number."""
+
+
 class StorageError(LogitCacheError):
     """Reading or writing failed below us: no room, no permission, the device went away."""
 

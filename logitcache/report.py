@@ -226,7 +226,7 @@ def _curve(
         panel.legend(frameon=False, fontsize=8)
 
 
-def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+def _smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:
     """Exponential moving average, without the bias of its start."""
     smoothed, total, weight = [], 0.0, 0.0
     for value in values:

@@ -66,7 +66,8 @@ class Layout:
 class Stream(IterableDataset[Batch]):
     """Batches of a cache in a fixed order; see :func:`stream` for the arguments.
 
-    Iterating starts where ``load_state_dict`` or an earlier iteration left off, and ends after the last epoch.
+    Iterating goes on where ``load_state_dict`` or an iteration that was broken off left it, and ends after ``epochs``
+    epochs; iterating once more gives the epochs after those, in their own order.
     Iterate it alone (a thread prefetches), or give it to ``torch.utils.data.DataLoader(stream, batch_size=None)``.
     """
 
@@ -126,10 +127,11 @@ class Stream(IterableDataset[Batch]):
 
     def _from(self, position: Position) -> Iterator[Batch]:
         epoch, samples, part = position.epoch, position.samples_consumed, position.part
-        while self.epochs is None or epoch < self.epochs:
-            plan = self.plan(epoch)
-            if samples < plan.order.samples:
-                yield from islice(self._epoch_batches(plan, epoch, samples), part, None)
+        if samples == int(self._sizes.sequences_S.sum()):
+            epoch, samples = epoch + 1, 0
+        stop = None if self.epochs is None else (epoch // self.epochs + 1) * self.epochs
+        while stop is None or epoch < stop:
+            yield from islice(self._epoch_batches(self.plan(epoch), epoch, samples), part, None)
             epoch, samples, part = epoch + 1, 0, 0
 
     def _epoch_batches(self, plan: RowPlan, epoch: int, samples: int) -> Iterator[Batch]:

@@ -41,6 +41,10 @@ RESERVED = {
     "average_tokens_across_devices": "none: the loss is always the mean over the global batch's targets",
     "use_liger_kernel": "none: the head is ours",
     "label_smoothing_factor": "none: the targets are soft already",
+    "logging_nan_inf_filter": "none: a loss that isn't finite stops the run",
+    "load_best_model_at_end": "none: checkpoints are plain students, load the one you want",
+    "neftune_noise_alpha": "none: it isn't supported",
+    "dataloader_num_workers": "prefetch",
     "auto_find_batch_size": "none: it would change the global batch",
 }
 

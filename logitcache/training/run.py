@@ -114,9 +114,10 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
     run = Run(config, report)
     trainer = run.trainer()
     trainer.train(resume_from_checkpoint=run.checkpoint)
-    if config.eval_cache is not None and evaluations(trainer.state.log_history)[-1][0] != trainer.state.global_step:
-        trainer.evaluate()
     measured = evaluations(trainer.state.log_history)
+    if config.eval_cache is not None and (not measured or measured[-1][0] != trainer.state.global_step):
+        trainer.evaluate()
+        measured = evaluations(trainer.state.log_history)
     run.save(trainer)
     before, after = (measured[0][1], measured[-1][1]) if measured else (None, None)
     history = trainer.state.log_history
@@ -169,6 +170,7 @@ class Run:
         args = training_arguments(config, self)
         feed_stream = self.train_stream(args.process_index, args.world_size)
         settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
+        done = 0 if self.checkpoint is None else checkpoints.step_of(Path(self.checkpoint))
         if self.checkpoint is not None:
             feed_stream.load_state_dict(checkpoints.read_state(Path(self.checkpoint), settings))
         limit = self.pairing.vocab_limit
@@ -179,7 +181,7 @@ class Run:
         return DistillTrainer(
             model=module,
             args=args,
-            feed=Feed(feed_stream, len(self.cache)),
+            feed=Feed(feed_stream, len(self.cache), args.max_steps - done),
             eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
             tokenizer_dir=self.cache.tokenizer_dir,
             settings=settings,
@@ -285,6 +287,7 @@ def training_arguments(config: TrainConfig, run: Run) -> Any:
         "save_steps": every or 1,
         "logging_strategy": "steps",
         "logging_steps": config.log_every,
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "bf16": config.mixed_precision == "bf16",
         "fp16": config.mixed_precision == "fp16",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from logitcache.errors import StorageError
+from logitcache.errors import DivergedError, StorageError
 from logitcache.evaluation import MetricSums
 from logitcache.losses.metrics import coverage_advice
 from logitcache.progress import Report
@@ -26,22 +27,23 @@ from logitcache.training.module import DistillModule
 class Feed:
     """The stream as the Trainer's dataloader: dictionaries of tensors, with a look at the clock.
 
-    It has no length: the whole run is one pass, and the stream itself knows about epochs.
+    It has no length: the whole run is one pass of ``steps`` steps, and the stream itself knows about epochs.
     """
 
-    def __init__(self, stream: Stream, epoch_samples: int) -> None:
-        self.stream, self._epoch_samples = stream, epoch_samples
+    def __init__(self, stream: Stream, epoch_samples: int, steps: int) -> None:
+        self.stream, self._epoch_samples, self._steps = stream, epoch_samples, steps
         self.waiting, self.tokens, self.epoch = 0.0, 0, 0.0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        batches = iter(self.stream)
-        while True:
+        batches, left = iter(self.stream), self._steps
+        while left > 0:
             started = time.perf_counter()
             batch = next(batches, None)
             self.waiting += time.perf_counter() - started
             if batch is None:
                 return
             self.tokens += batch.tokens
+            left -= batch.ends_step
             self.epoch = batch.epoch + batch.samples_consumed / self._epoch_samples
             yield inputs_of(batch)
 
@@ -197,6 +199,11 @@ class _Follow(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
             return
+        if not math.isfinite(logs["loss"]):
+            raise DivergedError(
+                f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate, warm up longer, or "
+                "compute in a wider dtype"
+            )
         feed, now = self._trainer.feed, time.perf_counter()
         seconds = max(1e-9, now - self._started)
         entry = state.log_history[-1]

@@ -170,6 +170,14 @@ def test_a_state_inside_a_step_goes_on_with_the_next_micro_batch() -> None:
         chosen.stream(cache, 0, 2).load_state_dict(state)
 
 
+def test_iterating_again_gives_the_next_epochs() -> None:
+    cache = MemoryCache.random(shards=4, largest=6, longest=12, seed=3)
+    chosen = Settings(batch_size=4, micro_batch_size=None, pack_tokens=None, seed=1, window_tokens=40, epochs=4)
+    whole = steps_of(chosen.stream(cache))
+    again = stream(cache, batch_size=4, seed=1, window_tokens=40, epochs=2)
+    assert steps_of(again) + steps_of(again) == whole
+
+
 def test_order_depends_on_seed_epoch_and_cache() -> None:
     sizes = ShardSizes("sha256:a", np.array([7, 9, 4]), np.array([70, 90, 40]))
     other = ShardSizes("sha256:b", sizes.sequences_S, sizes.tokens_S)
