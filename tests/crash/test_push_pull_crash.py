@@ -22,8 +22,8 @@ from logitcache.share.stores import Store
 pytestmark = pytest.mark.crash
 __all__ = ["s3"]
 
-KILLS = 30 if os.environ.get("LOGITCACHE_FULL_CRASH") else 8
-SHARDS = 120
+KILLS = 30 if os.environ.get("LOGITCACHE_FULL_CRASH") else 6
+SHARDS = 80
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
-from s3_server import SECRET_KEY, S3Server
+from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
@@ -100,6 +100,36 @@ def test_plain_web_server(s3: S3Server, tmp_path: Path) -> None:
         cache = lc.open(f"http://127.0.0.1:{server.server_address[1]}/cache@{digest}")
         assert_same_content(cache, lc.open(tmp_path / "site" / "cache"))
         server.shutdown()
+
+
+def test_hub_url_reads_as_the_hub_serves(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub here: a web server with the hub's paths. What the hub itself answers is not tested."""
+    digest = make_cache(tmp_path / "datasets" / "me" / "it" / "resolve" / "main" / "cache", range(2))
+    handler = functools.partial(_QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        cache = lc.open("hf://datasets/me/it/cache")
+        assert cache.digest == digest
+        assert len(list(cache)) == len(cache)
+        server.shutdown()
+    with pytest.raises(ConfigError, match="hf://datasets/OWNER/NAME"):
+        lc.open("hf://me/it")
+
+
+def test_credentials_of_a_profile(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("boto3")
+    digest = make_cache(tmp_path / "cache", range(2))
+    url = s3.place()
+    push(tmp_path / "cache", url)
+    (tmp_path / "credentials").write_text(
+        f"[research]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "research")
+    assert lc.open(url).digest == digest
 
 
 def test_file_url_is_a_store_too(s3: S3Server, tmp_path: Path) -> None:
