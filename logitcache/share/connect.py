@@ -19,6 +19,26 @@ STATUS = re.compile(r"status code: (\d{3})")
 _NO_RETRIES = {"max_retries": 0}
 
 
+class _Process:
+    """Whether this process was forked from one that had used the network library: its threads don't exist here."""
+
+    used = False
+    forked = False
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.forked = cls.used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.after_fork)
+
+
+def is_forked() -> bool:
+    """True where any request would wait for ever."""
+    return _Process.forked
+
+
 def connect(url: str, policy: RetryPolicy, create: bool, request_seconds: float) -> Any:
     """An obstore store for a URL, whose requests may take so long in all. Raises as ``Store`` does."""
     try:
@@ -28,6 +48,7 @@ def connect(url: str, policy: RetryPolicy, create: bool, request_seconds: float)
         raise MissingDependencyError(
             f"{public_url(url)} needs the package obstore: pip install 'logitcache[remote]'"
         ) from error
+    _Process.used = True
     client: dict[str, Any] = {
         "connect_timeout": timedelta(seconds=min(10.0, policy.stall)),
         "read_timeout": timedelta(seconds=policy.stall),

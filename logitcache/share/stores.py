@@ -7,7 +7,6 @@ with conditional puts on all that have them. Retries are ours, because a body th
 from __future__ import annotations
 
 import builtins
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from logitcache.errors import CacheFormatError, ConfigError, RemoteError
-from logitcache.share.connect import STATUS, connect, reason_of
+from logitcache.share.connect import STATUS, connect, is_forked, reason_of
 from logitcache.share.retry import RetryPolicy, TransientError, retried
 from logitcache.share.url import Reference, public_url
 
@@ -76,15 +75,14 @@ class Store:
         self.url = public_url(url)
         self.scheme = url.partition("://")[0]
         self.policy = policy or RetryPolicy.from_environment()
-        self._process = os.getpid()
         # Whole shards may take long, and a crawl is noticed by us; every other request is small.
         self._store = connect(url, self.policy, create, self.policy.stall * _SMALL_REQUEST)
         self._bulk = connect(url, self.policy, create, _BULK_SECONDS)
 
     @property
     def forked(self) -> bool:
-        """True in a child of the process that made the store, where the network library's threads don't exist."""
-        return os.getpid() != self._process
+        """True in a forked child of a process that used a store: the network library's threads don't exist there."""
+        return is_forked()
 
     @property
     def writable(self) -> bool:

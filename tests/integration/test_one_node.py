@@ -133,6 +133,32 @@ def test_threads_fetch_a_shard_once(s3: S3Server, tmp_path: Path) -> None:
     assert_same_content(cache, lc.open(tmp_path / "cache"))
 
 
+def test_forked_worker_reads_what_is_here_and_says_what_it_can_not(s3: S3Server, tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache", range(2))
+    url = s3.place()
+    push(tmp_path / "cache", url)
+    cache = open_remote(url)
+    cache.read_shard(0)
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        sending.send(cache.read_shard(0).sequences)
+        for attempt in (lambda: cache.read_shard(1), lambda: lc.open(url)):
+            try:
+                attempt()
+            except lc.LogitCacheError as error:
+                sending.send(str(error))
+
+    worker = multiprocessing.get_context("fork").Process(target=child)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert receiving.recv() == 3
+    for _ in range(2):
+        assert "spawn" in receiving.recv()
+    assert cache.read_shard(1).sequences == 3
+
+
 def test_shard_larger_than_the_limit_is_a_clear_error(s3: S3Server, tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", range(2))
     url = s3.place()
