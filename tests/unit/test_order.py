@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,28 @@ def test_workers_change_nothing(workers: int) -> None:
     chosen = Settings(batch_size=4, micro_batch_size=2, pack_tokens=None, seed=1, window_tokens=40)
     loader = DataLoader(chosen.stream(cache), batch_size=None, num_workers=workers)
     assert steps_of(loader) == steps_of(chosen.stream(cache))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("taken", [1, 5, 9])
+def test_a_stateful_dataloader_goes_on_where_it_stopped(workers: int, taken: int) -> None:
+    loaders = pytest.importorskip("torchdata.stateful_dataloader")
+    cache = MemoryCache.random(shards=5, largest=6, longest=12, seed=3)
+    chosen = Settings(batch_size=4, micro_batch_size=2, pack_tokens=None, seed=1, window_tokens=40)
+
+    def loader() -> Any:
+        return loaders.StatefulDataLoader(chosen.stream(cache), batch_size=None, num_workers=workers)
+
+    whole = [sequence_ids(batch) for batch in loader()]
+    halted = loader()
+    iterator = iter(halted)
+    for _ in range(taken):
+        next(iterator)
+    state = halted.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert [sequence_ids(batch) for batch in resumed] == whole[taken:]
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 7])
