@@ -31,23 +31,25 @@ def list_caches(
     if not found:
         console.print(f"no caches at {escape(place)}", highlight=False)
         return
+    console.print(escape(place), style="bold", highlight=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("cache", "tags", "teacher", "K", "encoding", "tokens", "bytes", "date", "licence"):
         table.add_column(name, justify="right" if name in ("K", "tokens", "bytes") else "left", overflow="fold")
     for item in found:
-        table.add_row(*(escape(printable(cell)) for cell in _row(item)))
+        table.add_row(*(escape(printable(cell)) for cell in _row(item, place)))
     console.print(table, highlight=False)
 
 
-def _row(item: Listed) -> tuple[str, ...]:
+def _row(item: Listed, place: str) -> tuple[str, ...]:
     date = item.date.strftime("%Y-%m-%d") if item.date else ""
+    # Addresses begin with the place, and a digest's beginning is enough to tell caches apart; --json has the whole.
+    name = item.address.removeprefix(place.rstrip("/")).lstrip("/") or "."
+    name = f"{name[:20]}…" if name.startswith("@sha256:") else name
     if item.manifest is None:
-        return (item.address, "", item.fault or "", "", "", "", "", date, "")
+        return (name, "", item.fault or "", "", "", "", "", date, "")
     manifest = item.manifest
-    # In a collection the digest's beginning is enough to tell caches apart; --json has the whole address.
-    url, at, digest = item.address.rpartition("@")
     return (
-        f"{url}@{digest[:19]}…" if at and digest.startswith("sha256:") else item.address,
+        name,
         ", ".join(item.tags),
         manifest.provenance.teacher.name,
         f"{manifest.provenance.top_k:,}",
