@@ -62,12 +62,12 @@ def coverage_advice(coverage: float, targets_k: int, k: int = 8) -> str | None:
     """A warning in one line if too many of the student's top k are missing from the targets, else None.
 
     What s-LD loses depends on the share that it has to fill in: below 0.9 its gradient's cosine with the exact one
-    falls under about .97 (see docs/losses.md). A doubling of K takes away at least a third of what is missing, and
-    more near the teacher; the K advised is where a third a doubling reaches 0.9, at most eight times the present K.
+    falls under about .96 (see docs/losses.md). A doubling of K takes away about 0.3 of what is missing, and more near
+    the teacher; the K advised is where that reaches 0.9, at most eight times the present K.
     """
     if coverage >= _ENOUGH:
         return None
-    doublings = math.ceil(math.log((1 - _ENOUGH) / (1 - coverage)) / math.log(2 / 3))
+    doublings = math.ceil(math.log((1 - _ENOUGH) / (1 - coverage)) / math.log(0.7))
     wanted = targets_k * 2 ** min(doublings, 3)
     return (
         f"only {coverage:.0%} of the student's top {k} ids are among the {targets_k} that the cache holds, and s-LD "
