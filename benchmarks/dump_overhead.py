@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -18,6 +19,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +41,36 @@ DEFAULT_TEACHER = REPO / ".models" / "SmolLM2-135M-Instruct"
 CORPUS = REPO / "examples" / "data" / "heldout" / "1964_lyndon_b_johnson.txt"
 
 
-def bare_pass(model: Any, plan: Plan, job: Job) -> float:
-    """Seconds of forward passes with top-k over all batches of the plan."""
+@dataclass(frozen=True)
+class Seconds:
+    """Time on the clock, and time of all the process's threads on a processor."""
+
+    wall: float
+    cpu: float
+
+
+def timed(call: Callable[[], None]) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def bare_pass(model: Any, plan: Plan, job: Job) -> None:
+    """Forward passes with top-k over all batches of the plan."""
     assert job.config.batch_tokens is not None
-    started = time.perf_counter()
     with torch.inference_mode():
         for shard in range(len(plan)):
             sequences = plan.shard_sequences(shard)
             for members in cut_into_batches([len(s.token_ids_L) for s in sequences], job.config.batch_tokens):
                 input_ids_BL, _ = pad([sequences[s] for s in members])
                 model(input_ids=input_ids_BL, use_cache=False).logits.topk(job.config.top_k)
-    return time.perf_counter() - started
 
 
-def full_dump(teacher: TransformersTeacher, plan: Plan, job: Job, out: Path) -> float:
-    """Seconds of computing, encoding and publishing all shards of the plan."""
+def full_dump(teacher: TransformersTeacher, plan: Plan, job: Job, out: Path) -> None:
+    """Compute, encode and publish all shards of the plan."""
     out.mkdir()
-    started = time.perf_counter()
+    (out / ".dump").mkdir()
     Worker(out, plan, job.config, lambda: teacher, silent, threading.Event()).run()
-    return time.perf_counter() - started
 
 
 def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Job, Plan, Any, dict[str, float]]:
@@ -116,23 +131,25 @@ def main() -> None:
         pairs = []
         for repeat in range(arguments.repeats):
             # Each goes first every other time, so that a drift of the machine helps neither.
-            if repeat % 2:
-                dumped = full_dump(teacher, plan, job, Path(scratch) / f"out-{repeat}")
-                pairs.append((bare_pass(model, plan, job), dumped))
-            else:
-                bare = bare_pass(model, plan, job)
-                pairs.append((bare, full_dump(teacher, plan, job, Path(scratch) / f"out-{repeat}")))
-            print(f"repeat {repeat}: bare {pairs[-1][0]:.2f} s, dump {pairs[-1][1]:.2f} s", file=sys.stderr)
-    ratios = [dump / bare for bare, dump in pairs]
+            calls = {
+                "bare": lambda: bare_pass(model, plan, job),
+                "dump": partial(full_dump, teacher, plan, job, Path(scratch) / f"out-{repeat}"),
+            }
+            order = sorted(calls, reverse=bool(repeat % 2))
+            pairs.append({name: timed(calls[name]) for name in order})
+            print(f"repeat {repeat}: {pairs[-1]}", file=sys.stderr)
+    ratios = [pair["dump"].wall / pair["bare"].wall for pair in pairs]
     memory = {role: peak_mib(arguments, role) for role in ("bare", "dump")}
     result = {
         "tokens": plan.tokens,
         "shards": len(plan),
         "threads": torch.get_num_threads(),
-        "bare_tokens_per_second": plan.tokens / statistics.median(bare for bare, _ in pairs),
+        "bare_tokens_per_second": plan.tokens / statistics.median(pair["bare"].wall for pair in pairs),
         "time_ratio_median": statistics.median(ratios),
         "time_ratios": ratios,
-        "time_ratio_of_sums": sum(dump for _, dump in pairs) / sum(bare for bare, _ in pairs),
+        "time_ratio_of_sums": sum(pair["dump"].wall for pair in pairs) / sum(pair["bare"].wall for pair in pairs),
+        "cpu_ratio_of_sums": sum(pair["dump"].cpu for pair in pairs) / sum(pair["bare"].cpu for pair in pairs),
+        "load_average": os.getloadavg()[0],
         "peak_mib": memory,
         "memory_ratio": memory["dump"] / memory["bare"],
         "seconds_once": seconds,

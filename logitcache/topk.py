@@ -78,13 +78,14 @@ class TopK:
         return self.k == self.vocab_size
 
     @classmethod
-    def from_logits(cls, logits: Tensor, k: int, *, statistics: bool = False) -> TopK:
+    def from_logits(cls, logits: Tensor, k: int, *, statistics: bool = False, overwrite: bool = False) -> TopK:
         """Take the k largest of each row of raw logits.
 
         Args:
             logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or float64 if that is what comes in.
             k: entries to keep, 1 to V.
             statistics: also keep ``log_partition`` and ``logit_std``.
+            overwrite: work in ``logits`` itself, which holds nothing useful afterwards; saves a copy of ``[N, V]``.
 
         Raises:
             TargetsError: ``logits`` is not ``[N, V]`` or k is out of range.
@@ -97,19 +98,21 @@ class TopK:
         logits_NV = logits.detach()
         values_NK, ids_NK = _ordered_topk(logits_NV, k)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        values_NK = values_NK.to(wide)
+        largest_N1 = values_NK[:, :1].to(wide)
+        values_NK = values_NK.to(wide) - largest_N1
+        work_NV = logits_NV if overwrite and logits_NV.dtype == wide else logits_NV.to(wide, copy=True)
+        work_NV.sub_(largest_N1)
+        logit_std_N = work_NV.std(1) if statistics else None
         # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
-        rest_N = torch.full_like(values_NK[:, 0], -math.inf)
-        if k < vocab_size:
-            rest_N = logits_NV.to(wide).scatter(1, ids_NK, -math.inf).logsumexp(1)
+        rest_N = work_NV.scatter_(1, ids_NK, -math.inf).exp_().sum(1).log_()
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
         return cls(
             ids=ids_NK,
             logprobs=values_NK - log_partition_N[:, None],
             residual_logprob=rest_N - log_partition_N,
             vocab_size=vocab_size,
-            log_partition=log_partition_N if statistics else None,
-            logit_std=logits_NV.to(wide).std(1) if statistics else None,
+            log_partition=log_partition_N + largest_N1[:, 0] if statistics else None,
+            logit_std=logit_std_N,
         )
 
     @classmethod

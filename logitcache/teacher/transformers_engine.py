@@ -129,7 +129,8 @@ class TransformersTeacher:
         return TopK.cat([self._head_chunk(hidden_CD) for hidden_CD in hidden_ND.split(self._chunk_rows)])
 
     def _head_chunk(self, hidden_CD: Tensor) -> TopK:
-        return TopK.from_logits(self.head.logits(hidden_CD), self._top_k, statistics=self._statistics)
+        logits_CV = self.head.logits(hidden_CD)
+        return TopK.from_logits(logits_CV, self._top_k, statistics=self._statistics, overwrite=True)
 
 
 def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
