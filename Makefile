@@ -37,7 +37,7 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP) teacher
 	$(BIN)/python -m benchmarks

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 import pytest
-import typer
 
 from logitcache.cli.main import app
 
 COMMANDS = Path(__file__).resolve().parents[2] / "docs" / "commands"
+NAMES = sorted(str(command.name) for command in app.registered_commands)
 
 
-def command_names() -> list[str]:
-    root = typer.main.get_command(app)
-    assert isinstance(root, click.Group)
-    return sorted(root.commands)
-
-
-@pytest.mark.parametrize("name", command_names())
+@pytest.mark.parametrize("name", NAMES)
 def test_command_has_a_guide_with_a_worked_example(name: str) -> None:
     page = COMMANDS / f"{name}.md"
     assert page.exists(), f"write docs/commands/{name}.md"
     assert f"logitcache {name} " in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", command_names())
-def test_every_option_has_help(name: str) -> None:
-    root = typer.main.get_command(app)
-    assert isinstance(root, click.Group)
-    bare = [option.name for option in root.commands[name].params if not getattr(option, "help", "help")]
-    assert not bare
+def test_every_guide_has_a_command() -> None:
+    assert sorted(page.stem for page in COMMANDS.glob("*.md")) == NAMES
