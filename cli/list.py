@@ -34,7 +34,8 @@ def list_caches(
     console.print(escape(place), style="bold", highlight=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("cache", "tags", "teacher", "K", "encoding", "tokens", "bytes", "date", "licence"):
-        table.add_column(name, justify="right" if name in ("K", "tokens", "bytes") else "left", overflow="fold")
+        right = name in ("K", "tokens", "bytes")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "cache")
     for item in found:
         table.add_row(*(escape(printable(cell)) for cell in _row(item, place)))
     console.print(table, highlight=False)
