@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import logitcache as lc
-from benchmarks._tiled import real_cache, tiled_cache
+from benchmarks._tiled import HELDOUT, TEACHER, tiled_cache
 from benchmarks.train_wait import run_steps, small_student
 from logitcache.share import open_remote, push
 from logitcache.share.local_cache import LocalSettings
@@ -33,14 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=40, help="steps of one measurement")
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each, in turn")
-    parser.add_argument("--shards", type=int, default=4, help="shards of 65,536 tokens")
+    parser.add_argument("--shards", type=int, default=4, help="shards of the cache")
+    parser.add_argument("--shard-tokens", type=int, default=65_536, help="tokens of each")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     server = start_s3()
     os.environ.update(server.environment())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        disk = tiled_cache(folder, real_cache(folder), shards=arguments.shards, tokens_per_shard=65_536)
+        disk = tiled_cache(
+            folder, real_predictions(folder), shards=arguments.shards, tokens_per_shard=arguments.shard_tokens
+        )
         url = server.place()
         started = time.perf_counter()
         sent = push(disk.root, url)
@@ -55,6 +58,13 @@ def main() -> None:
             disk.read_shard(index)
         seconds["the same from disk"] = time.perf_counter() - started
         print(json.dumps({"bytes": sent.bytes, "seconds": seconds} | compare(disk, remote, arguments), indent=2))
+
+
+def real_predictions(folder: Path) -> lc.Cache:
+    """The teacher's targets for a page of the example text, to be repeated."""
+    text = next(HELDOUT.parent.glob(HELDOUT.name)).read_text(encoding="utf-8")[:3_000]
+    (folder / "page.txt").write_text(text, encoding="utf-8")
+    return lc.dump(teacher=str(TEACHER), data=[str(folder / "page.txt")], out=folder / "real", top_k=64, max_length=128)
 
 
 def compare(disk: lc.Cache, remote: lc.Cache, arguments: argparse.Namespace) -> dict[str, float]:
