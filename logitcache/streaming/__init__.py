@@ -8,8 +8,9 @@ from logitcache.cache import open_cache
 from logitcache.streaming.batches import Batch
 from logitcache.streaming.loader import Layout, Readable, Stream
 from logitcache.streaming.order import DEFAULT_WINDOW_TOKENS, Order
+from logitcache.streaming.selection import Selection
 
-__all__ = ["Batch", "Layout", "Order", "Stream", "stream"]
+__all__ = ["Batch", "Layout", "Order", "Selection", "Stream", "stream"]
 
 
 def stream(
@@ -25,6 +26,7 @@ def stream(
     shuffle: bool = True,
     window_tokens: int = DEFAULT_WINDOW_TOKENS,
     vocab_limit: int | None = None,
+    selection: Selection | None = None,
     prefetch: int = 4,
     pin_memory: bool = False,
 ) -> Stream:
@@ -43,6 +45,7 @@ def stream(
         rank, world_size: which part of each global batch to yield.
         window_tokens: samples are shuffled within windows of about so many tokens; two windows are in memory.
         vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
+        selection: which positions to learn from, by the teacher's confidence, entropy or top-k mass; by default all.
         prefetch: batches to make ahead in a thread; 0 makes them when asked.
         pin_memory: page-locked batches, for copies to a GPU that overlap with computing.
 
@@ -51,7 +54,7 @@ def stream(
         TargetsError: the cache holds no sequences.
         CorruptCacheError: while iterating, a shard is damaged; the message names it.
     """
-    layout = Layout(batch_size, micro_batch_size, pack_tokens, rank, world_size, vocab_limit)
+    layout = Layout(batch_size, micro_batch_size, pack_tokens, rank, world_size, vocab_limit, selection)
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
     return Stream(
         opened, layout, Order(seed, window_tokens, shuffle), epochs=epochs, prefetch=prefetch, pin_memory=pin_memory

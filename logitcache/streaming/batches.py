@@ -16,6 +16,7 @@ from torch import Tensor
 
 from logitcache.cache.arrays import ShardArrays
 from logitcache.streaming.rows import Sample
+from logitcache.streaming.selection import Selection
 from logitcache.topk import TopK
 
 
@@ -91,10 +92,12 @@ class Batch:
 class DecodedShard:
     """A shard in memory, with the places of its sequences' targets worked out once."""
 
-    def __init__(self, arrays: ShardArrays, vocab_limit: int | None = None) -> None:
+    def __init__(self, arrays: ShardArrays, vocab_limit: int | None = None, selection: Selection | None = None) -> None:
         """``vocab_limit``: positions whose targets name an id from there on are left out."""
         if vocab_limit is not None and vocab_limit < arrays.vocab_size:
             arrays = keep_targets(arrays, np.all(arrays.topk_ids_NK < vocab_limit, axis=1))
+        if selection is not None and not selection.keeps_all:
+            arrays = keep_targets(arrays, selection.keep(arrays))
         self.arrays = arrays
         self.offsets = arrays.offsets_S1
         counts_L1 = np.concatenate([[0], np.cumsum(arrays.target_mask_L, dtype=np.int64)])

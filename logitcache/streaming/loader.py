@@ -17,6 +17,7 @@ from logitcache.streaming.order import Order, ShardSizes
 from logitcache.streaming.position import Position
 from logitcache.streaming.prefetch import Windows, prefetched
 from logitcache.streaming.rows import Row, RowPlan
+from logitcache.streaming.selection import Selection
 
 
 class Readable(Protocol):
@@ -39,6 +40,7 @@ class Layout:
         pack_tokens: pack sequences into rows of at most so many tokens; None: one sequence a row.
         rank, world_size: which part of each global batch is ours.
         vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
+        selection: which positions to learn from.
     """
 
     batch_size: int = 8
@@ -47,6 +49,7 @@ class Layout:
     rank: int = 0
     world_size: int = 1
     vocab_limit: int | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "pack_tokens", "world_size"):
@@ -124,12 +127,18 @@ class Stream(IterableDataset[Batch]):
         for batch in batches:
             self._position = Position.after(batch, (number + 1) % count)
             yield batch
+        # Through to the end: iterating again begins with the epoch after this pass.
+        self._position = Position(self._stop(self._position.epoch) or 0)
+
+    def _stop(self, epoch: int) -> int | None:
+        """The first epoch that the pass which holds ``epoch`` leaves out; None if it never ends."""
+        return None if self.epochs is None else (epoch // self.epochs + 1) * self.epochs
 
     def _from(self, position: Position) -> Iterator[Batch]:
         epoch, samples, part = position.epoch, position.samples_consumed, position.part
+        stop = self._stop(epoch)
         if samples == int(self._sizes.sequences_S.sum()):
             epoch, samples = epoch + 1, 0
-        stop = None if self.epochs is None else (epoch // self.epochs + 1) * self.epochs
         while stop is None or epoch < stop:
             yield from islice(self._epoch_batches(self.plan(epoch), epoch, samples), part, None)
             epoch, samples, part = epoch + 1, 0, 0
@@ -140,7 +149,7 @@ class Stream(IterableDataset[Batch]):
         if inside:
             raise ResumeMismatchError(f"{samples} samples don't end at a batch of {self.layout.batch_size} rows")
         rows = plan.iterate(first)
-        windows = Windows(self.cache, plan, self.layout.vocab_limit)
+        windows = Windows(self.cache, plan, self.layout)
         try:
             while group := list(islice(rows, self.layout.batch_size)):
                 shards = windows.holding(group)

@@ -12,7 +12,7 @@ from logitcache.streaming.batches import DecodedShard
 from logitcache.streaming.rows import Row, RowPlan
 
 if TYPE_CHECKING:
-    from logitcache.streaming.loader import Readable
+    from logitcache.streaming.loader import Layout, Readable
 
 T = TypeVar("T")
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Windows:
     """The decoded shards of the windows in use, and of the one after them; no more are ever in memory."""
 
-    def __init__(self, cache: Readable, plan: RowPlan, vocab_limit: int | None = None) -> None:
-        self._cache, self._plan, self._vocab_limit = cache, plan, vocab_limit
+    def __init__(self, cache: Readable, plan: RowPlan, layout: Layout) -> None:
+        self._cache, self._plan, self._layout = cache, plan, layout
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="logitcache-decode")
         self._loading: dict[int, dict[int, Future[DecodedShard]]] = {}
 
@@ -47,7 +47,7 @@ class Windows:
         self._loading.clear()
 
     def _decode(self, shard: int) -> DecodedShard:
-        return DecodedShard(self._cache.read_shard(shard), self._vocab_limit)
+        return DecodedShard(self._cache.read_shard(shard), self._layout.vocab_limit, self._layout.selection)
 
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:

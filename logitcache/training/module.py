@@ -93,7 +93,8 @@ class DistillModule(nn.Module):
             self._counted, self._listed = self._counted + stats.tokens, targets.k
         if stats.tokens == 0:
             total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
-        count = len(targets) if batch_targets is None else batch_targets
+        # A step may hold no targets at all: its loss is 0 then, and not 0/0.
+        count = max(1, len(targets)) if batch_targets is None else batch_targets.clamp(min=1)
         return {"loss": total * self.world_size / count}
 
     def sum_of_losses(self, hidden_ND: Tensor, targets: TopK, labels_N: Tensor) -> tuple[Tensor, HeadStats]:

@@ -25,7 +25,7 @@ from logitcache.evaluation import Metrics
 from logitcache.pairing import DTYPES, load_student, pair
 from logitcache.progress import Report, silent
 from logitcache.report import NO_PLOT, write_report
-from logitcache.streaming import Stream, stream
+from logitcache.streaming import Selection, Stream, stream
 from logitcache.training import checkpoints
 from logitcache.training.config import TrainConfig
 
@@ -203,6 +203,7 @@ class Run:
             world_size=world_size,
             window_tokens=config.window_tokens,
             vocab_limit=self.pairing.vocab_limit,
+            selection=Selection(config.min_mass, config.min_confidence, config.max_confidence, config.max_entropy),
             prefetch=config.prefetch,
             pin_memory=torch.cuda.is_available(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -15,7 +16,7 @@ from memory_cache import MemoryCache
 
 from logitcache.cache import ShardArrays
 from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
-from logitcache.streaming import Batch, stream
+from logitcache.streaming import Batch, Selection, stream
 from logitcache.streaming.batches import DecodedShard, keep_targets
 from logitcache.streaming.prefetch import prefetched
 from logitcache.streaming.rows import best_fit
@@ -122,6 +123,45 @@ def test_a_smaller_vocabulary_leaves_positions_out_and_moves_nothing() -> None:
     assert sum(batch.batch_targets for batch in batches) == kept
     assert all(int(batch.topk_ids.max()) < limit for batch in batches if len(batch.topk_ids))
     assert sum(check(batch, by_first) for batch in batches) == kept
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection(min_confidence=0.1),
+        Selection(max_confidence=0.1),
+        Selection(max_entropy=1.0),
+        Selection(min_mass=0.5, max_confidence=0.18),
+    ],
+)
+def test_selected_positions_are_those_that_meet_the_condition(selection: Selection) -> None:
+    cache = MemoryCache.random(shards=3, largest=5, longest=8, seed=4)
+    by_first = expected_rows(cache)
+    wanted = 0
+    for shard in cache._shards:
+        for logprobs, rest in zip(shard.topk_logprobs_NK.tolist(), shard.residual_logprob_N.tolist(), strict=True):
+            events = [*logprobs, rest]
+            wanted += (
+                1 - math.exp(rest) >= selection.min_mass
+                and selection.min_confidence <= math.exp(logprobs[0]) <= selection.max_confidence
+                and (
+                    selection.max_entropy is None
+                    or -sum(math.exp(value) * value for value in events) <= selection.max_entropy
+                )
+            )
+    batches = list(stream(cache, batch_size=3, selection=selection))
+    total = sum(shard.targets for shard in cache._shards)
+    assert 0 < wanted < total
+    assert sum(check(batch, by_first) for batch in batches) == wanted
+    assert sum(batch.batch_targets for batch in batches) == wanted
+    assert sum(batch.tokens for batch in batches) == sum(shard.tokens for shard in cache._shards)
+
+
+def test_conditions_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match="min_mass = 2"):
+        Selection(min_mass=2)
+    with pytest.raises(ConfigError, match="max_entropy = -1"):
+        Selection(max_entropy=-1)
 
 
 def test_dropping_targets_keeps_the_others_in_place() -> None:
