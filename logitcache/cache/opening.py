@@ -152,7 +152,8 @@ def check_is_cache(root: Path) -> None:
         return
     if SCRATCH_DIR in names:
         raise CacheNotFoundError(
-            f"{root} holds an unfinished cache: run the same `logitcache dump` command again (or `pull`, or `merge`) to finish it"
+            f"{root} holds an unfinished cache: run the same `logitcache dump` command again to finish it "
+            "(or the `pull` or `merge` that began it)"
         )
     if names & {MANIFEST_DIGEST_NAME, TABLE_NAME, SHARDS_DIR}:
         raise MissingFileError(f"{root / MANIFEST_NAME} is missing, though other files of a cache are there")
