@@ -81,6 +81,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0 turns it off")
     seed: int = Field(0, ge=0, description="order of samples, dropout, adapters")
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="dtype of the student's weights")
+    attention: str | None = Field(None, description="transformers' attn_implementation, such as sdpa or eager")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="compute in half precision")
     lora_rank: int | None = Field(None, ge=1, description="train LoRA adapters of this rank only")
     lora_alpha: int | None = Field(None, gt=0, description="LoRA alpha; twice the rank by default")

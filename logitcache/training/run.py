@@ -151,7 +151,7 @@ class Run:
         _check_eval_cache(self.cache, self.eval_cache)
         self._check_targets()
         torch.manual_seed(config.seed)
-        student = load_student(config.student, dtype=DTYPES[config.dtype])
+        student = load_student(config.student, dtype=DTYPES[config.dtype], attention=config.attention)
         self.pairing = pair(self.cache, student, config.student)
         self.student = student if config.lora_rank is None else add_lora(student, config)
 
