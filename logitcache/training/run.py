@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ from logitcache import losses
 from logitcache.atomic import write_atomically
 from logitcache.cache import Cache, open_cache
 from logitcache.errors import (
-    ConfigError,
-    MissingDependencyError,
     OutputExistsError,
     TargetsError,
     TokenizerMismatchError,
@@ -27,13 +25,14 @@ from logitcache.progress import Report, silent
 from logitcache.report import NO_PLOT, write_report
 from logitcache.streaming import Selection, Stream, stream
 from logitcache.training import checkpoints
+from logitcache.training.arguments import CHECKPOINTS, micro_batch_size, training_arguments
 from logitcache.training.config import TrainConfig
+from logitcache.training.lora import add_lora
 
 if TYPE_CHECKING:
     from logitcache.training.trainer import DistillTrainer
 
 CONFIG_NAME = "train_config.yaml"
-CHECKPOINTS = "checkpoints"
 # Settings that may differ on resuming: they don't change what is computed.
 _FREE = {
     "cache", "out", "resume", "write_report", "prefetch", "keep_checkpoints", "checkpoint_every", "log_every",
@@ -247,88 +246,6 @@ class Run:
                 facts=facts,
             )
         )
-
-
-def training_arguments(config: TrainConfig, run: Run) -> Any:
-    """Our settings and the pass-through ones as ``transformers.TrainingArguments``.
-
-    Raises:
-        ConfigError: a pass-through field doesn't exist, or has a value that the Trainer refuses.
-    """
-    from transformers import TrainingArguments
-
-    known = {field.name for field in fields(TrainingArguments) if field.init}
-    for name in config.trainer:
-        if name not in known:
-            raise ConfigError(f"trainer.{name} is not a field of transformers.TrainingArguments")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = [run.train_stream().steps(epoch) for epoch in range(config.epochs)]
-    max_steps = config.max_steps or sum(steps)
-    layout = run.train_stream(0, world_size).layout
-    every = steps[0] if config.checkpoint_every is None else config.checkpoint_every
-    values: dict[str, Any] = {
-        "output_dir": str(config.out / CHECKPOINTS),
-        "remove_unused_columns": False,
-        "per_device_train_batch_size": layout.micro_batch_size,
-        "gradient_accumulation_steps": layout.parts,
-        "max_steps": max_steps,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": config.schedule,
-        "warmup_steps": round(config.warmup * max_steps),
-        "weight_decay": config.weight_decay,
-        "adam_beta1": config.betas[0],
-        "adam_beta2": config.betas[1],
-        "max_grad_norm": config.max_grad_norm,
-        "seed": config.seed,
-        "ignore_data_skip": True,
-        "eval_strategy": "no" if config.eval_cache is None else "steps",
-        "eval_steps": config.eval_every or steps[0],
-        "eval_on_start": config.eval_cache is not None and run.checkpoint is None,
-        "save_strategy": "steps" if every else "no",
-        "save_steps": every or 1,
-        "logging_strategy": "steps",
-        "logging_steps": config.log_every,
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": True,
-        "bf16": config.mixed_precision == "bf16",
-        "fp16": config.mixed_precision == "fp16",
-        "report_to": "none",
-        **config.trainer,
-    }
-    try:
-        return TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"transformers refuses the settings: {str(error).splitlines()[0]}") from error
-
-
-def micro_batch_size(config: TrainConfig, world_size: int) -> int:
-    """Rows of one forward pass on one rank; by default what the rank has in a step, up to 8."""
-    return config.micro_batch_size or min(8, -(-config.batch_size // world_size))
-
-
-def add_lora(student: Any, config: TrainConfig) -> Any:
-    """Wrap a student in LoRA adapters; nothing else is trained.
-
-    Raises:
-        MissingDependencyError: peft isn't installed.
-        ConfigError: no module has the name that was asked for.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingDependencyError("LoRA needs peft: pip install 'logitcache[peft]'") from error
-    assert config.lora_rank is not None
-    targets = config.lora_targets
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(student, lora)
-    except ValueError as error:
-        raise ConfigError(f"lora_targets = {targets!r}: {str(error).splitlines()[0]}") from error
 
 
 def check_settings(config: TrainConfig) -> None:

@@ -1,0 +1,73 @@
+"""Our settings and those passed through, as ``transformers.TrainingArguments``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from logitcache.errors import ConfigError
+from logitcache.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from logitcache.training.run import Run
+
+#: Where checkpoints go, under ``out``.
+CHECKPOINTS = "checkpoints"
+
+
+def training_arguments(config: TrainConfig, run: Run) -> Any:
+    """Our settings and the pass-through ones as ``transformers.TrainingArguments``.
+
+    Raises:
+        ConfigError: a pass-through field doesn't exist, or has a value that the Trainer refuses.
+    """
+    from transformers import TrainingArguments
+
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    for name in config.trainer:
+        if name not in known:
+            raise ConfigError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = [run.train_stream().steps(epoch) for epoch in range(config.epochs)]
+    max_steps = config.max_steps or sum(steps)
+    layout = run.train_stream(0, world_size).layout
+    every = steps[0] if config.checkpoint_every is None else config.checkpoint_every
+    values: dict[str, Any] = {
+        "output_dir": str(config.out / CHECKPOINTS),
+        "remove_unused_columns": False,
+        "per_device_train_batch_size": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.parts,
+        "max_steps": max_steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": round(config.warmup * max_steps),
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.betas[0],
+        "adam_beta2": config.betas[1],
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "ignore_data_skip": True,
+        "eval_strategy": "no" if config.eval_cache is None else "steps",
+        "eval_steps": config.eval_every or steps[0],
+        "eval_on_start": config.eval_cache is not None and run.checkpoint is None,
+        "save_strategy": "steps" if every else "no",
+        "save_steps": every or 1,
+        "logging_strategy": "steps",
+        "logging_steps": config.log_every,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "bf16": config.mixed_precision == "bf16",
+        "fp16": config.mixed_precision == "fp16",
+        "report_to": "none",
+        **config.trainer,
+    }
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"transformers refuses the settings: {str(error).splitlines()[0]}") from error
+
+
+def micro_batch_size(config: TrainConfig, world_size: int) -> int:
+    """Rows of one forward pass on one rank; by default what the rank has in a step, up to 8."""
+    return config.micro_batch_size or min(8, -(-config.batch_size // world_size))
