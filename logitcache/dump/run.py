@@ -36,6 +36,7 @@ from logitcache.progress import Report, silent
 from logitcache.teacher import DTYPES, TransformersTeacher, load_model
 
 _WAIT_SECONDS = 0.2
+_CLEARING_ATTEMPTS = 20
 
 
 def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> Cache:
@@ -93,7 +94,7 @@ def prepare_output(out: Path, *, dry: bool = False) -> Cache | None:
     if MANIFEST_NAME in names and dry:
         return open_cache(out)
     if MANIFEST_NAME in names and SCRATCH_DIR in names:
-        remove_scratch(out)
+        _clear_scratch(out)
         return open_cache(out)
     if names and not names & {MANIFEST_NAME, SCRATCH_DIR}:
         raise OutputExistsError(f"output {out} exists and is no unfinished dump: choose another --out")
@@ -194,12 +195,31 @@ def _finalize(job: Job, plan: Plan) -> None:
             time.sleep(_WAIT_SECONDS)
             continue
         try:
-            if (out / MANIFEST_NAME).exists():
-                remove_scratch(out)
-            else:
+            if not (out / MANIFEST_NAME).exists():
                 _write_manifest(job, plan)
+        except StorageError:
+            if not (out / MANIFEST_NAME).exists():
+                raise
         finally:
             claim.release()
+        _clear_scratch(out)
+
+
+def _clear_scratch(out: Path) -> None:
+    """Remove the scratch directory; again, if another worker was just then looking there for something to do.
+
+    Raises:
+        StorageError: the system refuses for good.
+    """
+    for attempt in range(_CLEARING_ATTEMPTS):
+        try:
+            remove_scratch(out)
+        except StorageError:
+            if attempt == _CLEARING_ATTEMPTS - 1:
+                raise
+            time.sleep(_WAIT_SECONDS)
+        else:
+            return
 
 
 def _write_manifest(job: Job, plan: Plan) -> None:

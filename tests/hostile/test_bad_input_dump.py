@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -218,6 +220,24 @@ def test_writer_thread_fails(run: Any, tmp_path: Path, monkeypatch: pytest.Monke
             patch.setattr(writer, name, fail_after(1, getattr(writer, name)))
             refused(run, out, StorageError, "no more")
         assert run(out=out).digest == undisturbed
+
+
+def test_scratch_that_others_still_look_into(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one worker clears up, another may create a claim: the directory isn't empty after all."""
+    real, refusals = shutil.rmtree, 2
+
+    def rmtree(path: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal refusals
+        if Path(path).name == ".dump" and refusals:
+            refusals -= 1
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        real(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    cache = run()
+    assert refusals == 0
+    assert not (tmp_path / "out" / ".dump").exists()
+    assert lc.open(tmp_path / "out").digest == cache.digest
 
 
 def fail_after(calls: int, real: Any = writer.publish_shard) -> Any:
