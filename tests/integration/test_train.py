@@ -276,6 +276,22 @@ def test_padded_vocabularies_go_together(
     assert saved.get_output_embeddings().weight.shape[0] == (words if rows < 0 else words + rows)
 
 
+def test_steps_without_targets_change_nothing(cache: Cache, student_dir: Path, tmp_path: Path) -> None:
+    """Conditions that no position meets: the loss is 0, and not 0/0."""
+    result = lc.train(
+        cache=cache.root,
+        student=student_dir,
+        out=tmp_path / "out",
+        min_confidence=1.0,
+        weight_decay=0.0,
+        max_steps=2,
+        batch_size=4,
+        write_report=False,
+    )
+    assert losses_of(result) == [0, 0]
+    assert_equal(weights(tmp_path / "out"), weights(student_dir))
+
+
 def test_a_plan_writes_nothing(cache: Cache, student_dir: Path, tmp_path: Path) -> None:
     planned: dict[str, Any] = plan(
         lc.TrainConfig(cache=str(cache.root), student=str(student_dir), out=tmp_path / "out", batch_size=4, epochs=2)
