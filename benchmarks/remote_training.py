@@ -71,11 +71,17 @@ def compare(disk: lc.Cache, remote: lc.Cache, arguments: argparse.Namespace) -> 
     """Both in turn, after a first run of each that nobody counts; medians."""
     module = small_student(disk.vocab_size)
     times: dict[str, list[float]] = {"disk": [], "remote": []}
+    processor: dict[str, list[float]] = {"disk": [], "remote": []}
+    waits: dict[str, list[float]] = {"disk": [], "remote": []}
     for repeat in range(arguments.repeats + 1):
         for name, cache in (("disk", disk), ("remote", remote)):
-            taken, _ = run_steps(module, lc.stream(cache, batch_size=2, epochs=None), arguments.steps)
+            busy = time.process_time()
+            taken, waiting = run_steps(module, lc.stream(cache, batch_size=2, epochs=None), arguments.steps)
             if repeat:
                 times[name].append(taken)
+                waits[name].append(waiting * taken)
+                processor[name].append(time.process_time() - busy)
+    used = statistics.median(processor["remote"]) / statistics.median(processor["disk"])
     ratios = [remote / disk for disk, remote in zip(times["disk"], times["remote"], strict=True)]
     return {
         "steps": arguments.steps,
@@ -84,6 +90,9 @@ def compare(disk: lc.Cache, remote: lc.Cache, arguments: argparse.Namespace) -> 
         "ratio_of_medians": round(statistics.median(times["remote"]) / statistics.median(times["disk"]), 4),
         "lowest_ratio_of_a_pair": round(min(ratios), 4),
         "highest_ratio_of_a_pair": round(max(ratios), 4),
+        "ratio_of_processor_time": round(used, 4),
+        "seconds_waiting_from_disk": round(statistics.median(waits["disk"]), 3),
+        "seconds_waiting_from_s3": round(statistics.median(waits["remote"]), 3),
     }
 
 
