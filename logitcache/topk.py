@@ -98,11 +98,14 @@ class TopK:
         logits_NV = logits.detach()
         values_NK, ids_NK = _ordered_topk(logits_NV, k)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        largest_N1 = values_NK[:, :1].to(wide)
-        values_NK = values_NK.to(wide) - largest_N1
+        values_NK = values_NK.to(wide)
+        # Relative to the K-th value nothing outside the top overflows, and what lies not far below it doesn't vanish.
+        last_N1 = values_NK[:, -1:]
+        shift_N1 = torch.where(last_N1.isfinite(), last_N1, values_NK[:, :1])
         work_NV = logits_NV if overwrite and logits_NV.dtype == wide else logits_NV.to(wide, copy=True)
-        work_NV.sub_(largest_N1)
+        work_NV.sub_(shift_N1)
         logit_std_N = work_NV.std(1) if statistics else None
+        values_NK = values_NK - shift_N1
         # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
         rest_N = work_NV.scatter_(1, ids_NK, -math.inf).exp_().sum(1).log_()
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
@@ -111,7 +114,7 @@ class TopK:
             logprobs=values_NK - log_partition_N[:, None],
             residual_logprob=rest_N - log_partition_N,
             vocab_size=vocab_size,
-            log_partition=log_partition_N + largest_N1[:, 0] if statistics else None,
+            log_partition=log_partition_N + shift_N1[:, 0] if statistics else None,
             logit_std=logit_std_N,
         )
 

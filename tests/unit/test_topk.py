@@ -35,6 +35,22 @@ def test_residual_of_a_sure_teacher_is_exact() -> None:
     assert targets.residual_logprob.item() == pytest.approx(math.log(999) - 40, rel=1e-6)
 
 
+def test_residual_far_below_the_first_choice_is_not_lost() -> None:
+    # Gaps of 60 nats: e^-120 vanishes in float32, and must not on the way to its logarithm.
+    targets = lc.TopK.from_logits(torch.tensor([[0.0, -60.0, -120.0]]), 2)
+    assert targets.residual_logprob.item() == pytest.approx(-120, rel=1e-6)
+
+
+def test_overwriting_the_logits_changes_nothing_else() -> None:
+    logits_NV = torch.randn(4, 50)
+    kept = logits_NV.clone()
+    plain = lc.TopK.from_logits(logits_NV, 8, statistics=True)
+    assert logits_NV.equal(kept)
+    torch.testing.assert_close(
+        lc.TopK.from_logits(logits_NV, 8, statistics=True, overwrite=True).__dict__, plain.__dict__
+    )
+
+
 def test_ties_come_in_order_of_id() -> None:
     logits_NV = torch.tensor([[1.0, 3.0, 3.0, 1.0, 3.0]])
     assert lc.TopK.from_logits(logits_NV, 5).ids.tolist() == [[1, 2, 4, 0, 3]]
