@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEACHER := .models/SmolLM2-135M-Instruct
 STAMP := $(VENV)/.installed
+# Tests at a time. Each takes up to two threads and 2 GiB.
+JOBS ?= 2
 
 .PHONY: install teacher demo test check docs bench clean
 .DEFAULT_GOAL := install
@@ -27,7 +29,7 @@ demo: $(STAMP) teacher
 
 # All that CI runs: lint, types, docs, tests.
 test: check docs teacher
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .

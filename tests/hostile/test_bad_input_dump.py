@@ -285,7 +285,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    # Lazily: a cache that a test has opened keeps its table mapped until it is collected.
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 def test_disk_without_room(run: Any, small_disk: Path, tmp_path: Path, text: Path) -> None:
