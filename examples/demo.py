@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 import logitcache as lc
 from logitcache.progress import progress_bars
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    logging.disable_progress_bar()  # one bar a stage is enough
     console, paths = Console(), Paths(arguments.out, arguments.seed)
     paths.out.mkdir(parents=True, exist_ok=True)
 

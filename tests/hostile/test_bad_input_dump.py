@@ -316,7 +316,7 @@ def test_read_only_output(run: Any, tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,rw", str(mount)], check=True)
         assert run(out=mount / "out").digest == undisturbed
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 def test_command_line_says_it_in_one_line(tiny_llama_dir: Path, tmp_path: Path) -> None:
