@@ -36,12 +36,12 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "checkpoint_every": 0,
 }
-# What the table and the picture show: name in the metrics, title, and whether less is better.
+# What the table and the picture show: name in the metrics, title, how to print it, and whether less is better.
 SHOWN = (
-    ("kl", "KL(teacher ‖ student), nats", True),
-    ("perplexity", "perplexity", True),
-    ("top1_agreement", "same first choice", False),
-    ("overlap@8", "overlap@8", False),
+    ("kl", "KL(teacher ‖ student), nats", "{:.2f}", True),
+    ("cross_entropy", "cross-entropy, nats", "{:.2f}", True),
+    ("top1_agreement", "same first choice", "{:.0%}", False),
+    ("overlap@8", "overlap@8", "{:.0%}", False),
 )
 
 
@@ -103,12 +103,12 @@ def measure(paths: Paths, student: Path, console: Console) -> dict[str, float]:
 def show(before: dict[str, float], after: dict[str, float], console: Console) -> None:
     """Before and after, side by side."""
     table = Table(title="Student against teacher, on text that it never saw")
-    for column in ("", "before", "after", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, title, _ in SHOWN:
-        change = f"{after[name] / before[name] - 1:+.0%}"
-        table.add_row(title, f"{before[name]:.3f}", f"{after[name]:.3f}", change)
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, title, form, _ in SHOWN:
+        table.add_row(title, form.format(before[name]), form.format(after[name]))
     console.print(table)
+    console.print(f"KL lower by {1 - after['kl'] / before['kl']:.0%}", highlight=False)
 
 
 def draw(before: dict[str, float], after: dict[str, float], path: Path) -> None:
@@ -117,9 +117,9 @@ def draw(before: dict[str, float], after: dict[str, float], path: Path) -> None:
 
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     figure.suptitle("A 10-layer student of SmolLM2-135M, before and after training from the cache (held-out text)")
-    for panel, (name, title, less_is_better) in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
+    for panel, (name, title, form, less_is_better) in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
         bars = panel.bar(["before", "after"], [before[name], after[name]], color=["#b8bcc8", "#3f51b5"], width=0.6)
-        panel.bar_label(bars, fmt="%.3g", padding=2)
+        panel.bar_label(bars, fmt=form, padding=2)
         panel.set_title(f"{title}\n({'less' if less_is_better else 'more'} is better)", fontsize=9)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.set_yticks([])
