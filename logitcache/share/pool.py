@@ -122,7 +122,9 @@ class ShardPool:
                     file.flush()
                     file.seek(0)
                     payload = file.read(size)
-                    os.replace(part, target)
+                    # Not while another counts: a listing may see a file that is being renamed under neither name.
+                    with self._making_room():
+                        os.replace(part, target)
                 except BaseException:
                     self._drop_part(file, part)
                     raise
