@@ -21,7 +21,7 @@ from logitcache.dump import dump as run_dump
 from logitcache.errors import ConfigError
 from logitcache.progress import progress_bars
 from logitcache.share.dumping import dump_staged, find_dump, send_staged, staging_of
-from logitcache.share.url import as_url
+from logitcache.url import as_url
 
 from .common import console, messages, print_json, read_config
 

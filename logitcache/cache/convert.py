@@ -23,7 +23,7 @@ from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
-from logitcache.share.url import as_url
+from logitcache.url import as_url
 
 #: Where the manifest's settings say how far values may be from the teacher's by now.
 _SETTING = "convert"

@@ -33,7 +33,7 @@ from logitcache.cache.manifest import (
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardTable
 from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
-from logitcache.share.url import as_url
+from logitcache.url import as_url
 
 #: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
 LISTED_SHARDS = 10_000

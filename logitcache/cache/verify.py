@@ -30,7 +30,7 @@ from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry, ShardTable
 from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
 from logitcache.progress import Report, silent
-from logitcache.share.url import as_url
+from logitcache.url import as_url
 
 _SHARDS_AT_ONCE = 1 << 10
 

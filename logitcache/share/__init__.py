@@ -1,6 +1,6 @@
 """Caches at a distance: stores by URL, and moving, joining, finding and signing caches.
 
-The cache package asks ``share.url`` what a URL is, so what needs that package is imported when it is first used.
+What is here builds on the cache package and on obstore, so it is imported when it is first used.
 Modules are called otherwise than the functions they hold, because both would be attributes of this package.
 """
 

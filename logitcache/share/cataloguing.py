@@ -17,7 +17,7 @@ from logitcache.share.location import CACHES_DIR, TAGS_DIR, Location, read_tag
 from logitcache.share.location import read_manifest as read_remote_manifest
 from logitcache.share.parallel import run_parallel
 from logitcache.share.stores import Store
-from logitcache.share.url import as_url, parse_reference
+from logitcache.url import as_url, parse_reference
 
 _WORKERS = 16
 _RESERVED = {CACHES_DIR, TAGS_DIR, "shards", "signatures", "tokenizer"}

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from logitcache.errors import CacheNotFoundError, ConfigError, MissingDependencyError
 from logitcache.share.retry import RetryPolicy
-from logitcache.share.url import public_url
+from logitcache.url import public_url
 
 STATUS = re.compile(r"status code: (\d{3})")
 #: Retries are ours: a body that is cut off or altered counts too.

@@ -24,8 +24,8 @@ from logitcache.share.local_cache import LocalSettings
 from logitcache.share.location import Location, read_manifest, read_tag
 from logitcache.share.pushing import Transfer, push
 from logitcache.share.stores import open_writable
-from logitcache.share.url import parse_reference
 from logitcache.teacher import DTYPES
+from logitcache.url import parse_reference
 
 
 def find_dump(place: str | os.PathLike[str], config: DumpConfig, *, report: Report = silent) -> Listed | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from logitcache.cache.files import storage_error
 from logitcache.errors import ConfigError
 from logitcache.share.pool import ShardPool
-from logitcache.share.url import Reference
+from logitcache.url import Reference
 
 DEFAULT_LIMIT = 64 << 30
 _UNITS = {

@@ -26,7 +26,7 @@ from logitcache.cache.manifest import (
 from logitcache.errors import CacheNotFoundError, CorruptCacheError
 from logitcache.share.retry import TransientError, retried
 from logitcache.share.stores import NotThereError, Store
-from logitcache.share.url import Reference
+from logitcache.url import Reference
 
 CACHES_DIR = "caches"
 TAGS_DIR = "tags"

@@ -29,7 +29,7 @@ from logitcache.share.provenance import card_of, differences, merged_provenance
 from logitcache.share.pushing import WORKERS, Transfer, check_tag, publish, set_tag
 from logitcache.share.stores import open_writable
 from logitcache.share.transfer import copy_shard, install_content, write_bytes
-from logitcache.share.url import as_url, parse_reference
+from logitcache.url import as_url, parse_reference
 
 Duplicates = Literal["refuse", "drop", "keep"]
 

@@ -17,7 +17,7 @@ from logitcache.share.location import TAGS_DIR, Location, find, read_manifest, r
 from logitcache.share.parallel import run_parallel
 from logitcache.share.stores import Store, TakenError, open_writable
 from logitcache.share.trust import push_signatures
-from logitcache.share.url import parse_reference
+from logitcache.url import parse_reference
 
 WORKERS = 8
 

@@ -28,7 +28,7 @@ from logitcache.share.fetch import fetch, fetch_bytes
 from logitcache.share.local_cache import LocalCache, LocalSettings
 from logitcache.share.location import Found, find
 from logitcache.share.stores import Store
-from logitcache.share.url import Reference, parse_reference
+from logitcache.url import Reference, parse_reference
 
 #: Shards fetched at a time, ahead of whoever reads.
 PREFETCH_THREADS = 4

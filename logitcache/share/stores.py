@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from logitcache.errors import CacheFormatError, ConfigError, RemoteError
 from logitcache.share.connect import STATUS, connect, is_forked, reason_of
 from logitcache.share.retry import RetryPolicy, TransientError, retried
-from logitcache.share.url import Reference, public_url
+from logitcache.url import Reference, public_url
 
 if TYPE_CHECKING:
     from datetime import datetime

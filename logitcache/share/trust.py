@@ -22,7 +22,7 @@ from logitcache.share.signing import (
     signature_path,
 )
 from logitcache.share.stores import NotThereError, Store, open_writable
-from logitcache.share.url import as_url, parse_reference
+from logitcache.url import as_url, parse_reference
 
 _LINE_BYTES = 256
 _NAME = re.compile(r"[0-9a-f]{16}\.sig")

@@ -17,7 +17,7 @@ from logitcache.share.fetch import fetch_bytes
 from logitcache.share.location import Location, find
 from logitcache.share.parallel import run_parallel
 from logitcache.share.stores import Store
-from logitcache.share.url import parse_reference
+from logitcache.url import parse_reference
 
 _KINDS = ((MissingFileError, "missing"), (CorruptCacheError, "altered"))
 

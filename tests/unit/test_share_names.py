@@ -15,7 +15,7 @@ from logitcache.share import Selection, parse_range, parse_spans
 from logitcache.share.local_cache import LocalSettings, parse_size
 from logitcache.share.parallel import run_parallel
 from logitcache.share.retry import RetryPolicy, TransientError, retried
-from logitcache.share.url import Reference, as_url, parse_reference, public_url
+from logitcache.url import Reference, as_url, parse_reference, public_url
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
