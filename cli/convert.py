@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from logitcache.cache import Encoding, ShardFormatName, convert_cache, open_cache
+from logitcache.cache import Encoding, ShardFormatName, convert_cache
 from logitcache.cache.encoding import Preset
 from logitcache.progress import progress_bars
+from logitcache.share.opening import open_place
 
 from .common import console, messages, print_json
 
@@ -31,7 +32,7 @@ def convert(
 
     Example: logitcache convert speech.cache --out small.cache --preset tiny --top-k 32
     """
-    source = open_cache(cache)
+    source = open_place(cache)
     encoding = None
     if preset is not None or max_error is not None:
         encoding = Encoding.checked(preset or source.manifest.encoding.preset, max_error)

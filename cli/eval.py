@@ -31,10 +31,10 @@ def evaluate(
 
     Example: logitcache eval --cache held-out --compare student trained
     """
-    from logitcache.cache import open_cache
     from logitcache.errors import ConfigError
     from logitcache.evaluation import evaluate as measure
     from logitcache.pairing import DTYPES
+    from logitcache.share.opening import open_place
 
     names = list(dict.fromkeys(([student] if student else []) + (students or [])))
     if not names or (len(names) > 1 and not compare):
@@ -42,7 +42,7 @@ def evaluate(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype = {dtype!r} is not allowed; choose from {', '.join(DTYPES)}")
     quiet_transformers()
-    opened = open_cache(cache)
+    opened = open_place(cache)
     results: dict[str, Metrics] = {}
     for name in names:
         with progress_bars(messages) as report:

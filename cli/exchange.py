@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from logitcache.cache import Card, Encoding, open_cache
+from logitcache.cache import Card, Encoding
 from logitcache.progress import progress_bars
+from logitcache.share.opening import open_place
 
 from .common import console, messages, print_json
 
@@ -75,7 +76,7 @@ def export_cache(
     """
     from logitcache.share import export_parquet
 
-    opened = open_cache(cache)
+    opened = open_place(cache)
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         size = export_parquet(opened, out, progress=progress)
     if as_json:

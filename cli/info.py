@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.cache import Cache, Calibration, open_cache
+from logitcache.cache import Cache, Calibration
+from logitcache.share.opening import open_place
 
 from .common import console, print_json
 from .text import printable
@@ -20,7 +21,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the manifest and derived figures.")] = False,
 ) -> None:
     """Show what a cache holds, where it came from and how exact it is."""
-    opened = open_cache(cache)
+    opened = open_place(cache)
     if as_json:
         print_json(_summary(opened))
         return

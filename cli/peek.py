@@ -15,8 +15,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from logitcache.cache import Cache, CachedSequence, open_cache
+from logitcache.cache import Cache, CachedSequence
 from logitcache.errors import ConfigError
+from logitcache.share.opening import open_place
 
 from .common import console, print_json
 from .text import printable
@@ -75,7 +76,7 @@ def peek(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a sequence, coloured by how likely the teacher found each token, and what it expected instead."""
-    opened = open_cache(cache)
+    opened = open_place(cache)
     if sequence >= len(opened):
         raise ConfigError(f"there is no sequence {sequence}: {cache} has {len(opened):,}, numbered from 0")
     found = opened[sequence]

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from logitcache.cache import VerifyReport, verify_cache
+from logitcache.cache import VerifyReport
 from logitcache.progress import progress_bars
+from logitcache.share.opening import verify as verify_place
 
 from .common import console, messages, print_json
 from .text import printable
@@ -25,7 +26,7 @@ def verify(
 ) -> None:
     """Check every file of a cache and report every fault. Exit status 1 if there is one."""
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
-        report = verify_cache(cache, deep=deep, workers=workers, progress=progress)
+        report = verify_place(cache, deep=deep, workers=workers, progress=progress)
     if as_json:
         print_json(report.to_json())
     else:

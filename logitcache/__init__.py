@@ -2,10 +2,10 @@
 
 from logitcache import losses
 from logitcache.cache import Cache, CachedSequence
-from logitcache.cache import open_cache as open
 from logitcache.dump import DumpConfig, dump
 from logitcache.errors import LogitCacheError
 from logitcache.evaluation import Metrics, evaluate
+from logitcache.share.opening import open_place as open
 from logitcache.streaming import Batch, Stream, stream
 from logitcache.topk import TopK
 from logitcache.training import TrainConfig, TrainResult, train

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcache.cache import Cache, open_cache
+from logitcache.cache import Cache
 from logitcache.heads import Head, find_head
 from logitcache.losses import metrics
 from logitcache.pairing import load_student, pair
 from logitcache.progress import Report, silent
+from logitcache.share.opening import open_place
 from logitcache.streaming import Batch, stream
 from logitcache.topk import TopK
 
@@ -157,7 +158,7 @@ def evaluate(
         TokenizerMismatchError: the student numbers tokens differently.
         TargetsError: the cache holds no targets.
     """
-    opened = cache if isinstance(cache, Cache) else open_cache(cache)
+    opened = cache if isinstance(cache, Cache) else open_place(cache)
     named = isinstance(student, (str, Path))
     model = load_student(student, dtype=dtype) if named else student
     fit = pair(opened, model, student if named else None)

@@ -119,7 +119,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
 @torch.no_grad()
 def block_influence(model: Any, cache_path: str | Path, tokens: int, report: Report = silent) -> list[float]:
     """How much each layer turns the hidden state: mean of 1 − cos(what goes in, what comes out) over some text."""
-    from logitcache.cache import open_cache
+    from logitcache.share.opening import open_place
 
     stack = find_layers(model)
     sums = [0.0] * len(stack)
@@ -136,7 +136,7 @@ def block_influence(model: Any, cache_path: str | Path, tokens: int, report: Rep
     done = 0
     try:
         model.eval()
-        for sequence in open_cache(cache_path):
+        for sequence in open_place(cache_path):
             model(input_ids=sequence.token_ids[None], use_cache=False)
             done += len(sequence)
             report("Measuring layers", min(done, tokens), tokens, "tokens")

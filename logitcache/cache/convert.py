@@ -71,7 +71,7 @@ def convert_cache(
     Run again after a crash, it finishes the same cache.
 
     Args:
-        cache: a cache, or the path or URL of one.
+        cache: a cache, or the directory of one.
         out: a directory that doesn't exist yet.
         shard_format: ``zarr`` or ``arrow``.
         encoding: how log-probs are stored.

@@ -27,6 +27,7 @@ from logitcache.cache.encoding_values import (
 from logitcache.cache.header import FORMAT_VERSION, Header, read_header
 from logitcache.cache.stored import ArrayReader, StoredShard, to_planes
 from logitcache.errors import ConfigError, CorruptCacheError
+from logitcache.validation import first_fault
 
 Preset = Literal["exact", "half", "compact", "tiny"]
 MAX_ERROR_RANGE = (2.0**-12, 1.0)
@@ -94,10 +95,7 @@ class Encoding(BaseModel):
         try:
             return cls.model_validate({"preset": preset, "max_error": max_error})
         except ValidationError as error:
-            fault = error.errors()[0]
-            raise ConfigError(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
-            ) from error
+            raise ConfigError(first_fault(error)) from error
 
     def same_as(self, other: Encoding) -> bool:
         """True if both store every log-prob alike, however they were asked for."""

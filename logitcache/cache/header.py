@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitcache.cache.encoding_values import ValueKind
 from logitcache.errors import CorruptCacheError
+from logitcache.validation import first_fault
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -54,9 +55,7 @@ def read_header(attributes: Mapping[str, Any]) -> Header:
     try:
         header = Header.model_validate(dict(attributes))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))[:80]
-        raise CorruptCacheError(f"the shard's header is not valid: {place}: {first['msg']}") from error
+        raise CorruptCacheError(f"the shard's header is not valid: {first_fault(error)}") from error
     if header.top_k > header.vocab_size:
         raise CorruptCacheError(f"the shard's header says top_k {header.top_k} of a vocabulary of {header.vocab_size}")
     is_power_of_two = header.step > 0 and np.frexp(header.step)[0] == 0.5

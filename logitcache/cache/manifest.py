@@ -19,6 +19,7 @@ from logitcache.cache.canonical import MAX_INTEGER, canonical_json, parse_canoni
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName
 from logitcache.errors import CacheFormatError, ConfigError
+from logitcache.validation import first_fault
 
 FORMAT_VERSION = 1
 #: A manifest is a page or two; the cap keeps a hostile one from filling memory.
@@ -217,13 +218,6 @@ def require_writer_features(manifest: Manifest, where: str) -> None:
         CacheFormatError: names the features.
     """
     _refuse_unknown(manifest.writer_features, WRITER_FEATURES, "deriving a cache from it", where)
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line: field and reason."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    return f"{field[:200]}: {fault['msg'][:300]}"
 
 
 def _check_version(value: Any, where: str) -> None:

@@ -33,7 +33,6 @@ from logitcache.cache.manifest import (
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardTable
 from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
-from logitcache.url import as_url
 
 #: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
 LISTED_SHARDS = 10_000
@@ -43,37 +42,17 @@ MAX_TABLE_BYTES = 1 << 31
 
 
 def open_cache(path: str | os.PathLike[str]) -> Cache:
-    """Open a finished cache.
+    """Open a finished cache in a directory; ``logitcache.open`` takes URLs, too.
 
     The manifest, the shard table and the tokenizer are checked now; each shard is when it is read.
-
-    Args:
-        path: the cache's directory, or a URL such as ``s3://bucket/name``.
 
     Raises:
         CacheNotFoundError: nothing is there, or no finished cache.
         CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
-        StorageError: the system, or a store, refused to read.
-        SignatureError: ``LOGITCACHE_TRUSTED_KEYS`` names a file of public keys, and none of them signed the cache.
+        StorageError: the system refused to read.
     """
-    # Sharing is built on this module, so it is imported when it is needed.
-    url = as_url(path)
-    if url is None:
-        cache = open_directory(Path(path))
-    else:
-        from logitcache.share import open_remote
-
-        cache = open_remote(url)
-    if trusted := os.environ.get("LOGITCACHE_TRUSTED_KEYS"):
-        from logitcache.share import check_trusted
-
-        check_trusted(cache, Path(trusted))
-    return cache
-
-
-def open_directory(root: Path) -> Cache:
-    """Open a finished cache in a directory. Raises as :func:`open_cache` does."""
+    root = Path(path)
     manifest, digest = read_manifest(root)
     _refuse(stray_files(root, manifest))
     table = read_table(root, manifest)

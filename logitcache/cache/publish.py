@@ -28,11 +28,11 @@ from logitcache.cache.manifest import (
     Provenance,
     Totals,
     digest_line,
-    first_fault,
     manifest_digest,
 )
 from logitcache.cache.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
 from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError
+from logitcache.validation import first_fault
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{64}\.(zarr\.zip|arrow)")
 

@@ -30,7 +30,6 @@ from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry, ShardTable
 from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
 from logitcache.progress import Report, silent
-from logitcache.url import as_url
 
 _SHARDS_AT_ONCE = 1 << 10
 
@@ -83,7 +82,7 @@ def verify_cache(
     """Check every file of a cache against the manifest and the shard table.
 
     Args:
-        path: the cache's directory, or a URL: then every file is fetched, whatever is kept on this machine.
+        path: the cache's directory; ``logitcache.share.verify`` takes URLs, too.
         deep: also decode every shard and check what it holds: counts, order, ids, masks, digests of the sequences,
             and that each distribution's mass is 1 within the encoding's bound.
         workers: threads; as many as the machine has processors if left out.
@@ -92,12 +91,7 @@ def verify_cache(
     Raises:
         CacheNotFoundError: there is no finished cache at this place.
     """
-    workers = workers or os.cpu_count() or 1
-    if (url := as_url(path)) is not None:
-        from logitcache.share.verifying import verify_remote  # built on this module
-
-        return verify_remote(url, deep, workers, progress)
-    return _Verification(Path(path), deep, workers, progress).run()
+    return _Verification(Path(path), deep, workers or os.cpu_count() or 1, progress).run()
 
 
 class _Verification:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from logitcache.cache import Card, Encoding
 from logitcache.errors import ConfigError
 from logitcache.teacher import Generation
+from logitcache.validation import first_fault
 
 #: Longest sequence unless asked otherwise: what the teacher allows, at most this.
 DEFAULT_MAX_LENGTH = 2048
@@ -123,17 +124,4 @@ def make_config(settings: dict[str, Any]) -> DumpConfig:
     try:
         return DumpConfig(**settings)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def _explain(error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    field = ".".join(map(str, fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        return f"unknown setting {field!r}; the settings are {', '.join(DumpConfig.model_fields)}"
-    if not field:
-        return message
-    if fault["type"] == "missing":
-        return f"setting {field} is missing"
-    return f"setting {field} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+        raise ConfigError(first_fault(error, show_value=True, listed_by="logitcache dump --help")) from error

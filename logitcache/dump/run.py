@@ -108,7 +108,7 @@ def _finished_by_others(job: Job) -> Cache:
         OutputExistsError: it isn't.
     """
     out = job.config.out
-    if job.config.world_size > 1 and _saved_config(out) == _config_yaml(job.config):
+    if job.config.world_size > 1 and _saved_config(out) == config_yaml(job.config):
         return open_cache(out)
     raise OutputExistsError(f"output {out} already holds a finished cache: choose another --out")
 
@@ -283,7 +283,8 @@ def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in _RECORDED if settings[name] is not None}
 
 
-def _config_yaml(config: DumpConfig) -> str:
+def config_yaml(config: DumpConfig) -> str:
+    """The content of :func:`config_path`."""
     return yaml.safe_dump(
         config.model_dump(mode="json", exclude={"rank", "world_size", "finalize"}, exclude_none=True), sort_keys=False
     )
@@ -300,7 +301,7 @@ def _save_config(config: DumpConfig) -> None:
     path = config_path(config.out)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(_config_yaml(config), encoding="utf-8")
+        aside.write_text(config_yaml(config), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
         raise storage_error("write", path, error) from error

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from logitcache.share.exporting import export_parquet
     from logitcache.share.importing import Imported, import_logprobs
     from logitcache.share.merging import Merged, merge
+    from logitcache.share.opening import open_place, verify
     from logitcache.share.pulling import pull
     from logitcache.share.pushing import Transfer, push, tag
     from logitcache.share.remote import RemoteCache, open_remote
     from logitcache.share.selection import Selection, parse_range, parse_spans
+    from logitcache.share.signatures import check_trusted
     from logitcache.share.signing import make_key
-    from logitcache.share.trust import check_trusted, sign
+    from logitcache.share.trust import sign
 
 _HOMES = {
     "cataloguing": ("Listed", "catalogue"),
@@ -30,12 +32,14 @@ _HOMES = {
     "exporting": ("export_parquet",),
     "importing": ("Imported", "import_logprobs"),
     "merging": ("Merged", "merge"),
+    "opening": ("open_place", "verify"),
     "pulling": ("pull",),
     "pushing": ("Transfer", "push", "tag"),
     "remote": ("RemoteCache", "open_remote"),
     "selection": ("Selection", "parse_range", "parse_spans"),
+    "signatures": ("check_trusted",),
     "signing": ("make_key",),
-    "trust": ("check_trusted", "sign"),
+    "trust": ("sign",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -56,6 +60,7 @@ __all__ = [
     "import_logprobs",
     "make_key",
     "merge",
+    "open_place",
     "open_remote",
     "parse_range",
     "parse_spans",
@@ -63,6 +68,7 @@ __all__ = [
     "push",
     "sign",
     "tag",
+    "verify",
 ]
 
 

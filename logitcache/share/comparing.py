@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.cache.opening import open_cache
 from logitcache.cache.reader import Cache
 from logitcache.progress import Report, silent
+from logitcache.share.opening import open_place
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def diff(
     Raises:
         Whatever opening and reading a cache raises.
     """
-    caches = open_cache(first), open_cache(second)
+    caches = open_place(first), open_place(second)
     one, other = caches
     paths = {entry.path for entry in one.shards}, {entry.path for entry in other.shards}
     reader = _Reader(sum(len(part) for part in paths), progress)

@@ -9,19 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache import Cache
+from logitcache.cache import Cache, open_cache
 from logitcache.cache.files import storage_error
 from logitcache.cache.manifest import MANIFEST_NAME
-from logitcache.cache.opening import open_cache
 from logitcache.dump import DumpConfig, config_path, dump, make_config
-from logitcache.dump.run import _config_yaml as config_yaml
-from logitcache.dump.run import new_plan
+from logitcache.dump.run import config_yaml, new_plan
 from logitcache.dump.settings import Settings, Stamps, resolve, settings_of
 from logitcache.errors import ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
 from logitcache.share.cataloguing import Listed, catalogue
 from logitcache.share.local_cache import LocalSettings
 from logitcache.share.location import Location, read_manifest, read_tag
+from logitcache.share.opening import open_place
 from logitcache.share.pushing import Transfer, push
 from logitcache.share.stores import open_writable
 from logitcache.teacher import DTYPES
@@ -150,4 +149,4 @@ def _agrees(item: Listed, config: DumpConfig, settings: Settings) -> bool:
 
 
 def _has_statistics(item: Listed) -> bool:
-    return open_cache(item.address).read_shard(0).log_partition_N is not None
+    return open_place(item.address).read_shard(0).log_partition_N is not None

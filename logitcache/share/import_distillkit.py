@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitcache.cache.files import storage_error
-from logitcache.cache.manifest import first_fault
 from logitcache.errors import DataError
 from logitcache.share.importing import Row
+from logitcache.validation import first_fault
 
 CONFIG_NAME = "compression_config.yaml"
 Term = Literal["float16", "bfloat16", "float32", "float64"]

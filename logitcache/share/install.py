@@ -18,7 +18,7 @@ from logitcache.cache.manifest import (
     digest_line,
     manifest_digest,
 )
-from logitcache.cache.opening import open_directory
+from logitcache.cache.opening import open_cache
 from logitcache.cache.publish import remove_scratch
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import CorruptCacheError, LogitCacheError, OutputExistsError
@@ -135,7 +135,7 @@ def finish(root: Path, raw: bytes, files: dict[str, bytes]) -> None:
     write_file(root, MANIFEST_DIGEST_NAME, digest_line(raw))
     write_file(root, MANIFEST_NAME, raw)
     remove_scratch(root)
-    open_directory(root)
+    open_cache(root)
 
 
 def refuse_other_cache(root: Path, raw: bytes) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from logitcache.cache.manifest import Card, Provenance, first_fault, require_writer_features
-from logitcache.cache.opening import open_cache, read_tokenizer_file
+from logitcache.cache.manifest import Card, Provenance, require_writer_features
+from logitcache.cache.opening import read_tokenizer_file
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import ConfigError, MergeError
@@ -25,11 +25,13 @@ from logitcache.progress import Report, silent
 from logitcache.share.content import Content
 from logitcache.share.derive import CorpusDigest, derived_files, encode_part, keep_sequences
 from logitcache.share.location import Location
+from logitcache.share.opening import open_place
 from logitcache.share.provenance import card_of, differences, merged_provenance
 from logitcache.share.pushing import WORKERS, Transfer, check_tag, publish, set_tag
 from logitcache.share.stores import open_writable
 from logitcache.share.transfer import copy_shard, install_content, write_bytes
 from logitcache.url import as_url, parse_reference
+from logitcache.validation import first_fault
 
 Duplicates = Literal["refuse", "drop", "keep"]
 
@@ -80,7 +82,7 @@ def merge(
         MergeError: the caches don't fit together, naming each difference; or duplicates were found and refused.
         OutputExistsError, RemoteError, StorageError: as for ``push`` and ``pull``.
     """
-    caches = [open_cache(source) for source in sources]
+    caches = [open_place(source) for source in sources]
     _check(caches, sources)
     plan = _Plan(caches, duplicates, progress)
     content = plan.content(card)

@@ -10,7 +10,6 @@ import numpy as np
 
 from logitcache.cache.formats import decode_shard
 from logitcache.cache.manifest import TOKENIZER_DIR, require_writer_features
-from logitcache.cache.opening import open_cache
 from logitcache.cache.reader import Cache, check_content
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import ConfigError
@@ -18,8 +17,10 @@ from logitcache.progress import Report, silent
 from logitcache.share.content import Content, content_of
 from logitcache.share.derive import CorpusDigest, derived_files, encode_part, keep_sequences
 from logitcache.share.install import claimed, finish, install_shard, refuse_other_cache
+from logitcache.share.opening import open_place
 from logitcache.share.pushing import WORKERS, Transfer
 from logitcache.share.selection import Piece, Selection, pieces_of
+from logitcache.share.signatures import check_trusted, pull_signatures
 from logitcache.share.transfer import (
     copy_shard,
     fetch_shards,
@@ -28,7 +29,6 @@ from logitcache.share.transfer import (
     transfer_of,
     write_bytes,
 )
-from logitcache.share.trust import check_trusted, pull_signatures
 
 
 def pull(
@@ -60,7 +60,7 @@ def pull(
         SignatureError: no trusted key signed the source.
         ConfigError: the selection isn't within the cache. Also whatever opening the source raises.
     """
-    cache, root = open_cache(source), Path(out)
+    cache, root = open_place(source), Path(out)
     if trusted_keys is not None:
         check_trusted(cache, trusted_keys)
     pieces = pieces_of(selection, cache.shards) if selection and selection != Selection() else []

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from logitcache.cache.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, SHARDS_DIR, digest_line
-from logitcache.cache.opening import open_cache
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
 from logitcache.share.content import Content, content_of
 from logitcache.share.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
+from logitcache.share.opening import open_place
 from logitcache.share.parallel import run_parallel
+from logitcache.share.signatures import push_signatures
 from logitcache.share.stores import Store, TakenError, open_writable
-from logitcache.share.trust import push_signatures
 from logitcache.url import parse_reference
 
 WORKERS = 8
@@ -77,7 +77,7 @@ def push(
         ConfigError: the URL can't be written to. Also whatever opening the source raises.
     """
     reference = parse_reference(url)
-    cache = open_cache(source)
+    cache = open_place(source)
     content = content_of(cache)
     store = open_writable(url, reference)
     if reference.digest not in (None, content.digest):

@@ -19,7 +19,7 @@ from logitcache.cache.manifest import (
     digest_line,
     parse_manifest,
 )
-from logitcache.cache.opening import MAX_TABLE_BYTES, open_directory
+from logitcache.cache.opening import MAX_TABLE_BYTES, open_cache
 from logitcache.cache.publish import remove_scratch
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry
@@ -154,7 +154,7 @@ def _open_kept(directory: Path, digest: str, reference: Reference, store: Store 
     """Open the small files here; get them first, or once more if they are damaged."""
     if (directory / MANIFEST_NAME).exists():
         try:
-            opened = open_directory(directory)
+            opened = open_cache(directory)
             if opened.digest == digest:
                 return opened
         except CorruptCacheError:
@@ -164,7 +164,7 @@ def _open_kept(directory: Path, digest: str, reference: Reference, store: Store 
     if store is None:
         raise OfflineError(f"{reference} isn't on this machine, and offline mode asks no store")
     keep_small_files(find(Reference(reference.url, digest=digest), store), directory)
-    return open_directory(directory)
+    return open_cache(directory)
 
 
 def _looked_up(reference: Reference, store: Store, local: LocalCache) -> str:

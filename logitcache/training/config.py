@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from logitcache.errors import ConfigError
 from logitcache.streaming.order import DEFAULT_WINDOW_TOKENS
+from logitcache.validation import first_fault
 
 # TrainingArguments that a setting of ours decides, and which one.
 RESERVED = {
@@ -118,16 +119,4 @@ class TrainConfig(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
-            raise ConfigError(first_fault(error)) from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """One line about the first thing that pydantic found."""
-    fault = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in fault["loc"]) or "settings"
-    if fault["type"] == "extra_forbidden":
-        return f"{field} is not a setting; `logitcache train --help` lists them"
-    if fault["type"] == "missing":
-        return f"{field} is missing: give --{field.replace('_', '-')}"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{field} = {fault['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+            raise ConfigError(first_fault(error, show_value=True, listed_by="logitcache train --help")) from error

@@ -13,7 +13,7 @@ import yaml
 
 from logitcache import losses
 from logitcache.atomic import write_atomically
-from logitcache.cache import Cache, open_cache
+from logitcache.cache import Cache
 from logitcache.errors import (
     OutputExistsError,
     TargetsError,
@@ -23,6 +23,7 @@ from logitcache.evaluation import Metrics
 from logitcache.pairing import DTYPES, load_student, pair
 from logitcache.progress import Report, silent
 from logitcache.report import NO_PLOT, write_report
+from logitcache.share.opening import open_place
 from logitcache.streaming import Selection, Stream, stream
 from logitcache.training import checkpoints
 from logitcache.training.arguments import CHECKPOINTS, micro_batch_size, training_arguments
@@ -145,8 +146,8 @@ class Run:
         self.config, self._report = config, report
         self.loss = _loss(config)
         self.checkpoint = _place(config)
-        self.cache = open_cache(config.cache)
-        self.eval_cache = None if config.eval_cache is None else open_cache(config.eval_cache)
+        self.cache = open_place(config.cache)
+        self.eval_cache = None if config.eval_cache is None else open_place(config.eval_cache)
         _check_eval_cache(self.cache, self.eval_cache)
         self._check_targets()
         torch.manual_seed(config.seed)

@@ -14,9 +14,8 @@ from s3_server import S3Server
 from share_tools import files_of, make_cache, s3
 
 import logitcache as lc
-from logitcache.cache import verify_cache
 from logitcache.errors import CacheNotFoundError
-from logitcache.share import open_remote, pull, push
+from logitcache.share import open_remote, pull, push, verify
 from logitcache.share.stores import Store
 
 pytestmark = pytest.mark.crash
@@ -85,14 +84,14 @@ def test_killed_push(s3: S3Server, tmp_path: Path, context: multiprocessing.cont
         broken_off += kill_at(context, push, min(moved, total), later, tmp_path / "cache", url)
         try:
             assert lc.open(url).digest == digest
-            assert verify_cache(url).ok, f"kill {number}: a manifest is there, and not all it lists"
+            assert verify(url).ok, f"kill {number}: a manifest is there, and not all it lists"
         except CacheNotFoundError:
             pass
         present = {item.path: item.size for item in Store(url).list("shards/")}
         assert all((tmp_path / "cache" / path).stat().st_size == size for path, size in present.items())
         halfway += 0 < len(present) < SHARDS
         assert push(tmp_path / "cache", url).moved_shards == SHARDS - len(present)
-        assert verify_cache(url).ok
+        assert verify(url).ok
     assert broken_off >= KILLS // 3
     assert halfway >= KILLS // 4
 
@@ -108,7 +107,7 @@ def test_killed_pull(s3: S3Server, tmp_path: Path, context: multiprocessing.cont
         broken_off += kill_at(context, pull, min(moved, total), later, url, out)
         try:
             assert lc.open(out).digest == digest
-            assert verify_cache(out).ok
+            assert verify(out).ok
         except CacheNotFoundError:
             pass
         present = files_of(out / "shards")

@@ -84,7 +84,7 @@ def refused(run: Any, out: Path, error: type[Exception], match: str, **settings:
         ({"overlap": 64}, ConfigError, "overlap 64 must be below max_length 64"),
         ({"preset": "smallest"}, ConfigError, "preset = 'smallest'"),
         ({"max_error": 100.0}, ConfigError, "max_error 100.0 nats must be"),
-        ({"colour": "red"}, ConfigError, "unknown setting 'colour'"),
+        ({"colour": "red"}, ConfigError, "colour is not a setting"),
         ({"device": "abacus"}, ConfigError, "'abacus' can't be used"),
         ({"rank": 3, "world_size": 2}, ConfigError, "rank 3 must be below world_size 2"),
         ({"out": Path("s3://bucket/cache")}, ConfigError, "logitcache push"),

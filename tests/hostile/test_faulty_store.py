@@ -12,9 +12,8 @@ from s3_server import S3Server
 from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
-from logitcache.cache import verify_cache
 from logitcache.errors import LogitCacheError, RemoteError, StorageError
-from logitcache.share import merge, open_remote, pull, push, tag
+from logitcache.share import merge, open_remote, pull, push, tag, verify
 from logitcache.streaming import stream
 
 pytestmark = pytest.mark.hostile
@@ -51,7 +50,7 @@ def test_a_fifth_of_the_requests_fails(
         pull(pushed, tmp_path / "copy")
         assert files_of(tmp_path / "copy") == files_of(tmp_path / "cache")
         assert_same_content(lc.open(pushed), local)
-        assert verify_cache(url, deep=True).ok
+        assert verify(url, deep=True).ok
         # Enough happened for the test to mean something: every kind of failure.
         assert set(proxy.failed) >= set(REQUEST_FAULTS)
         assert set(proxy.failed) & set(BODY_FAULTS)
@@ -91,7 +90,7 @@ def test_everything_fails(
         "push": lambda: push(tmp_path / "cache", s3.place()),
         "pull": lambda: pull(pushed, tmp_path / "copy"),
         "open": lambda: lc.open(pushed),
-        "verify": lambda: verify_cache(pushed),
+        "verify": lambda: verify(pushed),
         "merge": lambda: merge([pushed, tmp_path / "cache"], tmp_path / "merged"),
     }
     with FaultyProxy(s3.s3, 1.0, None if fault is None else (fault,), seed=6) as proxy:

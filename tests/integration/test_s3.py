@@ -15,7 +15,7 @@ from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
-from logitcache.cache import ShardFormatName, verify_cache
+from logitcache.cache import ShardFormatName
 from logitcache.errors import (
     CacheNotFoundError,
     ConfigError,
@@ -25,7 +25,7 @@ from logitcache.errors import (
     OutputExistsError,
     RemoteError,
 )
-from logitcache.share import Selection, catalogue, merge, pull, push, tag
+from logitcache.share import Selection, catalogue, merge, pull, push, tag, verify
 from logitcache.share.stores import Store
 
 pytestmark = pytest.mark.integration
@@ -50,7 +50,7 @@ def test_push_open_pull(s3: S3Server, tmp_path: Path, shard_format: ShardFormatN
     assert not (tmp_path / "copy").exists()
     pull(url, tmp_path / "copy")
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "cache")
-    assert verify_cache(url, deep=True).ok
+    assert verify(url, deep=True).ok
 
 
 def test_pull_goes_on_and_repairs(s3: S3Server, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_two_caches_pushed_to_one_name_at_once(s3: S3Server, tmp_path: Path) -> 
         won = [digest for digest in results if digest]
         assert len(won) == 1
         assert lc.open(url).digest == won[0]
-        assert verify_cache(url).ok
+        assert verify(url).ok
 
 
 def test_two_caches_given_one_tag_at_once(s3: S3Server, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_subset_is_a_verified_cache(s3: S3Server, tmp_path: Path) -> None:
             assert mine.targets.logprobs.equal(whole[index].targets.logprobs)
             assert mine.targets.residual_logprob.equal(whole[index].targets.residual_logprob)
         assert part.manifest.provenance.parents == (digest,)
-        assert verify_cache(out, deep=True).ok
+        assert verify(out, deep=True).ok
     with pytest.raises(ConfigError, match="no shard 9"):
         pull(url, tmp_path / "none", Selection(shards=(9,)))
     assert not (tmp_path / "none").exists()
@@ -271,7 +271,7 @@ def test_merge_within_a_store_moves_no_shard(s3: S3Server, tmp_path: Path) -> No
     both = lc.open(f"{url}@all")
     parts = [lc.open(tmp_path / f"cache{n}") for n in range(2)]
     assert [sequence.digest for sequence in both] == [sequence.digest for part in parts for sequence in part]
-    assert verify_cache(f"{url}@all", deep=True).ok
+    assert verify(f"{url}@all", deep=True).ok
 
 
 def test_offline_uses_what_is_here(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +316,7 @@ def test_damage_here_is_fetched_again_and_damage_there_is_named(s3: S3Server, tm
     for index, kind in ((1, CorruptCacheError), (2, CorruptCacheError), (3, MissingFileError)):
         with pytest.raises(kind, match=cache.shards[index].path):
             cache.read_shard(index)
-    faults = {fault.path: fault.kind for fault in verify_cache(url).faults}
+    faults = {fault.path: fault.kind for fault in verify(url).faults}
     assert faults == {
         cache.shards[1].path: "altered",
         cache.shards[2].path: "altered",

@@ -1,0 +1,59 @@
+"""Open or verify a cache wherever it lies: in a directory, or at a URL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from logitcache.cache.opening import open_cache
+from logitcache.cache.reader import Cache
+from logitcache.cache.verify import VerifyReport, verify_cache
+from logitcache.progress import Report, silent
+from logitcache.share.remote import open_remote
+from logitcache.share.signatures import check_trusted
+from logitcache.share.signing import TRUSTED_KEYS_VARIABLE
+from logitcache.share.verifying import verify_remote
+from logitcache.url import as_url
+
+
+def open_place(place: str | os.PathLike[str]) -> Cache:
+    """Open a finished cache; ``logitcache.open`` is this.
+
+    The manifest, the shard table and the tokenizer are checked now; each shard is when it is read.
+
+    Args:
+        place: the cache's directory, or a URL such as ``s3://bucket/name``.
+
+    Raises:
+        CacheNotFoundError: nothing is there, or no finished cache.
+        CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
+        CorruptCacheError: a file is missing, extra, cut off or altered.
+        StorageError: the system, or a store, refused to read.
+        SignatureError: ``LOGITCACHE_TRUSTED_KEYS`` names a file of public keys, and none of them signed the cache.
+    """
+    url = as_url(place)
+    cache = open_cache(place) if url is None else open_remote(url)
+    if trusted := os.environ.get(TRUSTED_KEYS_VARIABLE):
+        check_trusted(cache, Path(trusted))
+    return cache
+
+
+def verify(
+    place: str | os.PathLike[str], deep: bool = False, workers: int | None = None, progress: Report = silent
+) -> VerifyReport:
+    """Check every file of a cache against the manifest and the shard table.
+
+    Args:
+        place: the cache's directory, or a URL: then every file is fetched, whatever is kept on this machine.
+        deep: also decode every shard and check what it holds, as ``verify_cache`` does.
+        workers: threads; as many as the machine has processors if left out.
+        progress: called as shards are done.
+
+    Raises:
+        CacheNotFoundError: there is no finished cache at this place.
+        RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
+    """
+    url = as_url(place)
+    if url is None:
+        return verify_cache(place, deep, workers, progress)
+    return verify_remote(url, deep, workers or os.cpu_count() or 1, progress)
