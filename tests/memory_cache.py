@@ -37,10 +37,11 @@ class MemoryCache:
         k: int = 4,
         vocab_size: int = 50_000,
         first_word: int = 40_000,
+        first_number: int = 1,
     ) -> MemoryCache:
         """``shards`` shards of 1 to ``largest`` sequences of 2 to ``longest`` tokens, with random targets."""
         generator = np.random.default_rng(seed)
-        made, number = [], 1
+        made, number = [], first_number
         for _ in range(shards):
             lengths = generator.integers(2, longest + 1, size=int(generator.integers(1, largest + 1)))
             offsets = np.cumsum([0, *lengths]).astype(np.int64)
@@ -64,4 +65,4 @@ class MemoryCache:
                     vocab_size=vocab_size,
                 )
             )
-        return cls(made, f"sha256:{seed}")
+        return cls(made, f"sha256:{seed}-{first_number}")

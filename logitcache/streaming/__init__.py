@@ -83,4 +83,5 @@ def mix(cache: Readable | str | Path | Sequence[Any], weights: Sequence[float] |
     if not cache:
         raise ConfigError("no cache is given: the list is empty")
     caches = [open_place(one) if isinstance(one, str | Path) else one for one in cache]
-    return caches[0] if len(caches) == 1 and weights is None else Mixture(caches, weights)
+    mixture = Mixture(caches, weights)
+    return mixture if len(caches) > 1 else caches[0]

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
-import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from logitcache.cache.arrays import ShardArrays
-from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError
+from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.streaming.batches import Batch, DecodedShard, collate
-from logitcache.streaming.order import Order, ShardSizes
+from logitcache.streaming.lengths import EVERY_LENGTH, LengthFilter, Lengths
+from logitcache.streaming.mixture import MixedOrder, Mixture
+from logitcache.streaming.order import EpochOrder, Order
 from logitcache.streaming.position import Position
 from logitcache.streaming.prefetch import Windows, prefetched
 from logitcache.streaming.rows import Row, RowPlan
@@ -41,6 +42,7 @@ class Layout:
         rank, world_size: which part of each global batch is ours.
         vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
         selection: which positions to learn from.
+        lengths: which sequences take part.
     """
 
     batch_size: int = 8
@@ -50,6 +52,7 @@ class Layout:
     world_size: int = 1
     vocab_limit: int | None = None
     selection: Selection | None = None
+    lengths: LengthFilter = EVERY_LENGTH
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "pack_tokens", "world_size"):
@@ -83,20 +86,30 @@ class Stream(IterableDataset[Batch]):
         epochs: int | None,
         prefetch: int,
         pin_memory: bool = False,
+        lengths: Lengths | None = None,
     ) -> None:
+        """``lengths``: those of another stream of the same cache, to read them only once."""
         super().__init__()
         self.cache, self.layout, self.order, self.epochs = cache, layout, order, epochs
         self.prefetch, self.pin_memory = prefetch, pin_memory
-        self._sizes = ShardSizes.of(cache.digest, cache.shards)
-        if int(self._sizes.sequences_S.sum()) == 0:
-            raise TargetsError("the cache holds no sequences")
-        self._lengths: dict[int, Any] = {}
+        self.lengths = Lengths(cache) if lengths is None else lengths
+        self.sizes = self.lengths.sizes(layout.lengths)
+        if isinstance(cache, Mixture):
+            cache.quotas(self.sizes)  # raises where a component has nothing to give
         self._position = Position()
 
     def plan(self, epoch: int) -> RowPlan:
         """The rows of one epoch. With packing, every sequence's length is read (once)."""
-        order = self.order.epoch(self._sizes, epoch)
-        return RowPlan(order, self.layout.pack_tokens, self._shard_lengths)
+        if isinstance(self.cache, Mixture):
+            order: EpochOrder = MixedOrder(self.order, self.sizes, epoch, self.cache)
+        else:
+            order = self.order.epoch(self.sizes, epoch)
+        return RowPlan(order, self.layout.pack_tokens, self.lengths.of)
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of an epoch; of a mixture, what the shares add up to."""
+        return int(self.sizes.tokens_S.sum())
 
     def steps(self, epoch: int) -> int:
         """Global batches in an epoch; with packing it may differ by a few between epochs."""
@@ -137,10 +150,10 @@ class Stream(IterableDataset[Batch]):
     def _from(self, position: Position) -> Iterator[Batch]:
         epoch, samples, part = position.epoch, position.samples_consumed, position.part
         stop = self._stop(epoch)
-        if samples == int(self._sizes.sequences_S.sum()):
-            epoch, samples = epoch + 1, 0
         while stop is None or epoch < stop:
-            yield from islice(self._epoch_batches(self.plan(epoch), epoch, samples), part, None)
+            plan = self.plan(epoch)
+            if samples < plan.order.samples:
+                yield from islice(self._epoch_batches(plan, epoch, samples), part, None)
             epoch, samples, part = epoch + 1, 0, 0
 
     def _epoch_batches(self, plan: RowPlan, epoch: int, samples: int) -> Iterator[Batch]:
@@ -179,10 +192,4 @@ class Stream(IterableDataset[Batch]):
             )
 
     def _settings(self) -> dict[str, Any]:
-        return {**asdict(self.order), "pack_tokens": self.layout.pack_tokens}
-
-    def _shard_lengths(self, shard: int) -> Any:
-        if shard not in self._lengths:
-            lengths = np.diff(self.cache.read_shard(shard).offsets_S1)
-            self._lengths[shard] = lengths.astype(np.int32)
-        return self._lengths[shard]
+        return {**asdict(self.order), "pack_tokens": self.layout.pack_tokens, **asdict(self.layout.lengths)}

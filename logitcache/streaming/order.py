@@ -11,7 +11,7 @@ Shape legend: S shards, W windows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,16 +30,30 @@ class _Sizes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ShardSizes:
-    """How many sequences and tokens each shard holds: all that ordering needs to know about a cache."""
+    """How many sequences and tokens each shard holds: all that ordering needs to know about a cache.
+
+    ``kept``, where sequences are left out: the numbers of those that take part, by shard; the sizes count only them.
+    """
 
     digest: str
     sequences_S: NDArray[np.int64]
     tokens_S: NDArray[np.int64]
+    kept: Callable[[int], NDArray[np.int64]] | None = None
 
     @classmethod
     def of(cls, digest: str, shards: Sequence[_Sizes]) -> ShardSizes:
         pairs = np.array([(shard.sequences, shard.tokens) for shard in shards], dtype=np.int64).reshape(-1, 2)
         return cls(digest, pairs[:, 0].copy(), pairs[:, 1].copy())
+
+    def among_all(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``[samples, 2]`` pairs of (shard, place among the sequences that take part) as (shard, sequence)."""
+        if self.kept is None:
+            return pairs
+        found = pairs.copy()
+        for shard in np.unique(pairs[:, 0]).tolist():
+            here = pairs[:, 0] == shard
+            found[here, 1] = self.kept(shard)[pairs[here, 1]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -50,23 +64,70 @@ class Order:
     window_tokens: int = DEFAULT_WINDOW_TOKENS
     shuffle: bool = True
 
-    def epoch(self, sizes: ShardSizes, epoch: int) -> EpochOrder:
-        return EpochOrder(self, sizes, epoch)
+    def epoch(self, sizes: ShardSizes, epoch: int) -> PlainOrder:
+        return PlainOrder(self, sizes, epoch)
 
 
 class EpochOrder:
-    """One epoch's order, window by window.
+    """One epoch's order, window by window: what :class:`PlainOrder` and ``mixture.MixedOrder`` have in common.
+
+    Attributes:
+        first_sample_W1: index of each window's first sample in the epoch, and last the epoch's number of samples.
+    """
+
+    first_sample_W1: NDArray[np.int64]
+
+    def __init__(self, order: Order, sizes: ShardSizes, epoch: int) -> None:
+        self._order, self._sizes, self._epoch = order, sizes, epoch
+
+    @property
+    def windows(self) -> int:
+        return len(self.first_sample_W1) - 1
+
+    @property
+    def samples(self) -> int:
+        return int(self.first_sample_W1[-1])
+
+    def window_shards(self, window: int) -> NDArray[np.int64]:
+        """The shards that a window reads, each once."""
+        raise NotImplementedError
+
+    def unshuffled(self, window: int) -> NDArray[np.int64]:
+        """``[samples, 2]``: (shard, place among its sequences that take part) of a window's samples."""
+        raise NotImplementedError
+
+    def window_samples(self, window: int) -> NDArray[np.int64]:
+        """``[samples, 2]``: (shard, sequence within it) of each sample of a window, in order."""
+        pairs = self.unshuffled(window)
+        return self._sizes.among_all(pairs[self.permutation(f"window {window}", len(pairs))])
+
+    def window_of(self, sample: int) -> int:
+        """The window that holds a sample of the epoch, by its index."""
+        return int(np.searchsorted(self.first_sample_W1, sample, side="right")) - 1
+
+    def permutation(self, purpose: str, count: int, epoch: int | None = None) -> NDArray[np.int64]:
+        """A permutation of ``range(count)`` that depends on seed, epoch, digest and purpose only."""
+        if not self._order.shuffle:
+            return np.arange(count, dtype=np.int64)
+        number = self._epoch if epoch is None else epoch
+        text = f"logitcache order 1|{self._order.seed}|{number}|{self._sizes.digest}|{purpose}"
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+        draws: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(count)
+        return np.argsort(draws, kind="stable").astype(np.int64)
+
+
+class PlainOrder(EpochOrder):
+    """The order of one cache.
 
     Attributes:
         shards_S: the shards in the order in which they are read.
         window_starts_W1: window ``w`` reads ``shards_S[window_starts_W1[w]:window_starts_W1[w + 1]]``.
-        first_sample_W1: index of each window's first sample in the epoch, and last the epoch's number of samples.
     """
 
     def __init__(self, order: Order, sizes: ShardSizes, epoch: int) -> None:
-        self._order, self._sizes, self._epoch = order, sizes, epoch
+        super().__init__(order, sizes, epoch)
         count = len(sizes.sequences_S)
-        self.shards_S = self._permutation("shards", count)
+        self.shards_S = self.permutation("shards", count)
         tokens_S = sizes.tokens_S[self.shards_S]
         # A window closes with the shard that fills it: at least one shard, at most one shard too much.
         window_S = (np.cumsum(tokens_S) - tokens_S) // max(1, order.window_tokens)
@@ -75,39 +136,12 @@ class EpochOrder:
         ends_S1 = np.concatenate([[0], np.cumsum(sizes.sequences_S[self.shards_S])])
         self.first_sample_W1 = ends_S1[self.window_starts_W1]
 
-    @property
-    def windows(self) -> int:
-        return len(self.window_starts_W1) - 1
-
-    @property
-    def samples(self) -> int:
-        return int(self.first_sample_W1[-1])
-
     def window_shards(self, window: int) -> NDArray[np.int64]:
-        """The shards that a window reads."""
-        return self.shards_S[self.window_starts_W1[window] : self.window_starts_W1[window + 1]]
+        shards = self.shards_S[self.window_starts_W1[window] : self.window_starts_W1[window + 1]]
+        return shards[self._sizes.sequences_S[shards] > 0]
 
-    def window_samples(self, window: int) -> NDArray[np.int64]:
-        """``[samples, 2]``: (shard, sequence within it) of each sample of a window, in order."""
+    def unshuffled(self, window: int) -> NDArray[np.int64]:
         shards = self.window_shards(window)
         counts = self._sizes.sequences_S[shards]
-        total = int(counts.sum())
         starts = np.repeat(np.cumsum(counts) - counts, counts)
-        pairs = np.stack([np.repeat(shards, counts), np.arange(total) - starts], axis=1)
-        return pairs[self._permutation(f"window {window}", total)]
-
-    def window_of(self, sample: int) -> int:
-        """The window that holds a sample of the epoch, by its index."""
-        return int(np.searchsorted(self.first_sample_W1, sample, side="right")) - 1
-
-    def permutation(self, purpose: str, count: int) -> NDArray[np.int64]:
-        """A permutation of ``range(count)`` that depends on seed, epoch, digest and purpose only."""
-        return self._permutation(purpose, count)
-
-    def _permutation(self, purpose: str, count: int) -> NDArray[np.int64]:
-        if not self._order.shuffle:
-            return np.arange(count, dtype=np.int64)
-        text = f"logitcache order 1|{self._order.seed}|{self._epoch}|{self._sizes.digest}|{purpose}"
-        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
-        draws: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(count)
-        return np.argsort(draws, kind="stable").astype(np.int64)
+        return np.stack([np.repeat(shards, counts), np.arange(int(counts.sum())) - starts], axis=1)

@@ -26,21 +26,24 @@ class Windows:
         self._loading: dict[int, dict[int, Future[DecodedShard]]] = {}
 
     def holding(self, rows: Sequence[Row]) -> dict[int, DecodedShard]:
-        """Decoded shards for consecutive rows, by shard number. What lies behind them is let go."""
+        """The decoded shards of consecutive rows, by shard number. What lies behind them is let go."""
         first, last = rows[0].window, rows[-1].window
         for window in [window for window in self._loading if window < first]:
             del self._loading[window]
         for window in range(first, min(last + 2, self._plan.order.windows)):
             if window not in self._loading:
-                shards = self._plan.order.window_shards(window).tolist()
-                if (prefetch := getattr(self._cache, "prefetch", None)) is not None:
-                    prefetch(shards)  # a remote cache fetches several at a time
-                self._loading[window] = {shard: self._pool.submit(self._decode, shard) for shard in shards}
-        return {
-            shard: future.result()
-            for window in range(first, last + 1)
-            for shard, future in self._loading[window].items()
-        }
+                self._loading[window] = self._load(self._plan.order.window_shards(window).tolist())
+        # Other shards of these windows may still be on their way: the first batch needn't wait for them.
+        needed = {(row.window, shard) for row in rows for shard, _ in row.samples}
+        return {shard: self._loading[window][shard].result() for window, shard in sorted(needed)}
+
+    def _load(self, shards: list[int]) -> dict[int, Future[DecodedShard]]:
+        # In a mixture, a shard may reach into the next window.
+        known = {shard: future for futures in self._loading.values() for shard, future in futures.items()}
+        new = [shard for shard in shards if shard not in known]
+        if (prefetch := getattr(self._cache, "prefetch", None)) is not None:
+            prefetch(new)  # a remote cache fetches several at a time
+        return {shard: known.get(shard) or self._pool.submit(self._decode, shard) for shard in shards}
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -19,7 +19,7 @@ from logitcache.streaming.order import EpochOrder
 #: One sequence: (shard, sequence within the shard).
 Sample = tuple[int, int]
 #: Lengths in tokens of each sequence of a shard.
-Lengths = Callable[[int], NDArray[np.int64]]
+Lengths = Callable[[int], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def best_fit(lengths: NDArray[np.int64], budget: int) -> list[list[int]]:
     if len(lengths) and int(lengths.max()) > budget:
         raise ConfigError(
             f"pack_tokens is {budget}, but the cache holds a sequence of {int(lengths.max())} tokens; "
-            f"give at least {int(lengths.max())}"
+            f"give at least {int(lengths.max())}, or leave such sequences out with max_length"
         )
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens free, row), sorted

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,64 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
+from stream_steps import WORLDS, Settings, global_steps, joined_steps, sequence_ids, steps_of
 from torch.utils.data import DataLoader
 
 from logitcache.errors import ConfigError, ResumeMismatchError
-from logitcache.streaming import Batch, Order, Stream, stream
+from logitcache.streaming import Order, stream
 from logitcache.streaming.order import ShardSizes
-
-WORLDS = (1, 2, 3, 4, 6, 8)
-
-
-def sequence_ids(batch: Batch) -> list[int]:
-    """Which sequences a batch holds: each starts with its own number in the whole cache (see MemoryCache)."""
-    starts = (batch.position_ids == 0) & (batch.input_ids > 0)
-    return [int(token) - 1 for token in batch.input_ids[starts]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    batch_size: int
-    micro_batch_size: int | None
-    pack_tokens: int | None
-    seed: int
-    window_tokens: int
-    epochs: int = 2
-
-    def stream(self, cache: MemoryCache, rank: int = 0, world_size: int = 1, prefetch: int = 0) -> Stream:
-        return stream(
-            cache,
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            pack_tokens=self.pack_tokens,
-            seed=self.seed,
-            epochs=self.epochs,
-            window_tokens=self.window_tokens,
-            rank=rank,
-            world_size=world_size,
-            prefetch=prefetch,
-        )
-
-
-def steps_of(batches: Iterator[Batch] | DataLoader[Batch] | Stream) -> list[tuple[int, int, list[int]]]:
-    """(epoch, step, sorted sequences) of each step that one rank sees."""
-    steps: list[tuple[int, int, list[int]]] = []
-    for batch in batches:
-        if not steps or steps[-1][:2] != (batch.epoch, batch.step):
-            steps.append((batch.epoch, batch.step, []))
-        steps[-1][2].extend(sequence_ids(batch))
-    return steps
-
-
-def global_steps(cache: MemoryCache, chosen: Settings, world_size: int) -> list[tuple[int, int, list[int]]]:
-    """The same for all ranks together."""
-    ranks = [steps_of(chosen.stream(cache, rank, world_size)) for rank in range(world_size)]
-    joined = []
-    for parts in zip(*ranks, strict=True):
-        assert len({part[:2] for part in parts}) == 1
-        joined.append((*parts[0][:2], sorted(number for part in parts for number in part[2])))
-    return joined
-
 
 caches = st.builds(
     MemoryCache.random,
@@ -122,10 +68,7 @@ def test_resuming_anywhere_with_another_topology_changes_nothing(
         resumed = chosen.stream(cache, rank, after)
         resumed.load_state_dict(state)
         ranks.append(steps_of(resumed))
-    joined = [
-        (*parts[0][:2], sorted(number for part in parts for number in part[2])) for parts in zip(*ranks, strict=True)
-    ]
-    assert joined == whole[done:]
+    assert joined_steps(ranks) == whole[done:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

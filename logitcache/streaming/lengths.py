@@ -1,0 +1,96 @@
+"""How long each sequence of a cache is: what packing and the length filter decide by, read once.
+
+Shape legend: S sequences of a shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.errors import ConfigError, TargetsError
+from logitcache.streaming.order import ShardSizes
+
+if TYPE_CHECKING:
+    from logitcache.streaming.loader import Readable
+
+
+@dataclass(frozen=True)
+class LengthFilter:
+    """Which sequences take part, by their number of tokens; the defaults keep all."""
+
+    min_length: int | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_length", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value} is not allowed; it must be at least 1")
+        if None not in (self.min_length, self.max_length) and self.min_length > self.max_length:  # type: ignore[operator]
+            raise ConfigError(f"min_length = {self.min_length} is above max_length = {self.max_length}")
+
+    @property
+    def keeps_all(self) -> bool:
+        return self == LengthFilter()
+
+    def keep(self, lengths_S: NDArray[Any]) -> NDArray[np.bool_]:
+        """``[S]``, True where a sequence takes part."""
+        kept_S = np.ones(len(lengths_S), dtype=np.bool_)
+        if self.min_length is not None:
+            kept_S &= lengths_S >= self.min_length
+        if self.max_length is not None:
+            kept_S &= lengths_S <= self.max_length
+        return kept_S
+
+    def __str__(self) -> str:
+        parts = {"min_length": self.min_length, "max_length": self.max_length}
+        return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
+
+
+EVERY_LENGTH = LengthFilter()
+
+
+class Lengths:
+    """The lengths of a cache's sequences, shard by shard; each shard is read once, when it is first asked for."""
+
+    def __init__(self, cache: Readable) -> None:
+        self._cache = cache
+        self._known: dict[int, NDArray[np.int32]] = {}
+
+    def of(self, shard: int) -> NDArray[np.int32]:
+        """``[S]`` tokens of each sequence of a shard."""
+        if shard not in self._known:
+            self._known[shard] = np.diff(self._cache.read_shard(shard).offsets_S1).astype(np.int32)
+        return self._known[shard]
+
+    def sizes(self, chosen: LengthFilter) -> ShardSizes:
+        """How much each shard holds of what the filter keeps.
+
+        Raises:
+            TargetsError: nothing is left.
+        """
+        whole = ShardSizes.of(self._cache.digest, self._cache.shards)
+        if int(whole.sequences_S.sum()) == 0:
+            raise TargetsError("the cache holds no sequences")
+        if chosen.keeps_all:
+            return whole
+        sums = np.zeros((len(whole.sequences_S), 2), dtype=np.int64)
+        for shard in range(len(sums)):
+            lengths_S = self.of(shard)
+            kept = lengths_S[chosen.keep(lengths_S)]
+            sums[shard] = len(kept), kept.sum(dtype=np.int64)
+        if int(sums[:, 0].sum()) == 0:
+            longest = max(int(self.of(shard).max(initial=0)) for shard in range(len(sums)))
+            raise TargetsError(
+                f"{chosen} leaves no sequence of {int(whole.sequences_S.sum()):,}; the longest has {longest:,} tokens"
+            )
+        return ShardSizes(whole.digest, sums[:, 0].copy(), sums[:, 1].copy(), partial(self.kept, chosen))
+
+    def kept(self, chosen: LengthFilter, shard: int) -> NDArray[np.int64]:
+        """The numbers of the sequences of a shard that the filter keeps."""
+        return np.flatnonzero(chosen.keep(self.of(shard)))
