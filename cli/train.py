@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from logitcache.errors import ConfigError
 from logitcache.progress import progress_bars
 
 from .common import console, messages, print_json, read_config
@@ -14,7 +15,10 @@ from .measures import comparison_table, quiet_transformers
 
 
 def train(
-    cache: Annotated[str | None, typer.Option(help="The cache to learn from.")] = None,
+    cache: Annotated[list[str] | None, typer.Option(help="The cache to learn from; several are mixed.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Each cache's share of the tokens: 0.7,0.3; by default each comes once an epoch.")
+    ] = None,
     student: Annotated[str | None, typer.Option(help="The student: a directory or a hub id.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the trained student goes; must not exist yet.")] = None,
     loss: Annotated[
@@ -34,6 +38,16 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Rows of an optimizer step, over all ranks.")] = None,
     micro_batch_size: Annotated[int | None, typer.Option(help="Rows of one forward pass on one rank.")] = None,
     pack_tokens: Annotated[int | None, typer.Option(help="Pack sequences into rows of up to so many tokens.")] = None,
+    min_length: Annotated[int | None, typer.Option(help="Leave out sequences of fewer tokens.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Leave out sequences of more tokens.")] = None,
+    min_mass: Annotated[float | None, typer.Option(help="Learn only where the top K hold so much probability.")] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Learn only where the teacher's best id is at least so probable.")
+    ] = None,
+    max_confidence: Annotated[float | None, typer.Option(help="Learn only where it is at most so probable.")] = None,
+    max_entropy: Annotated[
+        float | None, typer.Option(help="Learn only where the teacher's entropy is at most this, in nats.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Order of samples, dropout, adapters.")] = None,
     dtype: Annotated[str | None, typer.Option(help="The student's weights: fp32, bf16 or fp16.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="Compute in half precision: no, bf16 or fp16.")] = None,
@@ -54,7 +68,8 @@ def train(
     Example: logitcache train --cache cache --student student --out trained --loss bild --eval-cache held-out
     """
     flags = {
-        "cache": cache,
+        "cache": cache[0] if cache and len(cache) == 1 else cache or None,
+        "weights": None if weights is None else split_weights(weights),
         "student": student,
         "out": out,
         "loss": loss,
@@ -67,6 +82,12 @@ def train(
         "batch_size": batch_size,
         "micro_batch_size": micro_batch_size,
         "pack_tokens": pack_tokens,
+        "min_length": min_length,
+        "max_length": max_length,
+        "min_mass": min_mass,
+        "min_confidence": min_confidence,
+        "max_confidence": max_confidence,
+        "max_entropy": max_entropy,
         "seed": seed,
         "dtype": dtype,
         "mixed_precision": mixed_precision,
@@ -80,6 +101,14 @@ def train(
         compare_losses(settings, losses, as_json=as_json)
     else:
         run_training(settings, dry_run=dry_run, as_json=as_json)
+
+
+def split_weights(text: str) -> list[float]:
+    """The numbers of ``0.7,0.3``."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"weights = {text!r} is not allowed; give a number for each cache: 0.7,0.3") from error
 
 
 def compare_losses(settings: dict[str, Any], losses: str, *, as_json: bool) -> None:
@@ -98,6 +127,14 @@ def compare_losses(settings: dict[str, Any], losses: str, *, as_json: bool) -> N
     console.print(f"the students and comparison.json are in {parsed.out}", highlight=False)
 
 
+def describe_component(component: dict[str, Any]) -> str:
+    """One cache of a mixture in a line."""
+    return (
+        f"{component['share']:.1%} = {component['tokens_per_epoch']:,} tokens an epoch "
+        f"({component['passes_per_epoch']:g} passes) from {component['cache']}, {component['digest'][:19]}…"
+    )
+
+
 def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
     from logitcache.training import TrainConfig, is_first_rank, plan
     from logitcache.training import train as run
@@ -110,6 +147,10 @@ def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> N
             print_json(planned)
             return
         for name, value in planned.items():
+            if name == "caches":
+                for one in value:
+                    console.print(f"  {describe_component(one)}", highlight=False)
+                continue
             console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
         return
     with progress_bars(messages, enabled=is_first_rank()) as report:

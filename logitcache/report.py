@@ -167,6 +167,7 @@ def page(
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
         f"<p class='sub'>cache {html.escape(str(summary.get('cache', '')))}</p>",
         _tiles(summary),
+        _caches(summary.get("caches", ())),
     ]
     if before is not None and after is not None:
         parts.append("<h2>Against the teacher, on held-out text</h2>" + before_after(before, after))
@@ -204,6 +205,22 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     )
     tiles = "".join(f"<div class='tile'><b>{value}</b><span>{name}</span></div>" for value, name in shown)
     return f"<div class='tiles'>{tiles}</div>"
+
+
+def _caches(components: Sequence[Mapping[str, Any]]) -> str:
+    """What an epoch takes from each cache of a mixture."""
+    if not components:
+        return ""
+    rows = [
+        "<tr><th>cache</th><th class='n'>share</th><th class='n'>tokens an epoch</th><th class='n'>passes</th></tr>"
+    ]
+    for one in components:
+        name = html.escape(f"{Path(one['cache']).name} ({one['digest'][:19]}…)")
+        rows.append(
+            f"<tr><td>{name}</td><td class='n'>{one['share']:.1%}</td>"
+            f"<td class='n'>{one['tokens_per_epoch']:,}</td><td class='n'>{one['passes_per_epoch']:g}</td></tr>"
+        )
+    return f"<h2>Caches</h2><table>{''.join(rows)}</table>"
 
 
 def _curve(

@@ -252,13 +252,14 @@ def describe(mixture: Mixture, sizes: ShardSizes) -> list[dict[str, Any]]:
     """What an epoch takes from each cache, as plain values for plans and reports."""
     quotas = mixture.quotas(sizes)
     held = [int(part.sum()) for part in np.split(sizes.tokens_S, mixture.starts[1:-1])]
+    shares = mixture.weights or [quota / sum(quotas) for quota in quotas]
     return [
         {
             "cache": str(getattr(cache, "root", "")),
             "digest": cache.digest,
-            "share": round(quota / max(1, sum(quotas)), 4),
+            "share": round(share, 6),
             "tokens_per_epoch": quota,
             "passes_per_epoch": round(quota / max(1, tokens), 3),
         }
-        for cache, quota, tokens in zip(mixture.caches, quotas, held, strict=True)
+        for cache, share, quota, tokens in zip(mixture.caches, shares, quotas, held, strict=True)
     ]

@@ -29,10 +29,9 @@ def training_arguments(config: TrainConfig, run: Run) -> Any:
         if name not in known:
             raise ConfigError(f"trainer.{name} is not a field of transformers.TrainingArguments")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = [run.train_stream().steps(epoch) for epoch in range(config.epochs)]
-    max_steps = config.max_steps or sum(steps)
+    max_steps, epoch_steps = config.max_steps or sum(run.steps), max(1, run.steps[0])
     layout = run.train_stream(0, world_size).layout
-    every = steps[0] if config.checkpoint_every is None else config.checkpoint_every
+    every = epoch_steps if config.checkpoint_every is None else config.checkpoint_every
     values: dict[str, Any] = {
         "output_dir": str(config.out / CHECKPOINTS),
         "remove_unused_columns": False,
@@ -49,7 +48,7 @@ def training_arguments(config: TrainConfig, run: Run) -> Any:
         "seed": config.seed,
         "ignore_data_skip": True,
         "eval_strategy": "no" if config.eval_cache is None else "steps",
-        "eval_steps": config.eval_every or steps[0],
+        "eval_steps": config.eval_every or epoch_steps,
         "eval_on_start": config.eval_cache is not None and run.checkpoint is None,
         "save_strategy": "steps" if every else "no",
         "save_steps": every or 1,

@@ -14,13 +14,19 @@ from logitcache.errors import ResumeMismatchError
 MARKER = "logitcache.json"
 
 
-def complete(checkpoint: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Mark a checkpoint as complete: its files are synced first, the marker comes last."""
+def complete(
+    checkpoint: Path, state: dict[str, Any], settings: dict[str, Any], components: list[dict[str, Any]]
+) -> None:
+    """Mark a checkpoint as complete: its files are synced first, the marker comes last.
+
+    ``components`` says, for people, which caches a mixture's digest stands for.
+    """
     for path in checkpoint.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    write_atomically(checkpoint / MARKER, json.dumps({"state": state, "settings": settings}, indent=2) + "\n")
+    content = {"state": state, "settings": settings, **({"caches": components} if components else {})}
+    write_atomically(checkpoint / MARKER, json.dumps(content, indent=2) + "\n")
 
 
 def step_of(checkpoint: Path) -> int:

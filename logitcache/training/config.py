@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from logitcache.errors import ConfigError
 from logitcache.streaming.order import DEFAULT_WINDOW_TOKENS
@@ -58,7 +58,8 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cache: str = Field(description="the cache to learn from")
+    cache: str | tuple[str, ...] = Field(description="the cache to learn from, or a list of them")
+    weights: tuple[float, ...] | None = Field(None, description="each cache's share of the tokens, in any unit")
     student: str = Field(description="the student: a directory or a hub id")
     out: Path = Field(description="where the trained student goes; must not exist yet")
     loss: str = Field("bild", description="a loss, or a weighted sum such as bild=1.0,cross_entropy=0.1")
@@ -73,6 +74,8 @@ class TrainConfig(BaseModel):
     micro_batch_size: int | None = Field(None, ge=1, description="rows of one forward pass on one rank")
     pack_tokens: int | None = Field(None, ge=2, description="pack sequences into rows of so many tokens")
     window_tokens: int = Field(DEFAULT_WINDOW_TOKENS, ge=1, description="samples are shuffled within so many tokens")
+    min_length: int | None = Field(None, ge=1, description="leave out sequences of fewer tokens")
+    max_length: int | None = Field(None, ge=1, description="leave out sequences of more tokens")
     min_mass: float = Field(0.0, ge=0, le=1, description="learn only where the top K cover so much probability")
     min_confidence: float = Field(0.0, ge=0, le=1, description="learn only where the teacher's best is so probable")
     max_confidence: float = Field(1.0, ge=0, le=1, description="learn only where its best is no more probable")
@@ -99,6 +102,8 @@ class TrainConfig(BaseModel):
     @field_validator("cache", "student", "eval_cache", mode="before")
     @classmethod
     def _paths_too(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(str(one) if isinstance(one, Path) else one for one in value)
         return str(value) if isinstance(value, Path) else value
 
     @field_validator("trainer")
@@ -108,6 +113,21 @@ class TrainConfig(BaseModel):
             if name in RESERVED:
                 raise ValueError(f"{name} can't be set here; the setting for it is {RESERVED[name]}")
         return value
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """``cache`` as a list."""
+        return (self.cache,) if isinstance(self.cache, str) else self.cache
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainConfig:
+        if not self.caches:
+            raise ValueError("cache = () is not allowed: name at least one")
+        if self.weights is not None and len(self.weights) != len(self.caches):
+            raise ValueError(
+                f"weights = {list(self.weights)} is not allowed: give one for each cache, {len(self.caches)} in all"
+            )
+        return self
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> TrainConfig:

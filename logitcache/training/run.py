@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +14,18 @@ import yaml
 
 from logitcache import losses
 from logitcache.atomic import write_atomically
-from logitcache.cache import Cache
-from logitcache.errors import (
-    OutputExistsError,
-    TargetsError,
-    TokenizerMismatchError,
-)
+from logitcache.errors import OutputExistsError
 from logitcache.evaluation import Metrics
 from logitcache.pairing import DTYPES, load_student, pair
 from logitcache.progress import Report, silent
 from logitcache.report import NO_PLOT, write_report
 from logitcache.share.opening import open_place
-from logitcache.streaming import Selection, Stream, stream
+from logitcache.streaming import Stream, stream
 from logitcache.training import checkpoints
 from logitcache.training.arguments import CHECKPOINTS, micro_batch_size, training_arguments
 from logitcache.training.config import TrainConfig
 from logitcache.training.lora import add_lora
+from logitcache.training.source import Source, check_eval_cache
 
 if TYPE_CHECKING:
     from logitcache.training.trainer import DistillTrainer
@@ -80,19 +77,23 @@ class TrainResult:
 def plan(config: TrainConfig) -> dict[str, Any]:
     """What a run would do, after all checks that don't write anything. Raises as :func:`train` does."""
     run = Run(config, silent)
-    steps = [run.train_stream().steps(epoch) for epoch in range(config.epochs)]
+    stream, totals = run.train_stream(), [cache.manifest.totals for cache in run.source.caches]
     parameters = [(value.numel(), value.requires_grad) for value in run.student.parameters()]
+    components = run.source.components(stream)
+    exact = stream.layout.lengths.keeps_all and config.weights is None
     return {
-        "cache": run.cache.digest,
-        "sequences": len(run.cache),
-        "tokens": run.cache.manifest.totals.tokens,
-        "targets": run.cache.manifest.totals.targets,
-        "optimizer_steps": config.max_steps or sum(steps),
-        "steps_per_epoch": steps[0],
+        "cache": stream.cache.digest,
+        **({"caches": components} if components else {}),
+        "sequences": stream.plan(0).order.samples,
+        "tokens": stream.epoch_tokens,
+        # Targets are counted per cache; how many a part of one holds is only known when it is read.
+        **({"targets": sum(total.targets for total in totals)} if exact else {}),
+        "optimizer_steps": config.max_steps or sum(run.steps),
+        "steps_per_epoch": run.steps[0],
         "parameters": sum(count for count, _ in parameters),
         "trained_parameters": sum(count for count, trained in parameters if trained),
         "resumes_from": run.checkpoint,
-        "notes": list(run.pairing.notes),
+        "notes": run.notes,
     }
 
 
@@ -129,7 +130,7 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
         after=after,
         history=history,
         seconds=time.perf_counter() - started,
-        notes=(*run.pairing.notes, *([NO_PLOT] if len(files) == 2 else [])),
+        notes=(*run.notes, *([NO_PLOT] if len(files) == 2 else [])),
         files=files,
     )
 
@@ -146,18 +147,29 @@ class Run:
         self.config, self._report = config, report
         self.loss = _loss(config)
         self.checkpoint = _place(config)
-        self.cache = open_place(config.cache)
+        self.source = Source.open(config)
+        self.cache = self.source.first
         self.eval_cache = None if config.eval_cache is None else open_place(config.eval_cache)
-        _check_eval_cache(self.cache, self.eval_cache)
+        check_eval_cache(self.source.caches, self.eval_cache)
         self._check_targets()
         torch.manual_seed(config.seed)
         student = load_student(config.student, dtype=DTYPES[config.dtype], attention=config.attention)
         self.pairing = pair(self.cache, student, config.student)
         self.student = student if config.lora_rank is None else add_lora(student, config)
 
+    @cached_property
+    def steps(self) -> list[int]:
+        """Optimizer steps of each epoch."""
+        return [self.train_stream().steps(epoch) for epoch in range(1 if self.config.max_steps else self.config.epochs)]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the user should know about the caches, and about the pair of cache and student."""
+        return [*self.source.notes(self.train_stream()), *self.pairing.notes]
+
     def _check_targets(self) -> None:
         """Refuse a loss that needs what the cache doesn't hold now, and not at the first step."""
-        batch = next(iter(stream(self.cache, batch_size=1, shuffle=False, prefetch=0)))
+        batch = next(iter(stream(self.source.readable, batch_size=1, shuffle=False, prefetch=0)))
         self.loss.check_inputs(batch.targets, batch.labels)
 
     def trainer(self) -> DistillTrainer:
@@ -181,32 +193,19 @@ class Run:
         return DistillTrainer(
             model=module,
             args=args,
-            feed=Feed(feed_stream, len(self.cache), args.max_steps - done),
+            feed=Feed(feed_stream, feed_stream.plan(0).order.samples, args.max_steps - done),
             eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
             tokenizer_dir=self.cache.tokenizer_dir,
             settings=settings,
+            components=self.source.components(feed_stream),
             keep_checkpoints=config.keep_checkpoints,
-            total_tokens=round(self.cache.manifest.totals.tokens * args.max_steps / feed_stream.steps(0)),
+            total_tokens=round(feed_stream.epoch_tokens * args.max_steps / max(1, self.steps[0])),
             report=self._report,
         )
 
     def train_stream(self, rank: int = 0, world_size: int = 1) -> Stream:
-        config = self.config
-        return stream(
-            self.cache,
-            batch_size=config.batch_size,
-            micro_batch_size=micro_batch_size(config, world_size),
-            pack_tokens=config.pack_tokens,
-            seed=config.seed,
-            epochs=None if config.max_steps else config.epochs,
-            rank=rank,
-            world_size=world_size,
-            window_tokens=config.window_tokens,
-            vocab_limit=self.pairing.vocab_limit,
-            selection=Selection(config.min_mass, config.min_confidence, config.max_confidence, config.max_entropy),
-            prefetch=config.prefetch,
-            pin_memory=torch.cuda.is_available(),
-        )
+        size, limit = micro_batch_size(self.config, world_size), self.pairing.vocab_limit
+        return self.source.stream(self.config, size, limit, rank, world_size)
 
     def _eval_stream(self, args: Any) -> Stream:
         assert self.eval_cache is not None
@@ -233,7 +232,9 @@ class Run:
         config = self.config
         if not (config.write_report and trainer.args.should_save):
             return ()
-        facts = {"cache": self.cache.digest, "teacher": self.cache.manifest.provenance.teacher.name}
+        facts: dict[str, Any] = {"cache": self.source.readable.digest, "teacher": self.source.teachers()}
+        if components := self.source.components(trainer.feed.stream):
+            facts["caches"] = components
         if self.eval_cache is not None:
             facts["eval_cache"] = self.eval_cache.digest
         return tuple(
@@ -284,16 +285,3 @@ def _place(config: TrainConfig) -> str | None:
         raise OutputExistsError(f"{out} holds a finished run: there is nothing to resume")
     found = checkpoints.newest(out / CHECKPOINTS)
     return None if found is None else str(found)
-
-
-def _check_eval_cache(cache: Cache, held_out: Cache | None) -> None:
-    if held_out is None:
-        return
-    for name in ("vocab_size", "tokenizer_digest"):
-        ours, theirs = getattr(cache.manifest.provenance, name), getattr(held_out.manifest.provenance, name)
-        if ours != theirs:
-            raise TokenizerMismatchError(
-                f"the caches don't go together: {name} is {ours} in {cache.root} and {theirs} in {held_out.root}"
-            )
-    if held_out.manifest.totals.targets == 0:
-        raise TargetsError(f"the cache {held_out.root} holds no targets: nothing can be measured against it")

@@ -67,6 +67,7 @@ class DistillTrainer(Trainer):
         eval_stream: Callable[[], Stream] | None,
         tokenizer_dir: Path,
         settings: dict[str, Any],
+        components: list[dict[str, Any]],
         keep_checkpoints: int,
         total_tokens: int,
         report: Report,
@@ -76,6 +77,7 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.feed, self._eval_stream, self._tokenizer_dir = feed, eval_stream, tokenizer_dir
         self._settings, self._keep, self._advised = settings, keep_checkpoints, False
+        self._components = components
         self.add_callback(_Follow(self, total_tokens, report))
 
     def get_train_dataloader(self) -> Any:
@@ -146,7 +148,7 @@ class DistillTrainer(Trainer):
         if self.args.should_save:
             directory = Path(str(self.args.output_dir))
             checkpoint = directory / f"checkpoint-{self.state.global_step}"
-            checkpoints.complete(checkpoint, self.feed.stream.state_dict(), self._settings)
+            checkpoints.complete(checkpoint, self.feed.stream.state_dict(), self._settings, self._components)
             checkpoints.rotate(directory, self._keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
