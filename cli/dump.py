@@ -35,7 +35,12 @@ def dump(
     reuse: Annotated[
         str | None, typer.Option(help="Catalogue to look in first: a URL or directory. If it has the cache, say where.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Entries kept for each position.", show_default="64")] = None,
+    top_k: Annotated[
+        str | None, typer.Option(help="Entries kept for each position, or all.", show_default="64")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Keep the prediction at every so many positions.", show_default="1")
+    ] = None,
     shard_format: Annotated[str | None, typer.Option("--format", help="zarr or arrow.", show_default="zarr")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Encoding: exact, half, compact or tiny.", show_default="compact")

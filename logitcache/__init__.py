@@ -2,7 +2,7 @@
 
 from logitcache import losses
 from logitcache.cache import Cache, CachedSequence
-from logitcache.dump import DumpConfig, dump
+from logitcache.dump import DryRun, DumpConfig, dump, plan_dump
 from logitcache.errors import LogitCacheError
 from logitcache.evaluation import Metrics, evaluate
 from logitcache.share.opening import open_place as open
@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "Cache",
     "CachedSequence",
+    "DryRun",
     "DumpConfig",
     "LogitCacheError",
     "Metrics",
@@ -28,6 +29,7 @@ __all__ = [
     "evaluate",
     "losses",
     "open",
+    "plan_dump",
     "stream",
     "train",
 ]

@@ -14,6 +14,8 @@ from logitcache.validation import first_fault
 
 #: Longest sequence unless asked otherwise: what the teacher allows, at most this.
 DEFAULT_MAX_LENGTH = 2048
+#: Stands for the teacher's whole vocabulary until the teacher is known; no vocabulary is larger.
+EVERY_ID = 1 << 32
 
 
 class DumpConfig(BaseModel):
@@ -23,7 +25,8 @@ class DumpConfig(BaseModel):
         teacher: a model directory, a hub id, or a ``.gguf`` file.
         data: files, globs, a saved ``datasets`` directory or a data set's id.
         out: the cache's directory; it must not hold anything yet but an unfinished dump of the same settings.
-        top_k: K, entries kept for each position.
+        top_k: K, entries kept for each position; ``all`` keeps the whole vocabulary, for audit rows.
+        every: keep the prediction at every so many positions only, counted over the corpus.
         shard_format: ``zarr`` or ``arrow``.
         preset, max_error: the encoding; ``max_error`` in nats.
         statistics: also keep log-partition and logit deviation, so that raw logits come back.
@@ -39,7 +42,7 @@ class DumpConfig(BaseModel):
         device_map: handed to transformers, for a teacher that needs several devices.
         attention: ``attn_implementation`` of transformers.
         trust_remote_code: run code that comes with the teacher. Off unless you know the code.
-        batch_tokens: tokens of one forward pass, filling included; None is 16,384 on a GPU and 2,048 on a CPU.
+        batch_tokens: tokens of one forward pass, filling included; None is 2,048 on a CPU, and what a GPU has room for.
         shard_tokens: tokens after which a shard ends; what a crash can cost at most.
         skip_non_finite: leave positions with NaN or infinite logits out, instead of stopping.
         min_mass: warn if the top K cover less than this share of the probability.
@@ -54,7 +57,8 @@ class DumpConfig(BaseModel):
     teacher: Annotated[str, Field(min_length=1)]
     data: Annotated[tuple[str, ...], Field(min_length=1)]
     out: Path
-    top_k: Annotated[int, Field(ge=1, le=65_536)] = 64
+    top_k: Annotated[int, Field(ge=1, le=EVERY_ID)] = 64
+    every: Annotated[int, Field(ge=1)] = 1
     shard_format: Literal["zarr", "arrow"] = "zarr"
     preset: Literal["exact", "half", "compact", "tiny"] = "compact"
     max_error: float | None = None
@@ -81,10 +85,20 @@ class DumpConfig(BaseModel):
     world_size: Annotated[int, Field(ge=1)] = 1
     finalize: bool = False
 
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _paths_too(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("data", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return (str(value),) if isinstance(value, str | Path) else tuple(map(str, value))
+
+    @field_validator("top_k", mode="before")
+    @classmethod
+    def _or_all(cls, value: Any) -> Any:
+        return EVERY_ID if value == "all" else value
 
     @field_validator("out")
     @classmethod
@@ -101,6 +115,8 @@ class DumpConfig(BaseModel):
             raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
         if self.generate is not None and self.overlap:
             raise ValueError("overlap has no meaning with generate: prompts aren't split")
+        if self.generate is not None and self.every > 1:
+            raise ValueError("every has no meaning with generate: answers are kept whole")
         Encoding(preset=self.preset, max_error=self.max_error)
         return self
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import numpy as np
+
 from logitcache.data import PromptTokeniser, RowTokeniser, TokenSequence, read_rows
 from logitcache.dump.settings import Job
 from logitcache.errors import DumpInterruptedError
@@ -46,6 +48,8 @@ class Corpus:
                 positions=config.positions,
                 text_column=config.text_column,
             )
+        self._every = config.every
+        self._seen = 0
         self.rows = 0
         self.empty_rows = 0
 
@@ -60,7 +64,8 @@ class Corpus:
                 empty = True
                 for sequence in self._tokeniser.sequences(row, f"{source.name} row {row_number + 1}"):
                     empty = False
-                    yield number, row_number, sequence
+                    if (kept := self._thinned(sequence)) is not None:
+                        yield number, row_number, kept
                 if self._stop.is_set():
                     raise DumpInterruptedError("stopped on request, before the corpus was read; nothing is kept")
                 self.rows += 1
@@ -68,3 +73,16 @@ class Corpus:
                 if self.rows % _REPORT_ROWS == 1:
                     self._report("tokenise", self.rows, None, "rows")
         self._report("tokenise", self.rows, self.rows, "rows")
+
+    def _thinned(self, sequence: TokenSequence) -> TokenSequence | None:
+        """The sequence with every n-th target of the corpus only; None if none of its own is among them."""
+        if self._every == 1:
+            return sequence
+        positions_M = np.flatnonzero(sequence.target_mask_L)
+        kept_M = positions_M[-self._seen % self._every :: self._every]
+        self._seen += len(positions_M)
+        if not len(kept_M):
+            return None
+        mask_L = np.zeros_like(sequence.target_mask_L)
+        mask_L[kept_M] = True
+        return TokenSequence(sequence.token_ids_L, mask_L)

@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from logitcache.cache import (
-    Cache,
-    Calibration,
-    Provenance,
-    Teacher,
-    finalize_cache,
-    open_cache,
-    remove_scratch,
-    tokenizer_files,
-)
+from logitcache.cache import Cache, open_cache
 from logitcache.cache.files import SCRATCH_DIR, storage_error
 from logitcache.cache.manifest import MANIFEST_NAME
-from logitcache.dump.claims import try_claim
 from logitcache.dump.config import DumpConfig, make_config
 from logitcache.dump.corpus import Corpus
-from logitcache.dump.descriptors import read_descriptor
+from logitcache.dump.finalise import clear_scratch, finalise
 from logitcache.dump.plan import Plan, load_plan, make_plan
 from logitcache.dump.settings import Job, Stamps, check_resume, resolve, settings_of
 from logitcache.dump.signals import stop_on_signal
 from logitcache.dump.worker import Worker
-from logitcache.errors import ConfigError, NonFiniteLogitsError, OutputExistsError, StorageError
+from logitcache.errors import ConfigError, OutputExistsError, StorageError
 from logitcache.progress import Report, silent
 from logitcache.teacher import DTYPES, TransformersTeacher, load_model
-
-_WAIT_SECONDS = 0.2
-_CLEARING_ATTEMPTS = 20
 
 
 def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> Cache:
@@ -66,9 +53,11 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
         if (config.out / MANIFEST_NAME).exists():
             return _finished_by_others(job)
         plan = _plan(job, report, stop)
+        job = _as_planned(job, plan, config)
+        check_resume(plan.settings, settings_of(job, Stamps.from_json(plan.stamps)), config.out)
         if not config.finalize:
             Worker(config.out, plan, job.config, lambda: load_teacher(job), report, stop).run()
-        _finalize(job, plan)
+        finalise(job, plan)
     return open_cache(config.out)
 
 
@@ -94,7 +83,7 @@ def prepare_output(out: Path, *, dry: bool = False) -> Cache | None:
     if MANIFEST_NAME in names and dry:
         return open_cache(out)
     if MANIFEST_NAME in names and SCRATCH_DIR in names:
-        _clear_scratch(out)
+        clear_scratch(out)
         return open_cache(out)
     if names and not names & {MANIFEST_NAME, SCRATCH_DIR}:
         raise OutputExistsError(f"output {out} exists and is no unfinished dump: choose another --out")
@@ -114,18 +103,23 @@ def _finished_by_others(job: Job) -> Cache:
 
 
 def _plan(job: Job, report: Report, stop: threading.Event) -> Plan:
-    """The plan of an earlier start if there is one and it fits, else a new one."""
+    """The plan of an earlier start if there is one, else a new one."""
     config, out = job.config, job.config.out
     plan = load_plan(out)
-    stamps = Stamps.from_json(plan.stamps) if plan else Stamps()
-    settings = settings_of(job, stamps)
     if plan is None and config.finalize:
         raise StorageError(f"there is no unfinished dump in {out} to finalise")
     if plan is None:
-        plan = new_plan(job, out, report, settings, stamps, stop)
+        plan = new_plan(job, out, report, stop=stop)
         _save_config(config)
-    check_resume(plan.settings, settings, out)
     return plan
+
+
+def _as_planned(job: Job, plan: Plan, config: DumpConfig) -> Job:
+    """The job with the plan's batch size where the user left it open: what the first worker's device had room for."""
+    if config.batch_tokens is not None:
+        return job
+    update = {"batch_tokens": plan.settings["batch_tokens"]}
+    return replace(job, config=job.config.model_copy(update=update))
 
 
 def new_plan(
@@ -181,106 +175,6 @@ def load_teacher(job: Job) -> TransformersTeacher:
         trust_remote_code=config.trust_remote_code,
     )
     return TransformersTeacher(model, top_k=config.top_k, statistics=config.statistics)
-
-
-def _finalize(job: Job, plan: Plan) -> None:
-    """Write the manifest, by one worker; the others wait for it, or take over if that one dies."""
-    out = job.config.out
-    while not (out / MANIFEST_NAME).exists() or (out / SCRATCH_DIR).exists():
-        try:
-            claim = try_claim(out, "finalise")
-        except FileNotFoundError:
-            continue
-        if claim is None:
-            time.sleep(_WAIT_SECONDS)
-            continue
-        try:
-            if not (out / MANIFEST_NAME).exists():
-                _write_manifest(job, plan)
-        except StorageError:
-            if not (out / MANIFEST_NAME).exists():
-                raise
-        finally:
-            claim.release()
-        _clear_scratch(out)
-
-
-def _clear_scratch(out: Path) -> None:
-    """Remove the scratch directory; again, if another worker was just then looking there for something to do.
-
-    Raises:
-        StorageError: the system refuses for good.
-    """
-    for attempt in range(_CLEARING_ATTEMPTS):
-        try:
-            remove_scratch(out)
-        except StorageError:
-            if attempt == _CLEARING_ATTEMPTS - 1:
-                raise
-            time.sleep(_WAIT_SECONDS)
-        else:
-            return
-
-
-def _write_manifest(job: Job, plan: Plan) -> None:
-    config, settings = job.config, plan.settings
-    descriptors = [read_descriptor(config.out, index) for index in range(len(plan))]
-    missing = [index for index, descriptor in enumerate(descriptors) if descriptor is None]
-    if missing:
-        raise StorageError(
-            f"{len(missing)} of {len(plan)} shards are not done yet (the first is {missing[0]}): "
-            "run the same command without --finalize"
-        )
-    done = [descriptor for descriptor in descriptors if descriptor is not None]
-    entries = [descriptor.entry for descriptor in done if descriptor.entry is not None]
-    skipped = sum(descriptor.non_finite for descriptor in done)
-    if not entries:
-        raise NonFiniteLogitsError("no position of the corpus had finite logits: try --dtype fp32")
-    provenance = Provenance(
-        teacher=Teacher(
-            name=job.files.name,
-            revision=job.files.revision,
-            weights_digest=settings["weights_digest"],
-            dtype=str(DTYPES[config.dtype]).removeprefix("torch."),
-            engine=TransformersTeacher.engine,
-        ),
-        tokenizer_digest=settings["tokenizer_digest"],
-        corpus_digest=plan.corpus_digest,
-        top_k=config.top_k,
-        vocab_size=done[0].vocab_size,
-        positions=plan.positions,
-        max_length=config.max_length,
-        settings=_recorded(settings) | ({"skipped_non_finite": skipped} if skipped else {}),
-        software=settings["software"],
-    )
-    calibration = done[0].calibration
-    finalize_cache(
-        config.out,
-        entries,
-        provenance,
-        config.encoding,
-        config.shard_format,
-        tokenizer_files(job.tokenizer),
-        calibration=None if calibration is None else Calibration.model_validate(calibration),
-        card=config.card,
-    )
-
-
-_RECORDED = (
-    "attention",
-    "batch_tokens",
-    "device",
-    "device_map",
-    "generate",
-    "long_rows",
-    "overlap",
-    "shard_tokens",
-    "text_column",
-)
-
-
-def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in _RECORDED if settings[name] is not None}
 
 
 def config_yaml(config: DumpConfig) -> str:

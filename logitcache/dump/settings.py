@@ -12,9 +12,11 @@ import torch
 
 from logitcache.cache import tokenizer_digest
 from logitcache.data import Source, find_sources, hash_file
-from logitcache.dump.config import DEFAULT_MAX_LENGTH, DumpConfig
+from logitcache.dump.batch_size import automatic_batch_tokens
+from logitcache.dump.config import DEFAULT_MAX_LENGTH, EVERY_ID, DumpConfig
 from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.teacher import (
+    DTYPES,
     TeacherFiles,
     choose_device,
     choose_dtype,
@@ -24,13 +26,11 @@ from logitcache.teacher import (
     load_tokenizer,
 )
 
-_BATCH_TOKENS = {"cpu": 2_048}
-_BATCH_TOKENS_GPU = 16_384
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
 #: Fields of DumpConfig that every worker of one dump must agree on.
 _SHARED_FIELDS = (
-    "top_k", "shard_format", "statistics", "max_length", "long_rows", "overlap", "positions", "text_column", "split",
-    "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
+    "top_k", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap", "positions", "text_column",
+    "split", "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
 )  # fmt: skip
 
 Settings = dict[str, Any]
@@ -93,8 +93,9 @@ def resolve(config: DumpConfig) -> Job:
     model_config = load_config(files, trust_remote_code=config.trust_remote_code)
     text_config = model_config.get_text_config()
     vocab_size = int(text_config.vocab_size)
-    if config.top_k > vocab_size:
-        raise ConfigError(f"top_k {config.top_k} is more than the teacher's vocabulary of {vocab_size} words")
+    top_k = vocab_size if config.top_k == EVERY_ID else config.top_k
+    if top_k > vocab_size:
+        raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} words")
     device = choose_device(config.device)
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     limit = getattr(text_config, "max_position_embeddings", None)
@@ -103,12 +104,16 @@ def resolve(config: DumpConfig) -> Job:
         raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the teacher takes")
     if config.reserved >= max_length:
         raise ConfigError(f"max_new_tokens {config.reserved} must be below max_length {max_length}")
-    batch_tokens = config.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_GPU)
+    dtype = choose_dtype(config.dtype, device, model_config)
+    batch_tokens = config.batch_tokens or automatic_batch_tokens(
+        device, text_config, DTYPES[dtype].itemsize, files.weight_files()
+    )
     resolved = config.model_copy(
         update={
+            "top_k": top_k,
             "max_length": max_length,
             "batch_tokens": max(batch_tokens, max_length),
-            "dtype": choose_dtype(config.dtype, device, model_config),
+            "dtype": dtype,
         }
     )
     return Job(resolved, files, tokenizer, device, vocab_size, sources)

@@ -1,0 +1,121 @@
+"""The end of a dump: one worker writes the manifest over what all have published, and clears up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from logitcache.cache import Calibration, Provenance, Teacher, finalize_cache, remove_scratch, tokenizer_files
+from logitcache.cache.files import SCRATCH_DIR
+from logitcache.cache.manifest import MANIFEST_NAME
+from logitcache.dump.claims import try_claim
+from logitcache.dump.descriptors import read_descriptor
+from logitcache.dump.plan import Plan
+from logitcache.dump.settings import Job
+from logitcache.errors import NonFiniteLogitsError, StorageError
+from logitcache.teacher import DTYPES, TransformersTeacher
+
+_WAIT_SECONDS = 0.2
+_CLEARING_ATTEMPTS = 20
+
+
+def finalise(job: Job, plan: Plan) -> None:
+    """Write the manifest, by one worker; the others wait for it, or take over if that one dies."""
+    out = job.config.out
+    while not (out / MANIFEST_NAME).exists() or (out / SCRATCH_DIR).exists():
+        try:
+            claim = try_claim(out, "finalise")
+        except FileNotFoundError:
+            continue
+        if claim is None:
+            time.sleep(_WAIT_SECONDS)
+            continue
+        try:
+            if not (out / MANIFEST_NAME).exists():
+                _write_manifest(job, plan)
+        except StorageError:
+            if not (out / MANIFEST_NAME).exists():
+                raise
+        finally:
+            claim.release()
+        clear_scratch(out)
+
+
+def clear_scratch(out: Path) -> None:
+    """Remove the scratch directory; again, if another worker was just then looking there for something to do.
+
+    Raises:
+        StorageError: the system refuses for good.
+    """
+    for attempt in range(_CLEARING_ATTEMPTS):
+        try:
+            remove_scratch(out)
+        except StorageError:
+            if attempt == _CLEARING_ATTEMPTS - 1:
+                raise
+            time.sleep(_WAIT_SECONDS)
+        else:
+            return
+
+
+def _write_manifest(job: Job, plan: Plan) -> None:
+    config, settings = job.config, plan.settings
+    descriptors = [read_descriptor(config.out, index) for index in range(len(plan))]
+    missing = [index for index, descriptor in enumerate(descriptors) if descriptor is None]
+    if missing:
+        raise StorageError(
+            f"{len(missing)} of {len(plan)} shards are not done yet (the first is {missing[0]}): "
+            "run the same command without --finalize"
+        )
+    done = [descriptor for descriptor in descriptors if descriptor is not None]
+    entries = [descriptor.entry for descriptor in done if descriptor.entry is not None]
+    skipped = sum(descriptor.non_finite for descriptor in done)
+    if not entries:
+        raise NonFiniteLogitsError("no position of the corpus had finite logits: try --dtype fp32")
+    provenance = Provenance(
+        teacher=Teacher(
+            name=job.files.name,
+            revision=job.files.revision,
+            weights_digest=settings["weights_digest"],
+            dtype=str(DTYPES[config.dtype]).removeprefix("torch."),
+            engine=TransformersTeacher.engine,
+        ),
+        tokenizer_digest=settings["tokenizer_digest"],
+        corpus_digest=plan.corpus_digest,
+        top_k=config.top_k,
+        vocab_size=done[0].vocab_size,
+        positions=plan.positions,
+        max_length=config.max_length,
+        settings=_recorded(settings) | ({"skipped_non_finite": skipped} if skipped else {}),
+        software=settings["software"],
+    )
+    calibration = done[0].calibration
+    finalize_cache(
+        config.out,
+        entries,
+        provenance,
+        config.encoding,
+        config.shard_format,
+        tokenizer_files(job.tokenizer),
+        calibration=None if calibration is None else Calibration.model_validate(calibration),
+        card=config.card,
+    )
+
+
+_RECORDED = (
+    "attention",
+    "batch_tokens",
+    "device",
+    "device_map",
+    "generate",
+    "long_rows",
+    "overlap",
+    "shard_tokens",
+    "text_column",
+)
+
+
+def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
+    recorded = {name: settings[name] for name in _RECORDED if settings[name] is not None}
+    return recorded | ({"every": settings["every"]} if settings["every"] > 1 else {})

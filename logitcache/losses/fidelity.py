@@ -1,0 +1,141 @@
+"""How closely s-LD from a cache follows the exact one, measured on audit rows; and the fill that follows it best.
+
+Audit rows hold every logit of the teacher for a few hundred positions. Cut to the cache's K they give the gradient
+that training gets; whole, the one it would get with the teacher at hand.
+
+Shape legend: A audit rows, V words, k ids a half compares.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import TargetsError
+from logitcache.losses.base import Loss
+from logitcache.losses.bild import SLD
+from logitcache.losses.completion import Completion
+from logitcache.losses.mix import Mix, parts_of
+from logitcache.topk import TopK
+
+#: What is tried for ``offset`` and ``slope``, in nats.
+OFFSETS, SLOPES = (0.35, 0.65, 1.0, 1.5, 2.0), (0.0, 1.2, 2.4)
+
+
+@dataclass(frozen=True)
+class GradientMatch:
+    """Sums over audit rows that two cosines come from: gradients from the cache against the exact ones.
+
+    Attributes:
+        dot, ours, exact: Σ ours · exact, Σ |ours|², Σ |exact|².
+        cosines: Σ of each row's own cosine.
+        rows: how many.
+    """
+
+    dot: float = 0.0
+    ours: float = 0.0
+    exact: float = 0.0
+    cosines: float = 0.0
+    rows: int = 0
+
+    def plus(self, other: GradientMatch) -> GradientMatch:
+        return GradientMatch(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    @property
+    def cosine(self) -> float:
+        """Of the gradients of all rows together, as one step takes them: rows with large gradients count for more."""
+        return self.dot / max(math.sqrt(self.ours * self.exact), 1e-30)
+
+    @property
+    def mean_cosine(self) -> float:
+        """The average of the rows' own cosines."""
+        return self.cosines / max(self.rows, 1)
+
+
+def s_ld_match(loss: SLD, student_AV: Tensor, full: TopK, k: int) -> GradientMatch:
+    """Compare s-LD from the teacher's top ``k`` with s-LD from all ids, on rows whose every id is listed.
+
+    Args:
+        loss: ``s_ld`` or ``bild``, of which the student-led half counts.
+        student_AV: ``[A, V]`` logits.
+        full: A rows of full targets.
+        k: K of the cache.
+
+    Raises:
+        TargetsError: ``full`` isn't.
+    """
+    if not full.is_full:
+        raise TargetsError(f"audit rows must list all {full.vocab_size} ids; these list {full.k}")
+    half = SLD(**{item.name: getattr(loss, item.name) for item in fields(SLD)})
+    ours_Ak, exact_Ak = (_gradient(half, student_AV, targets) for targets in (full.top(k), full))
+    dot_A, ours_A, exact_A = (
+        (left * right).double().sum(1)
+        for left, right in ((ours_Ak, exact_Ak), (ours_Ak, ours_Ak), (exact_Ak, exact_Ak))
+    )
+    # Where both gradients vanish they agree.
+    cosines_A = torch.where(exact_A > 0, dot_A / (ours_A * exact_A).sqrt().clamp_min(1e-30), (ours_A == 0).double())
+    return GradientMatch(
+        float(dot_A.sum()), float(ours_A.sum()), float(exact_A.sum()), float(cosines_A.sum()), len(full)
+    )
+
+
+def _gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
+    """``[A, k]``, with respect to the student's logits at its top ids; at every other id it is zero."""
+    selection = loss.select(student_AV, targets)
+    with torch.enable_grad():
+        values_Ak = student_AV.gather(1, selection.ids_NC).detach().requires_grad_()
+        (gradient_Ak,) = torch.autograd.grad(loss.at(values_Ak, selection).sum(), values_Ak)
+    return gradient_Ak
+
+
+def best_fill(
+    loss: SLD, rows: Sequence[tuple[Tensor, TopK]], k: int, completion: Completion | None = None
+) -> tuple[SLD, GradientMatch]:
+    """The settings of ``loss`` whose gradient follows the exact one best on audit rows, and how well it does.
+
+    ``offset`` and ``slope`` are chosen, and whether missing values are estimated with ``completion``.
+
+    Args:
+        loss: ``s_ld`` or ``bild`` to start from.
+        rows: (student's logits ``[A, V]``, full targets) in parts; not those that the completion was learnt from.
+        k: K of the cache.
+        completion: None leaves that of ``loss``.
+    """
+    completions = dict.fromkeys((loss.completion, completion or loss.completion))
+    tried = [loss]
+    for known, offset, slope in itertools.product(completions, OFFSETS, SLOPES):
+        tried.append(replace(loss, missing="bound", offset=offset, slope=slope, completion=known))
+    matches = [total(s_ld_match(candidate, *part, k) for part in rows) for candidate in tried]
+    best = max(range(len(tried)), key=lambda index: matches[index].cosine)
+    return tried[best], matches[best]
+
+
+def total(matches: Iterable[GradientMatch]) -> GradientMatch:
+    """The sum over parts."""
+    result = GradientMatch()
+    for match in matches:
+        result = result.plus(match)
+    return result
+
+
+def student_led(loss: Loss) -> SLD | None:
+    """The part of a loss that has a student-led half: the one whose fill matters; None if there is none."""
+    return next((part for _, part in parts_of(loss) if isinstance(part, SLD)), None)
+
+
+def with_fill(loss: Loss, fill: SLD) -> Loss:
+    """The same loss or mix, with the student-led part's fill as ``fill`` has it."""
+
+    def changed(part: Loss) -> Loss:
+        if not isinstance(part, SLD):
+            return part
+        return replace(part, missing=fill.missing, offset=fill.offset, slope=fill.slope, completion=fill.completion)
+
+    return (
+        Mix(tuple((weight, changed(part)) for weight, part in loss.parts)) if isinstance(loss, Mix) else changed(loss)
+    )

@@ -1,0 +1,47 @@
+"""The batch size where none is given: plain arithmetic here, since only a GPU's memory is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from logitcache.dump.batch_size import CPU_TOKENS, automatic_batch_tokens, tokens_that_fit
+
+SEVEN_BILLION = LlamaConfig(hidden_size=4096, intermediate_size=14_336)
+GIB = 1 << 30
+
+
+def test_cpu_takes_what_a_cpu_likes() -> None:
+    assert automatic_batch_tokens(torch.device("cpu"), SEVEN_BILLION, 4, []) == CPU_TOKENS
+
+
+def test_gpu_memory_counts_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "model.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(14 * GIB)  # sparse
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
+    found = automatic_batch_tokens(torch.device("cuda"), SEVEN_BILLION, 2, [weights])
+    assert found == tokens_that_fit(10 * GIB, SEVEN_BILLION, 2) == 32_768
+
+
+@pytest.mark.parametrize("gib", [0, 1, 3, 8, 24, 80, 640])
+def test_more_room_never_gives_less(gib: int) -> None:
+    less, more = (tokens_that_fit(size * GIB, SEVEN_BILLION, 2) for size in (gib, gib + 1))
+    assert 1_024 <= less <= more <= 65_536
+    assert less.bit_count() == 1
+
+
+def test_room_is_kept() -> None:
+    room = 10 * GIB
+    tokens = tokens_that_fit(room, SEVEN_BILLION, 2)
+    assert tokens * 2 * (8 * 4096 + 3 * 14_336) <= room - 2 * GIB
+
+
+def test_configuration_without_a_feed_forward_width() -> None:
+    class Plain:
+        hidden_size = 768
+
+    assert tokens_that_fit(8 * GIB, Plain(), 2) == 65_536
