@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ from .common import console, messages, print_json
 
 def convert(
     cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
-    out: Annotated[Path, typer.Option(help="Directory of the new cache; must not exist.")],
+    out: Annotated[str, typer.Option(help="Directory of the new cache; must not exist.")],
     shard_format: Annotated[ShardFormatName | None, typer.Option("--format", help="Format of the shards.")] = None,
     preset: Annotated[Preset | None, typer.Option(help="How log-probs are stored.")] = None,
     max_error: Annotated[

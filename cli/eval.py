@@ -54,7 +54,7 @@ def evaluate(
         print_json(shown[names[0]] if len(names) == 1 else shown)
         return
     console.print(comparison_table(results))
-    console.print(f"{results[names[0]].positions:,} positions of {cache}", highlight=False)
+    console.print(f"{results[names[0]].positions:,} positions of {opened.address}", highlight=False)
 
 
 def draw(results: Mapping[str, Metrics], path: Path) -> None:

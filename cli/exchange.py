@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -17,7 +16,7 @@ from .common import console, messages, print_json
 
 def import_files(
     files: Annotated[list[str], typer.Argument(help="JSON lines; for distillkit Parquet files, or their directory.")],
-    out: Annotated[Path, typer.Option(help="Directory of the cache to make.")],
+    out: Annotated[str, typer.Option(help="Directory of the cache to make.")],
     kind: Annotated[Literal["openai", "vllm", "distillkit"], typer.Option(help="Who wrote the files.")],
     tokenizer: Annotated[str, typer.Option(help="The teacher's tokenizer: a directory or a hub id.")],
     teacher: Annotated[str, typer.Option(help="What to call the teacher.")],
@@ -58,7 +57,7 @@ def import_files(
     totals = made.cache.manifest.totals
     console.print(made.cache.digest, style="bold", highlight=False, soft_wrap=True)
     console.print(
-        f"{escape(str(out))}: {made.rows:,} rows, {totals.tokens:,} tokens, {totals.targets:,} targets; left out: "
+        f"{escape(out)}: {made.rows:,} rows, {totals.tokens:,} tokens, {totals.targets:,} targets; left out: "
         f"{made.skipped_positions:,} positions with fewer than {top_k:,} usable entries, {made.skipped_rows:,} rows",
         highlight=False,
         soft_wrap=True,
@@ -67,7 +66,7 @@ def import_files(
 
 def export_cache(
     cache: Annotated[str, typer.Argument(help="The cache: a directory or a URL.")],
-    out: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    out: Annotated[str, typer.Argument(help="The Parquet file to write.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a cache as one plain Parquet file: a row a sequence, with its tokens and targets.
@@ -80,6 +79,6 @@ def export_cache(
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         size = export_parquet(opened, out, progress=progress)
     if as_json:
-        print_json({"path": str(out), "bytes": size, "sequences": len(opened), "digest": opened.digest})
+        print_json({"path": out, "bytes": size, "sequences": len(opened), "digest": opened.digest})
     else:
-        console.print(f"{escape(str(out))}: {len(opened):,} sequences, {size:,} bytes", highlight=False, soft_wrap=True)
+        console.print(f"{escape(out)}: {len(opened):,} sequences, {size:,} bytes", highlight=False, soft_wrap=True)

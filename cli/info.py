@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +16,7 @@ from .text import printable
 
 
 def info(
-    cache: Annotated[Path, typer.Argument(help="The cache: a directory, or a URL.")],
+    cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the manifest and derived figures.")] = False,
 ) -> None:
     """Show what a cache holds, where it came from and how exact it is."""
@@ -41,7 +40,7 @@ def _summary(cache: Cache) -> dict[str, Any]:
     totals = cache.manifest.totals
     return {
         "digest": cache.digest,
-        "path": str(cache.root),
+        "path": cache.address,
         "bytes_per_token": totals.bytes / totals.tokens if totals.tokens else None,
         "max_error": cache.manifest.encoding.bound,
         "manifest": cache.manifest.model_dump(mode="json", exclude_none=True),

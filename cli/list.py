@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from logitcache.share import Listed
+from logitcache.url import public_url
 
 from .common import console, print_json
 from .text import printable
@@ -28,6 +29,7 @@ def list_caches(
     if as_json:
         print_json({"caches": [item.to_json() for item in found]})
         return
+    place = public_url(place)
     if not found:
         console.print(f"no caches at {escape(place)}", highlight=False)
         return
@@ -35,7 +37,8 @@ def list_caches(
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("cache", "tags", "teacher", "K", "encoding", "tokens", "bytes", "date", "licence"):
         right = name in ("K", "tokens", "bytes")
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "cache")
+        narrow = name not in ("tags", "teacher", "licence")  # on a narrow terminal the others stay whole
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=narrow)
     for item in found:
         table.add_row(*(escape(printable(cell)) for cell in _row(item, place)))
     console.print(table, highlight=False)

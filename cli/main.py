@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 
 import logitcache
 from logitcache.errors import LogitCacheError
+from logitcache.share.parallel import THREAD_PREFIX
 
 from .common import console, messages
 from .convert import convert
@@ -30,6 +32,8 @@ from .student import student
 from .tag import tag
 from .train import train
 from .verify import verify
+
+INTERRUPTED = 130  # the shell's number for Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 app.command("dump")(dump)
@@ -71,7 +75,7 @@ def main(
         typer.Option("--offline", help="Of caches at URLs, use what is on this machine. Taken anywhere on the line."),
     ] = False,
     trusted_keys: Annotated[
-        Path | None, typer.Option(help="Open only caches that a key of this file signed. Stands before the command.")
+        Path | None, typer.Option(help="Open only caches that a key of this file signed. Taken anywhere on the line.")
     ] = None,
 ) -> None:
     """Dump a teacher's top-k logits once; distil many students from the cache."""
@@ -81,13 +85,35 @@ def main(
 
 def run() -> None:
     """Entry point of the console script. Exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--offline")]
+    arguments = _to_the_front([argument for argument in sys.argv[1:] if argument not in ("--debug", "--offline")])
     if "--offline" in sys.argv[1:]:
         os.environ["LOGITCACHE_OFFLINE"] = "1"
     try:
         app(args=arguments)
+    except SystemExit as stopped:
+        if stopped.code == INTERRUPTED:
+            _leave()
+        raise
     except (LogitCacheError, OSError) as error:
         if "--debug" in sys.argv[1:]:
             raise
         messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from error
+
+
+def _leave() -> None:
+    """After Ctrl-C: at once, even if a transfer's thread still waits for an answer."""
+    messages.print("[bold]interrupted[/]: run the same command again to go on")
+    sys.stdout.flush()
+    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+        os._exit(INTERRUPTED)
+
+
+def _to_the_front(arguments: list[str], name: str = "--trusted-keys") -> list[str]:
+    """A flag of every command, and its value, before the command: there is where it is declared."""
+    for place, argument in enumerate(arguments):
+        if (argument == name and place + 1 < len(arguments)) or argument.startswith(f"{name}="):
+            length = 2 if argument == name else 1
+            found, rest = arguments[place : place + length], arguments[:place] + arguments[place + length :]
+            return found + rest
+    return arguments

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,7 +65,7 @@ class Row:
 
 
 def peek(
-    cache: Annotated[Path, typer.Argument(help="The cache: a directory, or a URL.")],
+    cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
     sequence: Annotated[int, typer.Argument(help="Which sequence, from 0.", min=0)] = 0,
     tokens: Annotated[
         str | None,

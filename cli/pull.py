@@ -15,7 +15,7 @@ from .transfers import print_transfer
 
 def pull(
     cache: Annotated[str, typer.Argument(help="The cache: a URL (with @TAG or @sha256:… in a collection).")],
-    out: Annotated[Path, typer.Argument(help="Where to: a directory, absent or left by an interrupted pull.")],
+    out: Annotated[str, typer.Argument(help="Where to: a directory, absent or left by an interrupted pull.")],
     shards: Annotated[str | None, typer.Option(help="Only these shards, such as 0:4,7.")] = None,
     sequences: Annotated[str | None, typer.Option(help="Only these sequences: 0:1000, or 1000 for the first.")] = None,
     tokens: Annotated[

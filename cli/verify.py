@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ from .text import printable
 
 
 def verify(
-    cache: Annotated[Path, typer.Argument(help="The cache: a directory, or a URL.")],
+    cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every shard and check what it holds.")] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read; as many as there are processors if left out.")

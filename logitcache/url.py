@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from logitcache.errors import ConfigError
@@ -65,10 +66,15 @@ def parse_reference(text: str) -> Reference:
     scheme = match[1].lower() if match else ""
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise ConfigError(f"{public_url(text)!r} is not a URL that logitcache knows: it must begin with one of {known}")
+        raise ConfigError(
+            f"{public_url(text)!r} is not a URL that logitcache knows: it must begin with one of {known}. "
+            "A directory as a store is file:///its/whole/path"
+        )
     url, name = _split_at(scheme + text[len(scheme) :])
     if urlsplit(url).query or urlsplit(url).fragment:
         raise ConfigError(f"{public_url(url)}: a URL of a cache has no ? or # part; give credentials by environment")
+    if scheme == "file" and urlsplit(url).netloc:
+        raise ConfigError(f"{public_url(text)!r} names a host: the URL of a directory is file:///its/whole/path")
     url = url.rstrip("/")
     if not name:
         return Reference(url)
@@ -77,6 +83,17 @@ def parse_reference(text: str) -> Reference:
     if _TAG.fullmatch(name):
         return Reference(url, tag=name)
     raise ConfigError(f"{name!r} after the @ is neither a tag (letters, digits, . _ -) nor sha256: and 64 hex digits")
+
+
+def local_path(path: str | os.PathLike[str], advice: str) -> Path:
+    """A place in the file system.
+
+    Raises:
+        ConfigError: it is a URL; the message ends with the advice.
+    """
+    if (url := as_url(path)) is not None:
+        raise ConfigError(f"{public_url(url)} is a URL: {advice}")
+    return Path(path)
 
 
 def public_url(url: str) -> str:

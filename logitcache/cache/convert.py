@@ -23,7 +23,7 @@ from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
-from logitcache.url import as_url
+from logitcache.url import local_path
 
 #: Where the manifest's settings say how far values may be from the teacher's by now.
 _SETTING = "convert"
@@ -190,9 +190,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Any, count: int, ahead: int) -> It
 
 
 def _new_directory(out: str | os.PathLike[str]) -> Path:
-    if as_url(out) is not None:
-        raise ConfigError(f"{out} is a URL: convert into a directory, then push that")
-    root = Path(out)
+    root = local_path(out, "convert into a directory, then `logitcache push` that")
     if root.exists() and (not root.is_dir() or {item.name for item in root.iterdir()} - {"shards"}):
         raise OutputExistsError(f"{root} exists: choose another place, or delete it first")
     return root

@@ -111,6 +111,11 @@ class Cache(Sequence[CachedSequence]):
         self._shard_locks: dict[int, threading.Lock] = {}
 
     @property
+    def address(self) -> str:
+        """What opens it: its directory, or its URL pinned to its digest, without user and password."""
+        return str(self.root)
+
+    @property
     def top_k(self) -> int:
         """K, the entries kept for each position."""
         return self.manifest.provenance.top_k
@@ -163,9 +168,13 @@ class Cache(Sequence[CachedSequence]):
         try:
             arrays = decode_shard(payload, self.manifest.shard_format)
         except CorruptCacheError as error:
-            raise CorruptCacheError(f"{self.root / entry.path}: {error}") from error
-        check_content(arrays, entry, self.manifest, self.root / entry.path)
+            raise CorruptCacheError(f"{self.shard_address(entry)}: {error}") from error
+        check_content(arrays, entry, self.manifest, self.shard_address(entry))
         return arrays
+
+    def shard_address(self, entry: ShardEntry) -> str:
+        """Where a shard's file is, for messages."""
+        return str(self.root / entry.path)
 
     def load_tokenizer(self) -> Any:
         """The teacher's tokenizer, from the cache's own files; no code from the cache runs, and no hub is asked.
@@ -177,14 +186,14 @@ class Cache(Sequence[CachedSequence]):
         from transformers import AutoTokenizer
 
         if not self.manifest.tokenizer:
-            raise ModelError(f"{self.root} carries no tokenizer")
+            raise ModelError(f"{self.address} carries no tokenizer")
         for name, record in self.manifest.tokenizer.items():
             read_checked(self.root, f"{TOKENIZER_DIR}/{name}", record.bytes, record.sha256)
         try:
             return AutoTokenizer.from_pretrained(self.tokenizer_dir, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"can't load the tokenizer in {self.tokenizer_dir}: {reason[0][:300]}") from error
+            raise ModelError(f"can't load the tokenizer of {self.address}: {reason[0][:300]}") from error
 
     def to_arrow(self) -> pa.RecordBatchReader:
         """All sequences as Arrow record batches, read shard by shard; see ``logitcache.cache.export``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.cache import Manifest
+from logitcache.cache.files import storage_error
 from logitcache.cache.manifest import MANIFEST_NAME, parse_manifest
 from logitcache.cache.opening import check_is_cache, read_manifest
 from logitcache.errors import CacheNotFoundError, ConfigError, LogitCacheError
@@ -68,9 +69,13 @@ def catalogue(place: str | os.PathLike[str]) -> list[Listed]:
 def _local(root: Path) -> list[Listed]:
     if not root.is_dir():
         raise CacheNotFoundError(f"{root} is not a directory")
+    try:
+        directories = [root, *sorted(item for item in root.iterdir() if item.is_dir())]
+    except OSError as error:
+        raise storage_error("list", root, error) from error
     found = []
-    for directory in [root, *sorted(item for item in root.iterdir() if item.is_dir())]:
-        if not (directory / MANIFEST_NAME).is_file():
+    for directory in directories:
+        if not os.access(directory, os.X_OK) or not (directory / MANIFEST_NAME).is_file():
             continue
         date = datetime.fromtimestamp((directory / MANIFEST_NAME).stat().st_mtime, UTC)
         try:

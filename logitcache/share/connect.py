@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from logitcache.errors import CacheNotFoundError, ConfigError, MissingDependencyError
+from logitcache.errors import CacheNotFoundError, ConfigError, MissingDependencyError, OfflineError
 from logitcache.share.retry import RetryPolicy
 from logitcache.url import public_url
 
@@ -39,8 +39,17 @@ def is_forked() -> bool:
     return _Process.forked
 
 
+def is_offline() -> bool:
+    """True if ``LOGITCACHE_OFFLINE`` rules out asking any store."""
+    return os.environ.get("LOGITCACHE_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
 def connect(url: str, policy: RetryPolicy, create: bool, request_seconds: float) -> Any:
     """An obstore store for a URL, whose requests may take so long in all. Raises as ``Store`` does."""
+    if is_offline():
+        raise OfflineError(
+            f"{public_url(url)}: offline mode asks no store; unset LOGITCACHE_OFFLINE, or leave out --offline"
+        )
     try:
         from obstore import exceptions
         from obstore import store as stores
@@ -93,7 +102,9 @@ def _hugging_face(url: str, client: dict[str, Any]) -> tuple[str, dict[str, Any]
 
     match = re.fullmatch(r"hf://datasets/([^/]+/[^/]+)(/.*)?", url)
     if match is None:
-        raise ConfigError(f"{url}: a cache on the hub is hf://datasets/OWNER/NAME, perhaps with a folder after it")
+        raise ConfigError(
+            f"{public_url(url)}: a cache on the hub is hf://datasets/OWNER/NAME, perhaps with a folder after it"
+        )
     token = get_token()
     if token:
         client = client | {"default_headers": {"Authorization": f"Bearer {token}"}}

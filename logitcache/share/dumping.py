@@ -15,7 +15,7 @@ from logitcache.cache.manifest import MANIFEST_NAME
 from logitcache.dump import DumpConfig, config_path, dump, make_config
 from logitcache.dump.run import config_yaml, new_plan
 from logitcache.dump.settings import Settings, Stamps, resolve, settings_of
-from logitcache.errors import ConfigError, OutputExistsError
+from logitcache.errors import CacheNotFoundError, ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
 from logitcache.share.cataloguing import Listed, catalogue
 from logitcache.share.local_cache import LocalSettings
@@ -100,9 +100,12 @@ def dump_staged(config: DumpConfig, url: str, *, move_tag: bool = False, report:
 def _check_free(url: str, move_tag: bool) -> None:
     """Better to learn now than after the dump that a name is taken."""
     reference = parse_reference(url)
-    store = open_writable(url, reference)
     if reference.digest:
         raise ConfigError(f"{reference}: the digest isn't known before the dump; give a tag after the @")
+    try:
+        store = open_writable(reference)
+    except CacheNotFoundError:
+        return  # a directory that push will make
     if reference.tag and not move_tag and (found := read_tag(store, reference.tag)) is not None:
         raise OutputExistsError(f"the tag {reference.tag!r} at {store.url} stands for {found}: choose another tag")
     if not reference.tag and (taken := read_manifest(Location(store))) is not None:

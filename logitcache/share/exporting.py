@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from logitcache.cache import Cache
 from logitcache.cache.export import to_arrow
 from logitcache.cache.files import storage_error
-from logitcache.errors import OutputExistsError
+from logitcache.errors import OutputExistsError, StorageError
 from logitcache.progress import Report, silent
+from logitcache.url import local_path
 
 
 def export_parquet(cache: Cache, out: str | os.PathLike[str], *, progress: Report = silent) -> int:
@@ -21,11 +21,14 @@ def export_parquet(cache: Cache, out: str | os.PathLike[str], *, progress: Repor
 
     Raises:
         OutputExistsError: a file is there.
+        ConfigError: ``out`` is a URL.
         StorageError: the system refused. Also whatever reading a shard raises.
     """
-    path = Path(out)
+    path = local_path(out, "export to a file on this machine")
     if path.exists():
         raise OutputExistsError(f"{path} is there already: choose another name")
+    if not path.parent.is_dir():
+        raise StorageError(f"can't write {path}: there is no directory {path.parent}")
     aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     reader = to_arrow(cache)
     schema = reader.schema.with_metadata({b"logitcache.digest": cache.digest.encode("ascii")})

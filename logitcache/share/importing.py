@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from logitcache.cache import (
     Cache,
@@ -32,9 +33,13 @@ from logitcache.cache import (
     tokenizer_digest,
     tokenizer_files,
 )
+from logitcache.cache.manifest import MANIFEST_NAME
 from logitcache.errors import ConfigError, DataError, ModelError, OutputExistsError
 from logitcache.progress import Report, silent
 from logitcache.share.derive import CorpusDigest
+from logitcache.share.install import claimed
+from logitcache.url import local_path
+from logitcache.validation import first_fault
 
 Kind = Literal["openai", "vllm", "distillkit"]
 #: Mass that the list may have beyond 1: rounding of the program that wrote it. More means that these aren't log-probs.
@@ -107,7 +112,7 @@ def import_logprobs(
     Args:
         files: JSON lines for ``openai`` and ``vllm``; for ``distillkit`` Parquet files with ``compression_config.yaml``
             beside them, or their directory.
-        out: the cache's directory; must be absent or empty.
+        out: the cache's directory; absent, empty, or left by an import that was killed. A failure leaves nothing.
         kind: who wrote them.
         tokenizer: directory or hub id of the teacher's tokenizer.
         teacher: what to call the teacher: the files don't say which weights ran.
@@ -120,33 +125,43 @@ def import_logprobs(
         DataError: a file isn't of this kind, or holds something else than log-probs; the message names the row.
         ConfigError, ModelError, OutputExistsError, StorageError: a setting, the tokenizer or the output can't be used.
     """
-    root = Path(out)
-    if root.exists() and any(root.iterdir()):
-        raise OutputExistsError(f"{root} is not empty: choose another place")
+    root = local_path(out, "import into a directory, then `logitcache push` that")
+    if (root / MANIFEST_NAME).exists():
+        raise OutputExistsError(f"{root} already holds a cache: choose another place")
     loaded = _load_tokenizer(tokenizer)
     size = vocab_size or len(loaded)
     if not 1 <= top_k <= size:
         raise ConfigError(f"top_k is {top_k}; it must be from 1 to the vocabulary's {size:,}")
     encoding = encoding or Encoding()
     builder = _Builder(root, top_k, size, encoding, shard_format, shard_tokens)
-    for row in _rows(kind, [Path(file) for file in files], loaded):
-        builder.add(row)
-        progress("import", builder.rows, None, "rows")
-    builder.flush()
-    if not builder.entries:
-        raise DataError(f"no row has a position with {top_k} usable entries: give a smaller --top-k")
-    provenance = Provenance(
-        teacher=Teacher(name=teacher, dtype="unknown", engine=kind),
-        tokenizer_digest=tokenizer_digest(loaded),
-        corpus_digest=builder.corpus.value(),
-        top_k=top_k,
-        vocab_size=size,
-        positions="imported",
-        settings={"imported": kind},
-        software={"logitcache": importlib.metadata.version("logitcache")},
-    )
-    finalize_cache(root, builder.entries, provenance, encoding, shard_format, tokenizer_files(loaded), card=card)
+    provenance = _provenance(kind, teacher, tokenizer_digest(loaded), top_k, size)
+    with claimed(root, f"import {kind}", keep_shards=False):
+        for row in _rows(kind, [Path(file) for file in files], loaded):
+            builder.add(row)
+            progress("import", builder.rows, None, "rows")
+        builder.flush()
+        if not builder.entries:
+            raise DataError(f"no row has a position with {top_k} usable entries: give a smaller --top-k")
+        provenance = provenance.model_copy(update={"corpus_digest": builder.corpus.value()})
+        finalize_cache(root, builder.entries, provenance, encoding, shard_format, tokenizer_files(loaded), card=card)
     return Imported(open_cache(root), builder.rows, builder.skipped_positions, builder.skipped_rows)
+
+
+def _provenance(kind: Kind, teacher: str, tokenizer: str, top_k: int, vocab_size: int) -> Provenance:
+    """What the manifest will say, checked before the rows are read; their digest comes later."""
+    try:
+        return Provenance(
+            teacher=Teacher(name=teacher, dtype="unknown", engine=kind),
+            tokenizer_digest=tokenizer,
+            corpus_digest=CorpusDigest().value(),
+            top_k=top_k,
+            vocab_size=vocab_size,
+            positions="imported",
+            settings={"imported": kind},
+            software={"logitcache": importlib.metadata.version("logitcache")},
+        )
+    except ValidationError as error:
+        raise ConfigError(f"teacher {teacher!r} can't stand in a manifest: {first_fault(error)}") from error
 
 
 def _rows(kind: Kind, files: list[Path], tokenizer: Any) -> Iterator[Row]:

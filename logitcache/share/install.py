@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from logitcache.cache.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     SHARDS_DIR,
+    TOKENIZER_DIR,
     digest_line,
     manifest_digest,
 )
@@ -27,12 +29,14 @@ _MARK = "target"
 
 
 @contextmanager
-def claimed(root: Path, purpose: str) -> Iterator[None]:
+def claimed(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[None]:
     """Hold a directory that a cache is to be written into, alone.
 
     Args:
         root: absent, empty, left by an interrupted run of the same purpose, or holding a finished cache.
         purpose: one line that names what will be written, such as a digest; equal for a run that goes on.
+        keep_shards: leave shards where they are if the run fails, for a run that goes on. If not, a failure and Ctrl-C
+            leave nothing.
 
     Raises:
         OutputExistsError: something else is there, or another process writes it now.
@@ -60,15 +64,22 @@ def claimed(root: Path, purpose: str) -> Iterator[None]:
             raise storage_error("write", root, error) from error
         try:
             yield
-        except LogitCacheError:
-            _leave_no_trace(root)
+        except BaseException as error:
+            if not keep_shards and not (root / MANIFEST_NAME).exists():
+                shutil.rmtree(root / SHARDS_DIR, ignore_errors=True)
+                shutil.rmtree(root / TOKENIZER_DIR, ignore_errors=True)
+            if isinstance(error, LogitCacheError) or not keep_shards:
+                _leave_no_trace(root)
             raise
 
 
 def _refuse_others(root: Path, mark: Path, purpose: str) -> None:
     if not root.exists():
         return
-    names = set(os.listdir(root)) - UNCHECKED_NAMES
+    try:
+        names = set(os.listdir(root)) - UNCHECKED_NAMES
+    except OSError as error:
+        raise storage_error("write", root, error) from error
     if not names:
         return
     if not mark.exists():

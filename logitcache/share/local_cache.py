@@ -14,6 +14,7 @@ from pathlib import Path
 
 from logitcache.cache.files import storage_error
 from logitcache.errors import ConfigError
+from logitcache.share.connect import is_offline
 from logitcache.share.pool import ShardPool
 from logitcache.url import Reference
 
@@ -56,8 +57,7 @@ class LocalSettings:
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         directory = Path(os.environ.get("LOGITCACHE_CACHE_DIR") or f"{home}/logitcache").expanduser()
         limit = os.environ.get("LOGITCACHE_CACHE_LIMIT")
-        offline = os.environ.get("LOGITCACHE_OFFLINE", "").lower() not in ("", "0", "false", "no")
-        return cls(directory, parse_size(limit, "LOGITCACHE_CACHE_LIMIT") if limit else DEFAULT_LIMIT, offline)
+        return cls(directory, parse_size(limit, "LOGITCACHE_CACHE_LIMIT") if limit else DEFAULT_LIMIT, is_offline())
 
 
 class LocalCache:
@@ -69,7 +69,10 @@ class LocalCache:
         self._caches = settings.directory / "caches"
         self._names = settings.directory / "names"
         for directory in (self._caches, self._names):
-            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise storage_error("make", directory, error) from error
 
     def directory(self, digest: str) -> Path:
         """Where the small files of a cache are, or will be."""

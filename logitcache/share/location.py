@@ -81,7 +81,7 @@ def find(reference: Reference, store: Store) -> Found:
         digest = read_tag(store, reference.tag)
         if digest is None:
             raise CacheNotFoundError(
-                f"{store.url} has no tag {reference.tag!r}: `logitcache list {store.url}` shows what is there"
+                f"{store.url} has no tag {reference.tag!r}" + _listing(store, ": {} shows what is there")
             )
         return _pinned(store, digest)
     if reference.digest:
@@ -92,10 +92,14 @@ def find(reference: Reference, store: Store) -> Found:
         if digest is None:
             raise CacheNotFoundError(
                 f"{store.url} is not a cache: it has no {MANIFEST_NAME}. If it is a collection of caches, name one as "
-                f"{store.url}@TAG or {store.url}@sha256:…; `logitcache list {store.url}` shows them"
+                f"{store.url}@TAG or {store.url}@sha256:…" + _listing(store, "; {} shows them")
             )
         return _pinned(store, digest)
     return found
+
+
+def _listing(store: Store, advice: str) -> str:
+    return advice.format(f"`logitcache list {store.url}`") if store.writable else ""  # what can't be written can't list
 
 
 def _pinned(store: Store, digest: str) -> Found:
@@ -119,6 +123,10 @@ def read_manifest(location: Location) -> Found | None:
         try:
             line = store.get(location.path(MANIFEST_DIGEST_NAME), 256)
         except NotThereError:
+            if b'"format":"logitcache"' not in raw:
+                raise CacheNotFoundError(
+                    f"{location.url} is not a cache: its {MANIFEST_NAME} is something else"
+                ) from None
             raise CorruptCacheError(f"{location.url}/{MANIFEST_DIGEST_NAME} is missing") from None
         if line == digest_line(raw):
             return Found(location, raw, manifest_digest(raw))

@@ -97,8 +97,8 @@ def merge(
 def _publish(content: Content, url: str, move_tag: bool, workers: int, progress: Report) -> Transfer:
     reference = parse_reference(url)
     if reference.digest:
-        raise ConfigError(f"{url}: the digest isn't known before the merge; give a tag after the @")
-    store = open_writable(url, reference)
+        raise ConfigError(f"{reference}: the digest isn't known before the merge; give a tag after the @")
+    store = open_writable(reference, create=True)
     if reference.tag:
         check_tag(store, reference.tag, content.digest, move_tag)
     location = Location.in_collection(store, content.digest) if reference.tag else Location(store)

@@ -29,6 +29,7 @@ from logitcache.share.transfer import (
     transfer_of,
     write_bytes,
 )
+from logitcache.url import local_path
 
 
 def pull(
@@ -60,7 +61,8 @@ def pull(
         SignatureError: no trusted key signed the source.
         ConfigError: the selection isn't within the cache. Also whatever opening the source raises.
     """
-    cache, root = open_place(source), Path(out)
+    root = local_path(out, "pull into a directory; `logitcache push` copies to a store")
+    cache = open_place(source)
     if trusted_keys is not None:
         check_trusted(cache, trusted_keys)
     pieces = pieces_of(selection, cache.shards) if selection and selection != Selection() else []
@@ -102,7 +104,7 @@ def _pull_part(
         content = _part_content(cache, root, selection, kept)
         finish(root, content.raw, content.files)
     moved = missing + list(parts.values())
-    return transfer_of(content.digest, root, kept, moved)
+    return transfer_of(content.digest, root, list(content.distinct().values()), moved)
 
 
 def _install_cut(cache: Cache, root: Path, piece: Piece) -> ShardEntry | None:

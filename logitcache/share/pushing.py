@@ -9,14 +9,14 @@ from typing import Any
 
 from logitcache.cache.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, SHARDS_DIR, digest_line
 from logitcache.cache.table import ShardEntry
-from logitcache.errors import ConfigError, OutputExistsError
+from logitcache.errors import CacheNotFoundError, ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
 from logitcache.share.content import Content, content_of
 from logitcache.share.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
 from logitcache.share.opening import open_place
 from logitcache.share.parallel import run_parallel
 from logitcache.share.signatures import push_signatures
-from logitcache.share.stores import Store, TakenError, open_writable
+from logitcache.share.stores import NotThereError, Store, TakenError, open_writable
 from logitcache.url import parse_reference
 
 WORKERS = 8
@@ -79,9 +79,12 @@ def push(
     reference = parse_reference(url)
     cache = open_place(source)
     content = content_of(cache)
-    store = open_writable(url, reference)
     if reference.digest not in (None, content.digest):
-        raise ConfigError(f"{url} names another cache: {source} is {content.digest}")
+        raise ConfigError(f"{reference} names another cache: {cache.address} is {content.digest}")
+    try:
+        store = open_writable(reference, create=not dry_run)
+    except CacheNotFoundError:  # a directory that a real run would make
+        return _transfer(content, str(reference), list(content.distinct().values()), dry_run=True)
     in_collection = collection or reference.tag is not None or reference.digest is not None
     location = Location.in_collection(store, content.digest) if in_collection else Location(store)
     if reference.tag:
@@ -119,20 +122,26 @@ def publish(
     wanted = content.distinct()
     missing = [wanted[path] for path in wanted.keys() - _present(location.store, wanted)]
     missing.sort(key=lambda entry: entry.path)
-    transfer = Transfer(
-        digest=content.digest,
-        target=f"{location.store.url}@{content.digest}" if location.prefix else location.store.url,
-        shards=len(wanted),
-        bytes=sum(entry.bytes for entry in wanted.values()),
-        moved_shards=len(missing),
-        moved_bytes=sum(entry.bytes for entry in missing),
-        dry_run=dry_run,
-    )
+    target = f"{location.store.url}@{content.digest}" if location.prefix else location.store.url
+    transfer = _transfer(content, target, missing, dry_run=dry_run)
     if not dry_run:
         upload = _uploader(content, location.store)
         _move(missing, upload, workers, transfer.moved_bytes, progress)
         _finish(content, location, whole=taken is not None)
     return transfer
+
+
+def _transfer(content: Content, target: str, missing: list[ShardEntry], *, dry_run: bool) -> Transfer:
+    wanted = content.distinct().values()
+    return Transfer(
+        digest=content.digest,
+        target=target,
+        shards=len(wanted),
+        bytes=sum(entry.bytes for entry in wanted),
+        moved_shards=len(missing),
+        moved_bytes=sum(entry.bytes for entry in missing),
+        dry_run=dry_run,
+    )
 
 
 def check_tag(store: Store, tag: str, digest: str, move: bool) -> None:
@@ -172,12 +181,31 @@ def _claim(location: Location, content: Content, take_over: bool) -> None:
         location.store.create(path, line)
     except TakenError:
         if take_over and location.store.size(location.path(MANIFEST_NAME)) is None:
-            location.store.put(path, line)
-            return
+            return _take_over(location, path, line)
         raise OutputExistsError(
             f"another cache is being pushed to {location.url}, or its push was broken off: choose another name, or "
             "give --take-over if nobody is pushing there any more"
         ) from None
+
+
+def _take_over(location: Location, path: str, line: bytes) -> None:
+    """Of two that take a name over at the same moment, one does."""
+    try:
+        location.store.replace(path, line, location.store.get(path, 256))
+    except (TakenError, NotThereError):
+        raise OutputExistsError(
+            f"another push took {location.url} over at the same moment: choose another name"
+        ) from None
+
+
+def _check_claim(location: Location, content: Content) -> None:
+    """Before any small file goes: whoever took the name over while we were at it has it now."""
+    try:
+        line = location.store.get(location.path(MANIFEST_DIGEST_NAME), 256)
+    except NotThereError:
+        line = b""
+    if line != digest_line(content.raw):
+        raise OutputExistsError(f"another push took {location.url} over meanwhile: choose another name")
 
 
 def _present(store: Store, wanted: dict[str, ShardEntry]) -> set[str]:
@@ -212,6 +240,7 @@ def _move(
 
 def _finish(content: Content, location: Location, *, whole: bool) -> None:
     """``whole``: the manifest is there, so the small files are ours, and only those that were lost go again."""
+    _check_claim(location, content)
     for relative, payload in content.files.items():
         if not whole or location.store.size(location.path(relative)) != len(payload):
             location.store.put(location.path(relative), payload)
@@ -238,7 +267,7 @@ def tag(url: str, name: str, *, move: bool = False) -> str:
     reference = parse_reference(url)
     if parse_reference(f"{reference.url}@{name}").tag is None:
         raise ConfigError(f"{name!r} is not a tag: letters, digits, . _ -")
-    store = open_writable(url, reference)
+    store = open_writable(reference)
     digest = find(reference, store).digest
     set_tag(store, name, digest, move=move)
     return digest

@@ -28,7 +28,7 @@ from logitcache.share.fetch import fetch, fetch_bytes
 from logitcache.share.local_cache import LocalCache, LocalSettings
 from logitcache.share.location import Found, find
 from logitcache.share.stores import Store
-from logitcache.url import Reference, parse_reference
+from logitcache.url import Reference, parse_reference, public_url
 
 #: Shards fetched at a time, ahead of whoever reads.
 PREFETCH_THREADS = 4
@@ -38,18 +38,28 @@ class RemoteCache(Cache):
     """A cache whose shards are at a URL. Threads may share it; a copy in another process opens anew.
 
     Attributes:
-        address: opens the same cache again, by its digest.
-        store: the objects under its URL; None in offline mode.
+        url: without tag and digest, without user and password.
+        store: the objects under the URL; None in offline mode.
     """
 
-    def __init__(self, opened: Cache, address: str, store: Store | None, local: LocalCache) -> None:
+    def __init__(self, opened: Cache, reference: Reference, store: Store | None, local: LocalCache) -> None:
         """``opened``: its small files, here; ``store``: None means offline."""
         super().__init__(opened.root, opened.manifest, opened.digest, opened.shards)
-        self.address = address
+        self.url = public_url(reference.url)
         self.store = store
+        self._reference = reference
         self._local = local
         self._threads: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """Its URL, pinned to its digest."""
+        return f"{self.url}@{self.digest}"
+
+    def shard_address(self, entry: ShardEntry) -> str:
+        """The shard's URL."""
+        return f"{self.url}/{entry.path}"
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Begin to fetch shards that will be read soon. A failure shows when the shard is read."""
@@ -71,11 +81,12 @@ class RemoteCache(Cache):
     def fetch_to(self, entry: ShardEntry, path: Path) -> None:
         """Write a shard into a new file, from the local cache if it is there, else from the store; the local cache
         stays as it is. Raises as reading a shard does."""
+        if self.store is None:
+            path.write_bytes(self._payload(entry))
+            return
         try:
             path.write_bytes(self._local.pool.read(entry.path, entry.bytes, entry.sha256, None))
         except CorruptCacheError:
-            if self.store is None:
-                raise
             with open(path, "w+b") as file:
                 _fetch_shard(self.store, entry, file)
 
@@ -94,15 +105,16 @@ class RemoteCache(Cache):
             return pool.read(entry.path, entry.bytes, entry.sha256, None)
         except MissingFileError as error:
             raise OfflineError(
-                f"shard {entry.path} of {self.address} isn't on this machine, and offline mode asks no store: "
+                f"{self.shard_address(entry)} isn't on this machine, and offline mode asks no store: "
                 "unset LOGITCACHE_OFFLINE, or `logitcache pull` the cache first"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_remote, (self.address, self._local.settings)
+        # Here, and only here, with what the URL says of user and password: another process has to log in as well.
+        return open_remote, (f"{self._reference.url}@{self.digest}", self._local.settings)
 
     def __repr__(self) -> str:
-        return super().__repr__().replace(repr(str(self.root)), repr(self.address.partition("@sha256:")[0]), 1)
+        return super().__repr__().replace(repr(str(self.root)), repr(self.url), 1)
 
 
 def open_remote(address: str, settings: LocalSettings | None = None) -> RemoteCache:
@@ -121,11 +133,11 @@ def open_remote(address: str, settings: LocalSettings | None = None) -> RemoteCa
     if local.settings.offline:
         store, digest = None, _recalled(reference, local)
     else:
-        store = Store(address.rpartition("@")[0] if reference.tag or reference.digest else address)
+        store = Store(reference.url)
         digest = _looked_up(reference, store, local)
     with local.locked(digest) as directory:
         opened = _open_kept(directory, digest, reference, store)
-    return RemoteCache(opened, f"{reference.url}@{digest}", store, local)
+    return RemoteCache(opened, reference, store, local)
 
 
 def keep_small_files(found: Found, directory: Path) -> None:

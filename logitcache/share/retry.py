@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from logitcache.errors import ConfigError, RemoteError
+from logitcache.share.parallel import pause
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def retried(action: Callable[[], T], what: str, policy: RetryPolicy) -> T:
             last = error
         if number + 1 == policy.tries or time.monotonic() - started > policy.patience:
             break
-        time.sleep(random.uniform(0, min(policy.longest_pause, policy.first_pause * 2**number)))
+        pause(random.uniform(0, min(policy.longest_pause, policy.first_pause * 2**number)))
     waited = time.monotonic() - started
     raise RemoteError(f"can't {what}: {last} ({number + 1} tries in {waited:.0f} s; try again later)") from last
 

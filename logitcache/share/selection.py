@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from logitcache.cache.table import ShardTable
 from logitcache.errors import ConfigError
 
+#: What a shard table has room for.
+_MOST_SHARDS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -95,7 +98,10 @@ def parse_spans(text: str, what: str) -> tuple[int, ...]:
         first, colon, last = part.strip().partition(":")
         if not first.isdecimal() or (colon and not last.isdecimal()):
             raise ConfigError(f"{what} is {text!r}; give numbers and ranges such as 0:4,7 (4 itself isn't part of 0:4)")
-        numbers.extend(range(int(first), int(last)) if colon else [int(first)])
+        span = range(int(first), int(last) if colon else int(first) + 1)
+        if len(span) + len(numbers) > _MOST_SHARDS:
+            raise ConfigError(f"{what} is {text!r}: no cache has more than {_MOST_SHARDS:,} shards")
+        numbers.extend(span)
     if not numbers:
         raise ConfigError(f"{what} {text!r} names nothing")
     return tuple(numbers)

@@ -50,7 +50,7 @@ def check_trusted(cache: Cache, trusted_keys: Path) -> None:
     """
     keys = read_trusted(trusted_keys)
     store = cache.store if isinstance(cache, RemoteCache) else None
-    where = cache.address.partition("@")[0] if isinstance(cache, RemoteCache) else str(cache.root)
+    where = cache.url if isinstance(cache, RemoteCache) else str(cache.root)
     require_signed(cache.digest, keys, list(_signatures(cache, keys, store)), where)
 
 
@@ -72,21 +72,26 @@ def _signatures(cache: Cache, keys: list[PublicKey], store: Store | None) -> Ite
 
 
 def push_signatures(cache: Cache, store: Store) -> None:
-    """Put the signatures in a cache's directory into a store."""
-    for name, line in _kept(cache.root).items():
+    """Put a cache's signatures, those here and those in its store, into another store."""
+    for name, line in _found(cache).items():
         store.put(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/{name}", line)
 
 
 def pull_signatures(cache: Cache, root: Path) -> None:
     """Put a cache's signatures, those here and those in its store, into a copy of it."""
+    for name, line in _found(cache).items():
+        keep_signature(root, name, line)
+
+
+def _found(cache: Cache) -> dict[str, bytes]:
     found = _kept(cache.root)
     store = cache.store if isinstance(cache, RemoteCache) else None
-    if store is not None and store.writable:
+    if store is not None and store.writable:  # the others can't list
         for item in store.list(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/"):
-            found[item.path.rpartition("/")[2]] = store.get(item.path, _LINE_BYTES)
-    for name, line in found.items():
-        if _NAME.fullmatch(name):
-            keep_signature(root, name, line)
+            name = item.path.rpartition("/")[2]
+            if _NAME.fullmatch(name):
+                found[name] = store.get(item.path, _LINE_BYTES)
+    return found
 
 
 def _kept(root: Path) -> dict[str, bytes]:

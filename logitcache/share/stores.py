@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from logitcache.errors import CacheFormatError, ConfigError, RemoteError
 from logitcache.share.connect import STATUS, connect, is_forked, reason_of
+from logitcache.share.parallel import StoppedError, check_stopped
 from logitcache.share.retry import RetryPolicy, TransientError, retried
 from logitcache.url import Reference, public_url
 
@@ -71,6 +72,7 @@ class Store:
             MissingDependencyError: obstore isn't installed.
             ConfigError: the URL isn't one of a store.
             CacheNotFoundError: the directory of a ``file://`` URL doesn't exist.
+            OfflineError: ``LOGITCACHE_OFFLINE`` is set.
         """
         self.url = public_url(url)
         self.scheme = url.partition("://")[0]
@@ -223,6 +225,7 @@ class Store:
             if received > limit:
                 raise OversizeError(path)
             write(bytes(chunk))
+            check_stopped()
             if time.monotonic() - started > allowed:
                 raise TransientError(f"too slow: {received:,} bytes in {allowed:.0f} s")
         if received < expected:
@@ -246,7 +249,7 @@ class Store:
             yield
         except FileNotFoundError as error:
             raise NotThereError(path) from error
-        except (RemoteError, TransientError, OversizeError):
+        except (RemoteError, TransientError, OversizeError, StoppedError):
             raise
         except Exception as error:
             raise _sorted_error(error, f"can't {verb} {self.address(path)}", path) from error
@@ -265,6 +268,8 @@ def _sorted_error(error: Exception, what: str, path: str) -> Exception:
         return RemoteError(f"{what}: access denied ({reason}); check the credentials and what they allow")
     if isinstance(error, exceptions.GenericError) or not isinstance(error, exceptions.BaseError):
         code = int(status[1]) if status else None
+        if code in (401, 403):
+            return RemoteError(f"{what}: access denied ({reason}); check the credentials and what they allow")
         if code is not None and 400 <= code < 500 and code not in _TRANSIENT_STATUS:
             return TakenError(path) if code in (409, 412) else RemoteError(f"{what}: {reason}")
         if isinstance(error, (ValueError, TypeError)):
@@ -273,13 +278,14 @@ def _sorted_error(error: Exception, what: str, path: str) -> Exception:
     return RemoteError(f"{what}: {reason}")
 
 
-def open_writable(url: str, reference: Reference) -> Store:
+def open_writable(reference: Reference, *, create: bool = False) -> Store:
     """The store that a reference leads to.
 
     Raises:
         ConfigError: it can only be read.
+        CacheNotFoundError: the directory of a ``file://`` URL doesn't exist, and isn't to be made either.
     """
-    store = Store(url.rpartition("@")[0] if reference.tag or reference.digest else url, create=True)
+    store = Store(reference.url, create=create)
     if not store.writable:
         raise ConfigError(f"{store.url}: {store.scheme}:// can only be read; push to s3://, gs://, az:// or file://")
     return store

@@ -24,5 +24,5 @@ def sign(cache: str | os.PathLike[str], key_file: Path) -> PublicKey:
     if url is None:
         keep_signature(opened.root, f"{key.name}.sig", line)
     else:
-        open_writable(url, parse_reference(url)).put(signature_path(opened.digest, key), line)
+        open_writable(parse_reference(url)).put(signature_path(opened.digest, key), line)
     return key

@@ -30,7 +30,7 @@ def verify_remote(url: str, deep: bool, workers: int, progress: Report) -> Verif
         RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
     """
     reference = parse_reference(url)
-    store = Store(url.rpartition("@")[0] if reference.tag or reference.digest else url)
+    store = Store(reference.url)
     try:
         found = find(reference, store)
     except CorruptCacheError as error:

@@ -119,7 +119,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("logitcache.share.retry.time.sleep", pauses.append)
+    monkeypatch.setattr("logitcache.share.parallel.time.sleep", pauses.append)
     random.seed(0)
     calls = io.StringIO()
 
