@@ -43,7 +43,7 @@ def collate_only(cache: Cache) -> int:
     shard = DecodedShard(cache.read_shard(0))
     done = 0
     for _ in range(4):
-        for start in range(0, shard.arrays.sequences - 7, 8):
+        for start in range(0, shard.sequences - 7, 8):
             done += collate([[(0, start + row)] for row in range(8)], {0: shard}, shard).tokens
     return done
 

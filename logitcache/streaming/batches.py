@@ -22,14 +22,15 @@ from logitcache.topk import TopK
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one forward pass needs. Compact until it is on the device: ids are int32 where the vocabulary allows it.
+    """What one forward pass needs. The targets are as narrow as their values allow until :attr:`targets` is asked for,
+    on the device: ids take 16 bits below 65,537 words, log-probs take 16 where no value changes by it.
 
     Attributes:
         input_ids: ``[B, T]`` int64; rows are filled up on the right, where causal attention never looks.
         position_ids: ``[B, T]`` int64; starts at 0 with each document, so that attention doesn't cross documents.
         target_index: ``[N]`` int64, positions in ``input_ids.view(-1)`` that have targets.
-        topk_ids: ``[N, K]`` int32 or int64.
-        topk_logprobs: ``[N, K]`` float32, nats.
+        topk_ids: ``[N, K]`` uint16, int32 or int64.
+        topk_logprobs: ``[N, K]`` float16 or float32, nats.
         residual_logprob: ``[N]`` float32, nats.
         labels: ``[N]`` int64, the token that follows in the text.
         vocab_size: V of the teacher.
@@ -62,7 +63,7 @@ class Batch:
 
     @property
     def targets(self) -> TopK:
-        """The teacher's side, as every loss takes it."""
+        """The teacher's side, as every loss takes it: int64 ids, float32 values."""
         return TopK(
             ids=self.topk_ids.long(),
             logprobs=self.topk_logprobs,
@@ -90,7 +91,7 @@ class Batch:
 
 
 class DecodedShard:
-    """A shard in memory, with the places of its sequences' targets worked out once."""
+    """A shard in memory, compact, with the places of its sequences' targets worked out once."""
 
     def __init__(self, arrays: ShardArrays, vocab_limit: int | None = None, selection: Selection | None = None) -> None:
         """``vocab_limit``: positions whose targets name an id from there on are left out."""
@@ -98,21 +99,48 @@ class DecodedShard:
             arrays = keep_targets(arrays, np.all(arrays.topk_ids_NK < vocab_limit, axis=1))
         if selection is not None and not selection.keeps_all:
             arrays = keep_targets(arrays, selection.keep(arrays))
-        self.arrays = arrays
+        self.vocab_size = arrays.vocab_size
         self.offsets = arrays.offsets_S1
+        self.token_ids_L = arrays.token_ids_L
         counts_L1 = np.concatenate([[0], np.cumsum(arrays.target_mask_L, dtype=np.int64)])
         self.target_offsets = counts_L1[self.offsets]
         # Positions within the shard that have targets, in the order of the target rows.
         self.positions_N = np.flatnonzero(arrays.target_mask_L)
         self.labels_N = arrays.token_ids_L[self.positions_N + 1].astype(np.int64)
-        wide = arrays.vocab_size > np.iinfo(np.int32).max
-        self.topk_ids_NK = arrays.topk_ids_NK.astype(np.int64) if wide else arrays.topk_ids_NK.view(np.int32)
+        self.topk_ids_NK = narrow_ids(arrays.topk_ids_NK, arrays.vocab_size)
+        self.topk_logprobs_NK = narrow_logprobs(arrays.topk_logprobs_NK)
+        self.residual_logprob_N = arrays.residual_logprob_N
+        self.log_partition_N, self.logit_std_N = arrays.log_partition_N, arrays.logit_std_N
 
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
+    @property
+    def sequences(self) -> int:
+        return len(self.offsets) - 1
 
     def targets_of(self, sequence: int) -> int:
         return int(self.target_offsets[sequence + 1] - self.target_offsets[sequence])
+
+
+def narrow_ids(ids_NK: NDArray[np.uint32], vocab_size: int) -> NDArray[Any]:
+    """Ids in the narrowest type that torch knows and that holds the vocabulary: uint16, int32 or int64."""
+    if vocab_size <= 1 << 16:
+        return ids_NK.astype(np.uint16)
+    return ids_NK.view(np.int32) if vocab_size <= 1 << 31 else ids_NK.astype(np.int64)
+
+
+def narrow_logprobs(logprobs_NK: NDArray[np.float32]) -> NDArray[Any]:
+    """Log-probs as float16 if that changes none of them, as it doesn't for the presets half, compact and tiny.
+
+    (Only values below -64 nats may not fit; a shard that holds one keeps float32.)
+    """
+    narrow_NK = np.empty(logprobs_NK.shape, np.float16)
+    rows = max(1, (1 << 18) // max(1, logprobs_NK.shape[1]))  # so many stay in the processor's cache
+    for start in range(0, len(narrow_NK), rows):
+        wide = torch.from_numpy(logprobs_NK[start : start + rows])
+        # torch converts ten times as fast as numpy.
+        half = torch.from_numpy(narrow_NK[start : start + rows]).copy_(wide)
+        if not torch.equal(half.float(), wide):
+            return logprobs_NK
+    return narrow_NK
 
 
 def keep_targets(arrays: ShardArrays, keep_N: NDArray[np.bool_]) -> ShardArrays:
@@ -159,7 +187,7 @@ def collate(rows: Sequence[Sequence[Sample]], shards: dict[int, DecodedShard], t
     position_ids_BT = _positions(pieces, height, width)
     for piece in pieces:
         length = piece.tokens.stop - piece.tokens.start
-        input_ids_BT[piece.row, piece.column : piece.column + length] = piece.shard.arrays.token_ids_L[piece.tokens]
+        input_ids_BT[piece.row, piece.column : piece.column + length] = piece.shard.token_ids_L[piece.tokens]
     index_parts = [
         piece.shard.positions_N[piece.targets] + (piece.row * width + piece.column - piece.tokens.start)
         for piece in pieces
@@ -169,19 +197,19 @@ def collate(rows: Sequence[Sequence[Sample]], shards: dict[int, DecodedShard], t
         parts = [select(piece.shard)[piece.targets] for piece in pieces] or [select(template)[:0]]
         return torch.from_numpy(np.concatenate(parts))
 
-    has_partition = template.arrays.log_partition_N is not None
-    has_std = template.arrays.logit_std_N is not None
+    has_partition = template.log_partition_N is not None
+    has_std = template.logit_std_N is not None
     return Batch(
         input_ids=torch.from_numpy(input_ids_BT),
         position_ids=torch.from_numpy(position_ids_BT),
         target_index=torch.from_numpy(np.concatenate(index_parts or [np.zeros(0, dtype=np.int64)])),
         topk_ids=gather(lambda shard: shard.topk_ids_NK),
-        topk_logprobs=gather(lambda shard: shard.arrays.topk_logprobs_NK),
-        residual_logprob=gather(lambda shard: shard.arrays.residual_logprob_N),
+        topk_logprobs=gather(lambda shard: shard.topk_logprobs_NK),
+        residual_logprob=gather(lambda shard: shard.residual_logprob_N),
         labels=gather(lambda shard: shard.labels_N),
-        vocab_size=template.arrays.vocab_size,
-        log_partition=gather(lambda shard: _present(shard.arrays.log_partition_N)) if has_partition else None,
-        logit_std=gather(lambda shard: _present(shard.arrays.logit_std_N)) if has_std else None,
+        vocab_size=template.vocab_size,
+        log_partition=gather(lambda shard: _present(shard.log_partition_N)) if has_partition else None,
+        logit_std=gather(lambda shard: _present(shard.logit_std_N)) if has_std else None,
         tokens=sum(piece.tokens.stop - piece.tokens.start for piece in pieces),
     )
 
