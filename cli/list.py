@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from logitcache.share import Listed
-from logitcache.url import public_url
+from logitcache.url import public_name
 
 from .common import console, print_json
 from .text import printable
@@ -29,7 +29,7 @@ def list_caches(
     if as_json:
         print_json({"caches": [item.to_json() for item in found]})
         return
-    place = public_url(place)
+    place = public_name(place)
     if not found:
         console.print(f"no caches at {escape(place)}", highlight=False)
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from logitcache.url import public_url
+from logitcache.url import public_name
 
 from .common import console, print_json
 
@@ -47,6 +47,6 @@ def sign(
 
     public = run(cache, key)
     if as_json:
-        print_json({"cache": public_url(cache), "key": public.name})
+        print_json({"cache": public_name(cache), "key": public.name})
     else:
-        console.print(f"signed {escape(public_url(cache))} with {public.name}", highlight=False, soft_wrap=True)
+        console.print(f"signed {escape(public_name(cache))} with {public.name}", highlight=False, soft_wrap=True)

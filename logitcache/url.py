@@ -96,6 +96,12 @@ def local_path(path: str | os.PathLike[str], advice: str) -> Path:
     return Path(path)
 
 
+def public_name(place: str | os.PathLike[str]) -> str:
+    """A path or a URL as it may be told: without user and password. Raises as :func:`parse_reference` does."""
+    url = as_url(place)
+    return os.fspath(place) if url is None else str(parse_reference(url))
+
+
 def public_url(url: str) -> str:
     """A URL without user, password and query, for messages, logs and files."""
     if not _URL.match(url):

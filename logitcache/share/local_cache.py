@@ -81,9 +81,16 @@ class LocalCache:
     @contextmanager
     def locked(self, digest: str) -> Iterator[Path]:
         """The directory, while no other process or thread writes it."""
-        with open(self.directory(digest).with_suffix(".lock"), "w") as lock:
+        path = self.directory(digest).with_suffix(".lock")
+        try:
+            lock = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self.directory(digest)
+        finally:
+            os.close(lock)
 
     def forget(self, digest: str) -> None:
         """Remove the small files of a cache."""
@@ -96,8 +103,11 @@ class LocalCache:
         """Note what a name stood for, for times without a network."""
         path = self._name(reference)
         aside = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-        aside.write_text(f"{digest}\n{reference}\n", encoding="utf-8")
-        os.replace(aside, path)
+        try:
+            aside.write_text(f"{digest}\n{reference}\n", encoding="utf-8")
+            os.replace(aside, path)
+        except OSError as error:
+            raise storage_error("write", path, error) from error
 
     def recall(self, reference: Reference) -> str | None:
         """What a name stood for when it was last looked up here."""

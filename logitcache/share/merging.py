@@ -30,7 +30,7 @@ from logitcache.share.provenance import card_of, differences, merged_provenance
 from logitcache.share.pushing import WORKERS, Transfer, check_tag, publish, set_tag
 from logitcache.share.stores import open_writable
 from logitcache.share.transfer import copy_shard, install_content, write_bytes
-from logitcache.url import as_url, parse_reference
+from logitcache.url import as_url, parse_reference, public_name
 from logitcache.validation import first_fault
 
 Duplicates = Literal["refuse", "drop", "keep"]
@@ -83,7 +83,7 @@ def merge(
         OutputExistsError, RemoteError, StorageError: as for ``push`` and ``pull``.
     """
     caches = [open_place(source) for source in sources]
-    _check(caches, sources)
+    _check(caches, [public_name(source) for source in sources])
     plan = _Plan(caches, duplicates, progress)
     content = plan.content(card)
     url = as_url(out)
@@ -108,25 +108,25 @@ def _publish(content: Content, url: str, move_tag: bool, workers: int, progress:
     return transfer
 
 
-def _check(caches: list[Cache], sources: Sequence[str | os.PathLike[str]]) -> None:
+def _check(caches: list[Cache], names: list[str]) -> None:
     if len(caches) < 2:
         raise ConfigError("merge joins two caches or more")
-    seen: dict[str, str | os.PathLike[str]] = {}
-    for cache, source in zip(caches, sources, strict=True):
+    seen: dict[str, str] = {}
+    for cache, name in zip(caches, names, strict=True):
         if cache.digest in seen:
-            raise MergeError(f"{seen[cache.digest]} and {source} are the same cache, {cache.digest}")
-        seen[cache.digest] = source
-        require_writer_features(cache.manifest, str(source))
+            raise MergeError(f"{seen[cache.digest]} and {name} are the same cache, {cache.digest}")
+        seen[cache.digest] = name
+        require_writer_features(cache.manifest, name)
     faults = [
-        f"{sources[0]} and {source}: {difference}"
-        for cache, source in zip(caches[1:], sources[1:], strict=True)
+        f"{names[0]} and {name}: {difference}"
+        for cache, name in zip(caches[1:], names[1:], strict=True)
         for difference in differences(caches[0].manifest, cache.manifest)
     ]
     # No manifest says whether log-partition and logit deviation were kept, so one shard of each is read.
     kept = [bool(len(cache.shards)) and cache.read_shard(0).log_partition_N is not None for cache in caches]
     faults += [
-        f"{sources[0]} and {source}: stored statistics are {_has(kept[0])} in one and {_has(has)} in the other"
-        for has, source in zip(kept[1:], sources[1:], strict=True)
+        f"{names[0]} and {name}: stored statistics are {_has(kept[0])} in one and {_has(has)} in the other"
+        for has, name in zip(kept[1:], names[1:], strict=True)
         if has != kept[0]
     ]
     if faults:

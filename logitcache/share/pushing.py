@@ -200,12 +200,15 @@ def _take_over(location: Location, path: str, line: bytes) -> None:
 
 def _check_claim(location: Location, content: Content) -> None:
     """Before any small file goes: whoever took the name over while we were at it has it now."""
-    try:
-        line = location.store.get(location.path(MANIFEST_DIGEST_NAME), 256)
-    except NotThereError:
-        line = b""
-    if line != digest_line(content.raw):
+    if not _is_claimed(location, content):
         raise OutputExistsError(f"another push took {location.url} over meanwhile: choose another name")
+
+
+def _is_claimed(location: Location, content: Content) -> bool:
+    try:
+        return location.store.get(location.path(MANIFEST_DIGEST_NAME), 256) == digest_line(content.raw)
+    except NotThereError:
+        return False
 
 
 def _present(store: Store, wanted: dict[str, ShardEntry]) -> set[str]:
@@ -250,6 +253,9 @@ def _finish(content: Content, location: Location, *, whole: bool) -> None:
         raise OutputExistsError(
             f"another cache was pushed to {location.url} at the same time, and was first: choose another name"
         ) from None
+    if not _is_claimed(location, content):  # taken over at the very last moment: but the manifest is ours, so it stays
+        for relative, payload in content.small_files().items():
+            location.store.put(location.path(relative), payload)
 
 
 def tag(url: str, name: str, *, move: bool = False) -> str:

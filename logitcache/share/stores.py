@@ -272,7 +272,7 @@ def _sorted_error(error: Exception, what: str, path: str) -> Exception:
             return RemoteError(f"{what}: access denied ({reason}); check the credentials and what they allow")
         if code is not None and 400 <= code < 500 and code not in _TRANSIENT_STATUS:
             return TakenError(path) if code in (409, 412) else RemoteError(f"{what}: {reason}")
-        if isinstance(error, (ValueError, TypeError)):
+        if isinstance(error, (ValueError, TypeError)) or "LocalFileSystem" in text:
             return RemoteError(f"{what}: {reason}")
         return TransientError(reason)
     return RemoteError(f"{what}: {reason}")
