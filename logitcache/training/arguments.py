@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from logitcache.errors import ConfigError
+from logitcache.errors import ConfigError, MissingDependencyError
 from logitcache.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def training_arguments(config: TrainConfig, run: Run) -> Any:
 
     Raises:
         ConfigError: a pass-through field doesn't exist, or has a value that the Trainer refuses.
+        MissingDependencyError: ``trainer.deepspeed`` is set, and deepspeed isn't installed.
     """
     from transformers import TrainingArguments
 
@@ -28,6 +30,8 @@ def training_arguments(config: TrainConfig, run: Run) -> Any:
     for name in config.trainer:
         if name not in known:
             raise ConfigError(f"trainer.{name} is not a field of transformers.TrainingArguments")
+    if config.trainer.get("deepspeed") and find_spec("deepspeed") is None:
+        raise MissingDependencyError("trainer.deepspeed needs DeepSpeed: pip install deepspeed")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     max_steps, epoch_steps = config.max_steps or sum(run.steps), max(1, run.steps[0])
     layout = run.train_stream(0, world_size).layout

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
 import logitcache as lc
 from logitcache import report
 from logitcache.cli.main import app
-from logitcache.errors import ConfigError
-from logitcache.training import split_losses
+from logitcache.errors import ConfigError, MissingDependencyError
+from logitcache.progress import silent
+from logitcache.training import arguments, split_losses
+from logitcache.training.run import Run
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
@@ -101,6 +103,27 @@ def test_a_report_escapes_what_it_is_given(tmp_path: Path) -> None:
     assert "<script>" not in page
     assert "<b>" not in page.split("<details>")[1]
     assert "<i>" not in page
+
+
+def test_a_deepspeed_configuration_reaches_the_trainer(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed itself isn't installed here: what is tested is that its configuration arrives, whole and with ours."""
+    own = {"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": "auto"}
+    config = lc.TrainConfig(
+        cache=str(place / "cache"), student=str(place / "student"), out=tmp_path / "out", batch_size=8,
+        micro_batch_size=2, trainer={"deepspeed": own},
+    )  # fmt: skip
+    run = Run(config, silent)
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install deepspeed"):
+        arguments.training_arguments(config, run)
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
+    passed = arguments.training_arguments(config, run)
+    assert passed.deepspeed == own
+    assert (passed.per_device_train_batch_size, passed.gradient_accumulation_steps) == (2, 4)
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_losses_in_one_command(place: Path, tmp_path: Path) -> None:
