@@ -3,8 +3,10 @@
     python -m benchmarks.sld_fidelity --plot docs/sld_fidelity.png
 
 Students are the teacher without some of its layers. The gradient is that of s-LD (k = 8, T = 3), summed over tokens,
-with respect to the student's logits; the cosine is taken over all tokens together. The exact gradient is computed here,
-from all logits. Neither this text nor these students served to choose an offset, a slope or an estimate.
+with respect to the student's logits. The cosine is taken over all tokens together, as one step of training adds them
+up, and token by token, averaged. The exact gradient is computed here, from all logits. Neither this text nor these
+students served to choose an offset, a slope or an estimate. Where a fill is *chosen*, that is on audit rows of other
+text, as `logitcache train --audit` does it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
 from logitcache import losses
+from logitcache.losses.bild import SLD
+from logitcache.losses.fidelity import GradientMatch, best_fill
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 MEASURED = ("more/1901_theodore_roosevelt.txt", "more/1961_dwight_d_eisenhower.txt", "more/1995_william_j_clinton.txt")
 AUDITED = ("train/1961_john_f_kennedy.txt", "train/1962_john_f_kennedy.txt", "train/1963_john_f_kennedy.txt")
 # The layers that each student lacks.
-STUDENTS = ((26,), (13, 19), (10, 20), (10, 16, 22), (20, 24), (8, 12, 16, 20, 24), (22, 23, 24, 25))
+STUDENTS: tuple[tuple[int, ...], ...] = (
+    (26,),
+    (13, 19),
+    (10, 20),
+    (10, 16, 22),
+    (20, 24),
+    (12, 18, 24),
+    (8, 12, 16, 20, 24),
+    (22, 23, 24, 25),
+)
 TOP_KS = (8, 16, 32, 64, 128, 256, 512)
 CONTEXT, PART = 512, 256
 UNION = "K=64 and another student's best 16"
@@ -55,20 +68,11 @@ def without(model: Any, dropped: tuple[int, ...]) -> Any:
     return layers
 
 
-class Tally:
-    """Sums over tokens of one policy's gradient against the exact one."""
-
-    def __init__(self) -> None:
-        self.dot = self.ours = self.exact = 0.0
-
-    def add(self, ours: Tensor, exact: Tensor) -> None:
-        self.dot += float((ours * exact).sum())
-        self.ours += float(ours.square().sum())
-        self.exact += float(exact.square().sum())
-
-    @property
-    def cosine(self) -> float:
-        return self.dot / (self.ours * self.exact) ** 0.5
+def match(ours_Nk: Tensor, exact_Nk: Tensor) -> GradientMatch:
+    """One policy's gradient against the exact one."""
+    dot_N, ours_N, exact_N = ((a * b).sum(1) for a, b in ((ours_Nk, exact_Nk), (ours_Nk,) * 2, (exact_Nk,) * 2))
+    cosines_N = dot_N / (ours_N * exact_N).sqrt().clamp_min(1e-30)
+    return GradientMatch(*(float(value.sum()) for value in (dot_N, ours_N, exact_N, cosines_N)), len(ours_Nk))
 
 
 def gradient(loss: losses.SparseLoss, logits_NV: Tensor, targets: lc.TopK) -> Tensor:
@@ -90,15 +94,15 @@ def exact_gradient(student_NV: Tensor, teacher_NV: Tensor, k: int = 8, temperatu
     return (student_NP - teacher_NP) @ signs_Pk / temperature
 
 
-def s_ld(**settings: Any) -> losses.SparseLoss:
+def s_ld(**settings: Any) -> SLD:
     loss = losses.get("s_ld", **settings)
-    assert isinstance(loss, losses.SparseLoss)
+    assert isinstance(loss, SLD)
     return loss
 
 
-def policies(completion: losses.Completion) -> dict[str, tuple[int, losses.SparseLoss]]:
+def policies(completion: losses.Completion, audit: list[tuple[Tensor, lc.TopK]]) -> dict[str, tuple[int, SLD]]:
     """Name to (K, loss)."""
-    known = {
+    known: dict[str, tuple[int, SLD]] = {
         "K=64, b": (64, s_ld(offset=0, slope=0)),
         "K=64, b − 1": (64, s_ld(offset=1, slope=0)),
         "K=64, leave the pair out": (64, s_ld(missing="drop")),
@@ -106,6 +110,7 @@ def policies(completion: losses.Completion) -> dict[str, tuple[int, losses.Spars
     for k in (64, 128, 256, 512):
         known[f"K={k}, default"] = (k, s_ld())
         known[f"K={k}, completion"] = (k, s_ld(completion=completion))
+        known[f"K={k}, chosen"] = (k, best_fill(s_ld(), audit, k, completion)[0])
     return known
 
 
@@ -115,11 +120,10 @@ def parts(teacher_ND: Tensor, student_ND: Tensor, weight_VD: Tensor) -> Iterator
 
 
 def measure(
-    teacher_ND: Tensor, student_ND: Tensor, reference_ND: Tensor, weight_VD: Tensor, completion: losses.Completion
+    teacher_ND: Tensor, student_ND: Tensor, reference_ND: Tensor, weight_VD: Tensor, known: dict[str, tuple[int, SLD]]
 ) -> dict[str, Any]:
-    """One student's distance, coverage by K, and cosine by policy."""
-    known = policies(completion)
-    tallies = {name: Tally() for name in (*known, UNION)}
+    """One student's distance, coverage by K, and cosines by policy."""
+    tallies = dict.fromkeys((*known, UNION), GradientMatch())
     coverage = dict.fromkeys(TOP_KS, 0.0)
     distance, references = 0.0, reference_ND.split(PART)
     for number, (teacher_NV, student_NV) in enumerate(parts(teacher_ND, student_ND, weight_VD)):
@@ -128,14 +132,15 @@ def measure(
         for k in TOP_KS:
             coverage[k] += float(losses.metrics.s_ld_coverage(student_NV, targets.top(k)).sum())
         for name, (k, loss) in known.items():
-            tallies[name].add(gradient(loss, student_NV, targets.top(k)), exact_Nk)
+            tallies[name] = tallies[name].plus(match(gradient(loss, student_NV, targets.top(k)), exact_Nk))
         more = losses.with_candidates(targets.top(64), teacher_NV, references[number] @ weight_VD.T, 16)
-        tallies[UNION].add(gradient(s_ld(ranked=64), student_NV, more), exact_Nk)
+        tallies[UNION] = tallies[UNION].plus(match(gradient(s_ld(ranked=64), student_NV, more), exact_Nk))
     count = len(teacher_ND)
     return {
         "kl": distance / count,
         "coverage": {k: value / count for k, value in coverage.items()},
         "cosine": {name: tally.cosine for name, tally in tallies.items()},
+        "mean_cosine": {name: tally.mean_cosine for name, tally in tallies.items()},
     }
 
 
@@ -143,19 +148,24 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.teacher)
     weight_VD = model.get_output_embeddings().weight.detach()
-    audit_AD = hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)
-    audit_AD = audit_AD[torch.linspace(0, len(audit_AD) - 1, options.audit_rows).long()]
-    completion = losses.Completion.fit([audit_AD @ weight_VD.T], rank=options.rank)
+    sample = slice(None, None, 3 * CONTEXT // (2 * options.audit_rows) or 1)
+    audit_AD = hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)[sample]
     teacher_ND = hidden_states(model, tokenizer, MEASURED, options.tokens)
-    states: dict[tuple[int, ...], Tensor] = {}
+    states: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for dropped in STUDENTS:
         layers = without(model, dropped)
-        states[dropped] = hidden_states(model, tokenizer, MEASURED, options.tokens)
+        measured = hidden_states(model, tokenizer, MEASURED, options.tokens)
+        states[dropped] = measured, hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)[sample]
         model.model.layers = layers
+    # Every other audit row teaches, the rest decides.
+    completion = losses.Completion.fit([audit_AD[::2] @ weight_VD.T], rank=options.rank)
+    full = lc.TopK.from_logits(audit_AD[1::2] @ weight_VD.T, len(weight_VD))
     results = []
     for number, dropped in enumerate(STUDENTS):
-        reference = states[STUDENTS[number - 1]]  # a student that isn't the one measured
-        result = {"dropped": dropped, **measure(teacher_ND, states[dropped], reference, weight_VD, completion)}
+        student_ND, student_AD = states[dropped]
+        reference_ND, _ = states[STUDENTS[number - 1]]  # a student that isn't the one measured
+        known = policies(completion, [(student_AD[1::2] @ weight_VD.T, full)])
+        result = {"dropped": dropped, **measure(teacher_ND, student_ND, reference_ND, weight_VD, known)}
         results.append(result)
         print(f"without layers {dropped}: {result['kl']:.2f} nats", file=sys.stderr)
     return sorted(results, key=lambda result: result["kl"])
@@ -167,9 +177,10 @@ def report(results: list[dict[str, Any]]) -> None:
     print(f"| coverage, by the student's KL to the teacher in nats | {header} |\n{line}")
     for k in TOP_KS:
         print(f"| K={k} | " + " | ".join(f"{result['coverage'][k]:.3f}" for result in results) + " |")
-    print(f"\n| gradient cosine | {header} |\n{line}")
-    for name in results[0]["cosine"]:
-        print(f"| {name} | " + " | ".join(f"{result['cosine'][name]:.3f}" for result in results) + " |")
+    for title, key in (("over all tokens together", "cosine"), ("mean over tokens", "mean_cosine")):
+        print(f"\n| gradient cosine, {title} | {header} |\n{line}")
+        for name in results[0][key]:
+            print(f"| {name} | " + " | ".join(f"{result[key][name]:.3f}" for result in results) + " |")
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -181,7 +192,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     left.set(xscale="log", xticks=TOP_KS, xticklabels=TOP_KS, xlabel="K", ylabel="student's top 8 in the cache")
     left.legend(title="KL to the teacher", fontsize=8)
     left.grid(alpha=0.3)
-    for name in ("K=64, b − 1", "K=64, default", "K=64, completion", "K=256, default", "K=256, completion"):
+    for name in ("K=64, b − 1", "K=64, default", "K=64, chosen", "K=256, default", "K=256, chosen"):
         values = [result["cosine"][name] for result in results]
         right.plot([result["kl"] for result in results], values, marker="o", label=name)
     right.set(xlabel="student's KL to the teacher, nats", ylabel="cosine with the exact s-LD gradient")
@@ -195,7 +206,7 @@ def main() -> int:
     default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
     parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
     parser.add_argument("--tokens", type=int, default=1536, help="tokens measured on")
-    parser.add_argument("--audit-rows", type=int, default=128)
+    parser.add_argument("--audit-rows", type=int, default=128, help="so many to learn from, and to decide")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="write a picture there")

@@ -30,6 +30,9 @@ def train(
         typer.Option(help="Train one student for each of several losses and compare them: bild,top_kl,bild+top_kl."),
     ] = None,
     eval_cache: Annotated[str | None, typer.Option(help="A held-out cache to measure the student against.")] = None,
+    audit: Annotated[
+        str | None, typer.Option(help="A cache with every id at a few positions, to set and measure s-LD's fill.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cache.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimizer steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -74,6 +77,7 @@ def train(
         "out": out,
         "loss": loss,
         "eval_cache": eval_cache,
+        "audit": audit,
         "epochs": epochs,
         "max_steps": max_steps,
         "learning_rate": learning_rate,

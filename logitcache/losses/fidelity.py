@@ -69,28 +69,7 @@ def s_ld_match(loss: SLD, student_AV: Tensor, full: TopK, k: int) -> GradientMat
     Raises:
         TargetsError: ``full`` isn't.
     """
-    if not full.is_full:
-        raise TargetsError(f"audit rows must list all {full.vocab_size} ids; these list {full.k}")
-    half = SLD(**{item.name: getattr(loss, item.name) for item in fields(SLD)})
-    ours_Ak, exact_Ak = (_gradient(half, student_AV, targets) for targets in (full.top(k), full))
-    dot_A, ours_A, exact_A = (
-        (left * right).double().sum(1)
-        for left, right in ((ours_Ak, exact_Ak), (ours_Ak, ours_Ak), (exact_Ak, exact_Ak))
-    )
-    # Where both gradients vanish they agree.
-    cosines_A = torch.where(exact_A > 0, dot_A / (ours_A * exact_A).sqrt().clamp_min(1e-30), (ours_A == 0).double())
-    return GradientMatch(
-        float(dot_A.sum()), float(ours_A.sum()), float(exact_A.sum()), float(cosines_A.sum()), len(full)
-    )
-
-
-def _gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
-    """``[A, k]``, with respect to the student's logits at its top ids; at every other id it is zero."""
-    selection = loss.select(student_AV, targets)
-    with torch.enable_grad():
-        values_Ak = student_AV.gather(1, selection.ids_NC).detach().requires_grad_()
-        (gradient_Ak,) = torch.autograd.grad(loss.at(values_Ak, selection).sum(), values_Ak)
-    return gradient_Ak
+    return _match(loss, student_AV, full.top(k), _exact(loss, student_AV, full))
 
 
 def best_fill(
@@ -105,14 +84,51 @@ def best_fill(
         rows: (student's logits ``[A, V]``, full targets) in parts; not those that the completion was learnt from.
         k: K of the cache.
         completion: None leaves that of ``loss``.
+
+    Raises:
+        TargetsError: the targets aren't full.
     """
     completions = dict.fromkeys((loss.completion, completion or loss.completion))
     tried = [loss]
     for known, offset, slope in itertools.product(completions, OFFSETS, SLOPES):
         tried.append(replace(loss, missing="bound", offset=offset, slope=slope, completion=known))
-    matches = [total(s_ld_match(candidate, *part, k) for part in rows) for candidate in tried]
+    parts = [(student_AV, full.top(k), _exact(loss, student_AV, full)) for student_AV, full in rows]
+    matches = [total(_match(candidate, *part) for part in parts) for candidate in tried]
     best = max(range(len(tried)), key=lambda index: matches[index].cosine)
     return tried[best], matches[best]
+
+
+def _exact(loss: SLD, student_AV: Tensor, full: TopK) -> Tensor:
+    """``[A, k]``: the gradient that no fill takes part in."""
+    if not full.is_full:
+        raise TargetsError(f"audit rows must list all {full.vocab_size} ids; these list {full.k}")
+    return _gradient(replace(_half(loss), completion=None), student_AV, full)
+
+
+def _match(loss: SLD, student_AV: Tensor, targets: TopK, exact_Ak: Tensor) -> GradientMatch:
+    ours_Ak = _gradient(_half(loss), student_AV, targets)
+    dot_A, ours_A, exact_A = (
+        (left * right).double().sum(1)
+        for left, right in ((ours_Ak, exact_Ak), (ours_Ak, ours_Ak), (exact_Ak, exact_Ak))
+    )
+    # Where both gradients vanish they agree.
+    cosines_A = torch.where(exact_A > 0, dot_A / (ours_A * exact_A).sqrt().clamp_min(1e-30), (ours_A == 0).double())
+    dot, ours, exact, cosines = (float(value.sum()) for value in (dot_A, ours_A, exact_A, cosines_A))
+    return GradientMatch(dot, ours, exact, cosines, len(targets))
+
+
+def _half(loss: SLD) -> SLD:
+    """The student-led half of ``bild``, or ``s_ld`` itself."""
+    return SLD(**{item.name: getattr(loss, item.name) for item in fields(SLD)})
+
+
+def _gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
+    """``[A, k]``, with respect to the student's logits at its top ids; at every other id it is zero."""
+    selection = loss.select(student_AV, targets)
+    with torch.enable_grad():
+        values_Ak = student_AV.gather(1, selection.ids_NC).detach().requires_grad_()
+        (gradient_Ak,) = torch.autograd.grad(loss.at(values_Ak, selection).sum(), values_Ak)
+    return gradient_Ak
 
 
 def total(matches: Iterable[GradientMatch]) -> GradientMatch:

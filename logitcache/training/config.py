@@ -65,6 +65,9 @@ class TrainConfig(BaseModel):
     loss: str = Field("bild", description="a loss, or a weighted sum such as bild=1.0,cross_entropy=0.1")
     loss_options: dict[str, Any] = Field(default_factory=dict, description="settings of a single loss")
     eval_cache: str | None = Field(None, description="a held-out cache to measure the student against")
+    audit: str | None = Field(
+        None, description="cache with every id at a few positions: sets s-LD's fill, and tells how true it stays"
+    )
     epochs: int = Field(1, ge=1, description="passes over the cache")
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
@@ -99,7 +102,7 @@ class TrainConfig(BaseModel):
     write_report: bool = Field(True, description="write report.html, report.json and report.png")
     trainer: dict[str, Any] = Field(default_factory=dict, description="further transformers.TrainingArguments fields")
 
-    @field_validator("cache", "student", "eval_cache", mode="before")
+    @field_validator("cache", "student", "eval_cache", "audit", mode="before")
     @classmethod
     def _paths_too(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):

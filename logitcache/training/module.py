@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from logitcache.evaluation import MetricSums, metric_sums
 from logitcache.heads import Head, find_head
 from logitcache.losses import HeadStats, LinearHead, Loss, dense_loss, head_loss, why_not_linear
+from logitcache.streaming import Batch
 from logitcache.topk import TopK
 
 
@@ -80,8 +81,15 @@ class DistillModule(nn.Module):
         log_partition: Tensor | None = None,
         logit_std: Tensor | None = None,
         measure: bool = False,
+        logits: bool = False,
     ) -> dict[str, Any]:
-        """The loss, or with ``measure`` the sums of all metrics. Arguments as in ``logitcache.streaming.Batch``."""
+        """The loss; or with ``measure`` the sums of all metrics, with ``logits`` the logits at the target positions.
+
+        Arguments as in ``logitcache.streaming.Batch``.
+        """
+        if logits:
+            hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
+            return {"logits": self.head.logits(hidden_ND)[:, : self.vocab_limit].float()}
         targets = TopK(topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, log_partition, logit_std)
         hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
         if measure:
@@ -135,3 +143,8 @@ class DistillModule(nn.Module):
     @torch.no_grad()
     def metrics(self, hidden_ND: Tensor, targets: TopK, labels_N: Tensor) -> MetricSums:
         return metric_sums(self.head, hidden_ND, targets, labels_N, self.vocab_limit)
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """A batch as the keywords of :meth:`DistillModule.forward`."""
+    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets)}

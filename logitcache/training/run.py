@@ -23,6 +23,7 @@ from logitcache.share.opening import open_place
 from logitcache.streaming import Stream, stream
 from logitcache.training import checkpoints
 from logitcache.training.arguments import CHECKPOINTS, micro_batch_size, training_arguments
+from logitcache.training.audit import Audit, choose_fill
 from logitcache.training.config import TrainConfig
 from logitcache.training.lora import add_lora
 from logitcache.training.source import Source, check_eval_cache
@@ -151,11 +152,15 @@ class Run:
         self.cache = self.source.first
         self.eval_cache = None if config.eval_cache is None else open_place(config.eval_cache)
         check_eval_cache(self.source.caches, self.eval_cache)
+        audit_cache = None if config.audit is None else open_place(config.audit)
+        check_eval_cache(self.source.caches, audit_cache)
         self._check_targets()
         torch.manual_seed(config.seed)
         student = load_student(config.student, dtype=DTYPES[config.dtype], attention=config.attention)
         self.pairing = pair(self.cache, student, config.student)
         self.student = student if config.lora_rank is None else add_lora(student, config)
+        limit = self.pairing.vocab_limit
+        self.audit = None if audit_cache is None else Audit(audit_cache, self.source.caches, limit)
 
     @cached_property
     def steps(self) -> list[int]:
@@ -187,6 +192,8 @@ class Run:
             feed_stream.load_state_dict(checkpoints.read_state(Path(self.checkpoint), settings))
         limit = self.pairing.vocab_limit
         module = DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size)
+        if self.audit is not None:
+            self.notes.extend(choose_fill(self.audit, module.to(args.device)))
         if is_first_rank():
             config.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
@@ -198,6 +205,7 @@ class Run:
             tokenizer_dir=self.cache.tokenizer_dir,
             settings=settings,
             components=self.source.components(feed_stream),
+            audit=self.audit,
             keep_checkpoints=config.keep_checkpoints,
             total_tokens=round(feed_stream.epoch_tokens * args.max_steps / max(1, self.steps[0])),
             report=self._report,

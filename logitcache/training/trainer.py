@@ -21,7 +21,8 @@ from logitcache.losses.metrics import coverage_advice
 from logitcache.progress import Report
 from logitcache.streaming import Batch, Stream
 from logitcache.training import checkpoints
-from logitcache.training.module import DistillModule
+from logitcache.training.audit import Audit, light
+from logitcache.training.module import DistillModule, inputs_of
 
 
 class Feed:
@@ -48,11 +49,6 @@ class Feed:
             yield inputs_of(batch)
 
 
-def inputs_of(batch: Batch) -> dict[str, Tensor]:
-    """A batch as the keywords of :meth:`DistillModule.forward`."""
-    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets)}
-
-
 class DistillTrainer(Trainer):
     """See the module; what isn't overridden here is the Trainer that people know."""
 
@@ -68,6 +64,7 @@ class DistillTrainer(Trainer):
         tokenizer_dir: Path,
         settings: dict[str, Any],
         components: list[dict[str, Any]],
+        audit: Audit | None,
         keep_checkpoints: int,
         total_tokens: int,
         report: Report,
@@ -77,7 +74,7 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.feed, self._eval_stream, self._tokenizer_dir = feed, eval_stream, tokenizer_dir
         self._settings, self._keep, self._advised = settings, keep_checkpoints, False
-        self._components = components
+        self._components, self._audit = components, audit
         self.add_callback(_Follow(self, total_tokens, report))
 
     def get_train_dataloader(self) -> Any:
@@ -117,11 +114,19 @@ class DistillTrainer(Trainer):
         assert total is not None
         if self.args.world_size > 1:
             total = total.reduced(self.args.device)
-        model.train()
         logs = total.mean().flat(f"{metric_key_prefix}_")
+        if self._audit is not None and (match := self._audit.match(self._module().loss, self._audited)) is not None:
+            logs[f"{metric_key_prefix}_s_ld_cosine"] = match.cosine
+        model.train()
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def _audited(self, batch: Batch) -> Tensor:
+        """Every rank runs all audit rows: they are few, and a sharded student needs all ranks anyway."""
+        inputs = self._prepare_inputs(inputs_of(light(batch)))
+        logits: Tensor = self.model_wrapped(**inputs, logits=True)["logits"]
+        return logits
 
     def student(self) -> Any:
         """The student inside whatever wraps it."""

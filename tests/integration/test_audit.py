@@ -42,9 +42,61 @@ def test_every_seventh_position_holds_every_id(audit: lc.Cache, tiny_llama_dir: 
     assert audit.manifest.provenance.settings["every"] == 7
 
 
-def test_dump_goes_on_only_with_the_same_thinning(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
-    settings = {"teacher": tiny_llama_dir, "data": heldout_text, "max_length": 64, "min_mass": 0.0}
+def test_every_third_target_of_the_corpus_stays(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(heldout_text.read_text(encoding="utf-8")[:2000], encoding="utf-8")
+    settings = {"teacher": tiny_llama_dir, "data": text, "max_length": 64, "min_mass": 0.0}
     whole = lc.dump(out=tmp_path / "whole", **settings)  # type: ignore[arg-type]
     third = lc.dump(out=tmp_path / "third", every=3, **settings)  # type: ignore[arg-type]
     masks = [np.concatenate([s.target_mask.numpy() for s in cache]) for cache in (whole, third)]
     assert np.flatnonzero(masks[1]).tolist() == np.flatnonzero(masks[0])[::3].tolist()
+
+
+@pytest.fixture(scope="module")
+def small(tiny_llama_dir: Path, heldout_text: Path, tmp_path_factory: pytest.TempPathFactory) -> lc.Cache:
+    root = tmp_path_factory.mktemp("small")
+    (root / "text.txt").write_text(heldout_text.read_text(encoding="utf-8")[6000:9000], encoding="utf-8")
+    return lc.dump(
+        teacher=tiny_llama_dir, data=root / "text.txt", out=root / "cache", top_k=16, max_length=64, min_mass=0.0
+    )
+
+
+def other_student(tiny_llama_dir: Path, out: Path) -> Path:
+    """The teacher with noise on its weights."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * parameter.std() * 0.5
+    model.save_pretrained(out)
+    for path in tiny_llama_dir.glob("tokenizer*"):
+        (out / path.name).write_bytes(path.read_bytes())
+    return out
+
+
+def test_training_chooses_its_fill_and_logs_how_true_it_stays(
+    audit: lc.Cache, small: lc.Cache, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    student = other_student(tiny_llama_dir, tmp_path / "student")
+    settings = {
+        "cache": small.root, "student": student, "audit": audit.root, "eval_cache": small.root, "batch_size": 4,
+        "max_steps": 4, "eval_every": 2, "loss": "bild=1.0,residual_kl=0.5", "checkpoint_every": 2,
+    }  # fmt: skip
+    result = lc.train(out=tmp_path / "whole", **settings)
+    (note,) = [note for note in result.notes if "audit rows" in note]
+    assert "cosine" in note
+    logged = [entry["eval_s_ld_cosine"] for entry in result.history if "eval_s_ld_cosine" in entry]
+    assert len(logged) == 3
+    assert all(0 < value <= 1 for value in logged)
+    # The first is what the fill was chosen for.
+    assert f"{logged[0]:.3f}" in note
+    again = lc.train(out=tmp_path / "again", **settings)
+    assert [e["loss"] for e in again.history if "loss" in e] == [e["loss"] for e in result.history if "loss" in e]
+
+
+def test_rows_that_are_no_audit_are_refused(
+    audit: lc.Cache, small: lc.Cache, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(lc.LogitCacheError, match="--top-k all"):
+        lc.train(cache=small.root, student=tiny_llama_dir, out=tmp_path / "out", audit=small.root)
+    assert not (tmp_path / "out").exists()
