@@ -101,6 +101,12 @@ class EpochOrder:
         pairs = self.unshuffled(window)
         return self._sizes.among_all(pairs[self.permutation(f"window {window}", len(pairs))])
 
+    def shards_by_use(self, window: int) -> list[int]:
+        """The shards that a window reads, those of its first samples first."""
+        shards, first_use = np.unique(self.window_samples(window)[:, 0], return_index=True)
+        by_use: list[int] = shards[np.argsort(first_use)].tolist()
+        return by_use
+
     def window_of(self, sample: int) -> int:
         """The window that holds a sample of the epoch, by its index."""
         return int(np.searchsorted(self.first_sample_W1, sample, side="right")) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ class Windows:
 
     def __init__(self, cache: Readable, plan: RowPlan, layout: Layout) -> None:
         self._cache, self._plan, self._layout = cache, plan, layout
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="logitcache-decode")
+        self._pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="logitcache-decode")
         self._loading: dict[int, dict[int, Future[DecodedShard]]] = {}
 
     def holding(self, rows: Sequence[Row]) -> dict[int, DecodedShard]:
@@ -32,7 +33,7 @@ class Windows:
             del self._loading[window]
         for window in range(first, min(last + 2, self._plan.order.windows)):
             if window not in self._loading:
-                self._loading[window] = self._load(self._plan.order.window_shards(window).tolist())
+                self._loading[window] = self._load(self._plan.order.shards_by_use(window))
         # Other shards of these windows may still be on their way: the first batch needn't wait for them.
         needed = {(row.window, shard) for row in rows for shard, _ in row.samples}
         return {shard: self._loading[window][shard].result() for window, shard in sorted(needed)}
@@ -51,6 +52,11 @@ class Windows:
 
     def _decode(self, shard: int) -> DecodedShard:
         return DecodedShard(self._cache.read_shard(shard), self._layout.vocab_limit, self._layout.selection)
+
+
+def decoding_threads() -> int:
+    """Up to four: decoding is numpy and decompression, which mostly run without the interpreter's lock."""
+    return min(4, os.cpu_count() or 1)
 
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
