@@ -13,7 +13,16 @@ from cache_builder import build_cache, make_arrays
 from share_tools import assert_same_content, files_of, make_cache
 
 import logitcache as lc
-from logitcache.cache import Encoding, ShardArrays, ShardFormatName, Teacher, decode_shard, encode_shard, verify_cache
+from logitcache.cache import (
+    Encoding,
+    ShardArrays,
+    ShardFormatName,
+    Teacher,
+    convert_cache,
+    decode_shard,
+    encode_shard,
+    verify_cache,
+)
 from logitcache.cache.encoding import Preset
 from logitcache.errors import ConfigError, MergeError, OutputExistsError, SignatureError
 from logitcache.share import Selection, check_trusted, diff, make_key, merge, pull, sign
@@ -58,6 +67,35 @@ def test_duplicates(tmp_path: Path) -> None:
     kept = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "kept", duplicates="keep")
     assert kept.sequences == 9 + 7
     assert verify_cache(tmp_path / "out", deep=True).ok
+
+
+def test_shards_that_are_equal_byte_for_byte(tmp_path: Path) -> None:
+    """Kept, such a shard stands in the table twice and on the disk once; dropped, it stands there once."""
+    make_cache(tmp_path / "a", range(4))
+    make_cache(tmp_path / "b", range(2, 6))
+    parts = [lc.open(tmp_path / name) for name in "ab"]
+    kept = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "kept", duplicates="keep")
+    both = lc.open(tmp_path / "kept")
+    assert (kept.sequences, len(both), len(both.shards), kept.transfer.shards) == (24, 24, 8, 6)
+    assert [item.digest for item in both] == [item.digest for part in parts for item in part]
+    assert both.manifest.totals.tokens == sum(part.manifest.totals.tokens for part in parts)
+    assert kept.transfer.bytes == sum(path.stat().st_size for path in (tmp_path / "kept" / "shards").iterdir())
+    # What is made from it keeps them, too, and counts files once.
+    part = pull(tmp_path / "kept", tmp_path / "part", Selection(shards=(2, 3, 4, 5)))
+    assert (part.shards, part.moved_shards, len(lc.open(tmp_path / "part"))) == (2, 2, 12)
+    convert_cache(both, tmp_path / "arrow", shard_format="arrow")
+    assert [item.digest for item in lc.open(tmp_path / "arrow")] == [item.digest for item in both]
+    assert diff(tmp_path / "kept", tmp_path / "a").sequences == {"common": 12, "only_first": 6, "only_second": 0}
+    dropped = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "dropped", duplicates="drop")
+    assert (dropped.sequences, dropped.duplicates, dropped.transfer.shards) == (18, 6, 6)
+    # A shard that is left out whole needs no new file.
+    assert files_of(tmp_path / "dropped" / "shards") == files_of(tmp_path / "kept" / "shards")
+    # A cache may repeat itself; dropping finds that as well.
+    make_cache(tmp_path / "c", range(6, 8))
+    again = merge([tmp_path / "kept", tmp_path / "c"], tmp_path / "once", duplicates="drop")
+    assert (again.sequences, again.duplicates) == (24, 6)
+    for name in ("kept", "part", "arrow", "dropped", "once"):
+        assert verify_cache(tmp_path / name, deep=True).ok
 
 
 def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""Ctrl-C in the middle of a transfer: the command ends at once, says so, and the next run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faulty_proxy import FaultyProxy
+from s3_server import S3Server
+from share_tools import files_of, make_cache, s3
+
+import logitcache as lc
+from logitcache.errors import CacheNotFoundError
+from logitcache.share import pull, push
+
+pytestmark = pytest.mark.integration
+__all__ = ["s3"]
+
+
+def test_interrupted_pull(s3: S3Server, tmp_path: Path) -> None:
+    """Through a proxy that drips bodies so slowly that each shard would take most of a minute."""
+    make_cache(tmp_path / "cache", range(12))
+    url = s3.place()
+    push(tmp_path / "cache", url)
+    pinned = f"{url}@{lc.open(url).digest}"
+    command = [str(Path(sys.executable).with_name("logitcache")), "pull", pinned, str(tmp_path / "copy")]
+    with FaultyProxy(s3.s3, 1.0, ("drip",)) as proxy:
+        started = subprocess.Popen(
+            command, env={**os.environ, **s3.environment(proxy.port)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        while not proxy.fetched:
+            assert started.poll() is None
+            time.sleep(0.05)
+        pressed = time.monotonic()
+        started.send_signal(signal.SIGINT)
+        stdout, stderr = started.communicate(timeout=30)
+        assert time.monotonic() - pressed < 10  # not the minute that the shards need
+    assert (started.returncode, stdout) == (130, b"")
+    assert stderr == b"interrupted: run the same command again to go on\n"
+    with pytest.raises(CacheNotFoundError, match="unfinished"):
+        lc.open(tmp_path / "copy")
+    pull(pinned, tmp_path / "copy")
+    assert files_of(tmp_path / "copy") == files_of(tmp_path / "cache")
