@@ -5,6 +5,7 @@ Shape legend: S sequences of a shard.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import ConfigError, TargetsError
 from logitcache.streaming.order import ShardSizes
+from logitcache.streaming.prefetch import decoding_threads
 
 if TYPE_CHECKING:
     from logitcache.streaming.loader import Readable
@@ -52,6 +54,8 @@ class LengthFilter:
         return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
 
+# Shards that are asked for before the first of them is waited for.
+_AT_A_TIME = 32
 EVERY_LENGTH = LengthFilter()
 
 
@@ -68,6 +72,17 @@ class Lengths:
             self._known[shard] = np.diff(self._cache.read_shard(shard).offsets_S1).astype(np.int32)
         return self._known[shard]
 
+    def read_all(self) -> None:
+        """Read those that aren't known yet, several shards at a time."""
+        missing = [shard for shard in range(len(self._cache.shards)) if shard not in self._known]
+        ahead = getattr(self._cache, "prefetch", None)
+        with ThreadPoolExecutor(decoding_threads()) as pool:
+            for start in range(0, len(missing), _AT_A_TIME):
+                shards = missing[start : start + _AT_A_TIME]
+                if ahead is not None:
+                    ahead(shards)  # a remote cache fetches several at a time
+                list(pool.map(self.of, shards))
+
     def sizes(self, chosen: LengthFilter) -> ShardSizes:
         """How much each shard holds of what the filter keeps.
 
@@ -79,6 +94,7 @@ class Lengths:
             raise TargetsError("the cache holds no sequences")
         if chosen.keeps_all:
             return whole
+        self.read_all()
         sums = np.zeros((len(whole.sequences_S), 2), dtype=np.int64)
         for shard in range(len(sums)):
             lengths_S = self.of(shard)

@@ -104,6 +104,8 @@ class Stream(IterableDataset[Batch]):
             order: EpochOrder = MixedOrder(self.order, self.sizes, epoch, self.cache)
         else:
             order = self.order.epoch(self.sizes, epoch)
+        if self.layout.pack_tokens is not None:
+            self.lengths.read_all()
         return RowPlan(order, self.layout.pack_tokens, self.lengths.of)
 
     @property
