@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from logitcache.cache import Cache
 from logitcache.dump import DryRun, DumpConfig, LowMassWarning, config_path, make_config, plan_dump
 from logitcache.dump import dump as run_dump
 from logitcache.errors import ConfigError
@@ -59,6 +60,9 @@ def dump(
     dtype: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
     device_map: Annotated[str | None, typer.Option(help="For a teacher over several devices, such as auto.")] = None,
+    tensor_parallel: Annotated[
+        bool | None, typer.Option("--tensor-parallel", help="Split the teacher over torchrun's processes.")
+    ] = None,
     attention: Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa.")] = None,
     trust_remote_code: Annotated[
         bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the teacher.")
@@ -98,41 +102,56 @@ def dump(
 ) -> None:
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
     flags = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "as_json", "reuse")}
-    settings = read_config(config) | _worker_of_environment() | _given(flags)
+    settings, speaks = _settled(read_config(config), _given(flags))
     reuse = settings.pop("reuse", None) if reuse is None else reuse
     store = as_url(settings.get("out") or "")
     if store is not None:
         settings["out"] = staging_of(store)
     checked = make_config(_with_generation(_with_card(settings)))
-    if store is not None and checked.world_size > 1:
-        raise ConfigError("several workers dump into one directory that all of them see; push the result afterwards")
+    if store is not None and (checked.world_size > 1 or checked.tensor_parallel):
+        raise ConfigError("several processes dump into one directory that all of them see; push the result afterwards")
     if reuse is not None and _print_reusable(reuse, checked, as_json):
         return
     if dry_run:
-        with progress_bars(messages, enabled=not as_json) as report:
+        with progress_bars(messages, enabled=speaks and not as_json) as report:
             planned = plan_dump(checked, report=report)
-        print_json(asdict(planned)) if as_json else _print_plan(planned)
+        if speaks:
+            print_json(asdict(planned)) if as_json else _print_plan(planned)
         return
     started = time.monotonic()
-    with progress_bars(messages, enabled=not as_json) as report, _warnings_in_a_line():
+    with progress_bars(messages, enabled=speaks and not as_json) as report, _warnings_in_a_line():
         if store is None:
             cache, place = run_dump(checked, report=report), str(checked.out)
         else:
             cache = dump_staged(checked, store, report=report)
             place = send_staged(cache, store, report=report).target
-    manifest = cache.manifest
-    if as_json:
-        print_json(
-            {
-                "path": place,
-                "digest": cache.digest,
-                "config": str(config_path(checked.out)) if store is None else None,
-                "seconds": round(time.monotonic() - started, 3),
-                **manifest.totals.model_dump(),
-            }
-        )
+    if not speaks:
         return
-    totals = manifest.totals
+    if as_json:
+        facts = {
+            "path": place,
+            "digest": cache.digest,
+            "config": str(config_path(checked.out)) if store is None else None,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        print_json({**facts, **cache.manifest.totals.model_dump()})
+    else:
+        _print_cache(cache, place)
+
+
+def _settled(file: dict[str, Any], flags: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Settings of file, environment and flags, later ones winning; and whether this process speaks for its worker.
+
+    The processes of a split teacher are one worker, so what torchrun numbers are no workers then.
+    """
+    worker = _worker_of_environment()
+    if (file | flags).get("tensor_parallel"):
+        return file | flags, worker.get("rank", 0) == 0
+    return file | worker | flags, True
+
+
+def _print_cache(cache: Cache, place: str) -> None:
+    totals = cache.manifest.totals
     per_token = totals.bytes / max(totals.targets, 1)
     console.print(
         f"{place}: {totals.sequences:,} sequences, {totals.tokens:,} tokens, {totals.targets:,} targets in "

@@ -16,7 +16,7 @@ _SPARE_SHARE, _SPARE_BYTES = 0.15, 2 << 30
 
 
 def automatic_batch_tokens(
-    device: torch.device, model_config: Any, value_bytes: int, weight_files: Iterable[Path]
+    device: torch.device, model_config: Any, value_bytes: int, weight_files: Iterable[Path], processes: int = 1
 ) -> int:
     """Tokens of one batch on this device.
 
@@ -25,11 +25,12 @@ def automatic_batch_tokens(
         model_config: the teacher's text configuration.
         value_bytes: of one number in the teacher's arithmetic.
         weight_files: the teacher's; their size stands for that of its weights.
+        processes: how many share the weights.
     """
     if device.type != "cuda":
         return CPU_TOKENS
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    weight_bytes = sum(path.stat().st_size for path in weight_files)
+    weight_bytes = sum(path.stat().st_size for path in weight_files) // processes
     return tokens_that_fit(free_bytes - weight_bytes, model_config, value_bytes)
 
 

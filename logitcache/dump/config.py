@@ -40,6 +40,8 @@ class DumpConfig(BaseModel):
         dtype: arithmetic of the teacher; ``auto`` is the checkpoint's on a GPU, fp32 on a CPU.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` …
         device_map: handed to transformers, for a teacher that needs several devices.
+        tensor_parallel: split each layer of the teacher over all processes that torchrun starts; together they are one
+            worker.
         attention: ``attn_implementation`` of transformers.
         trust_remote_code: run code that comes with the teacher. Off unless you know the code.
         batch_tokens: tokens of one forward pass, filling included; None is 2,048 on a CPU, and what a GPU has room for.
@@ -73,6 +75,7 @@ class DumpConfig(BaseModel):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     device_map: str | None = None
+    tensor_parallel: bool = False
     attention: str | None = None
     trust_remote_code: bool = False
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -115,6 +118,8 @@ class DumpConfig(BaseModel):
             raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
         if self.generate is not None and self.overlap:
             raise ValueError("overlap has no meaning with generate: prompts aren't split")
+        if self.tensor_parallel and self.device_map is not None:
+            raise ValueError("device_map and tensor_parallel are two ways to use several devices: choose one")
         if self.generate is not None and self.every > 1:
             raise ValueError("every has no meaning with generate: answers are kept whole")
         Encoding(preset=self.preset, max_error=self.max_error)

@@ -21,6 +21,7 @@ from logitcache.dump.settings import Job, resolve
 from logitcache.dump.worker import compute
 from logitcache.errors import OutputExistsError
 from logitcache.progress import Report, silent
+from logitcache.teacher import choose_device, team
 
 #: Tokens that are run to measure the rate and the size; one forward pass of them warms up before.
 _SAMPLE_TOKENS = 2_048
@@ -71,10 +72,12 @@ def plan_dump(config: DumpConfig | None = None, /, *, report: Report = silent, *
     config = config or make_config(settings)
     if prepare_output(config.out, dry=True) is not None:
         raise OutputExistsError(f"output {config.out} already holds a finished cache")
-    job = resolve(config)
-    with tempfile.TemporaryDirectory() as scratch:
-        plan = new_plan(job, Path(scratch), report)
-        return _estimate(job, plan)
+    # The processes of a split teacher all do the same here, each for itself.
+    with team(config.tensor_parallel, choose_device(config.device).type) as processes:
+        job = resolve(config, processes.size)
+        with tempfile.TemporaryDirectory() as scratch:
+            plan = new_plan(job, Path(scratch), report)
+            return _estimate(job, plan)
 
 
 def _estimate(job: Job, plan: Plan) -> DryRun:

@@ -112,6 +112,7 @@ _RECORDED = (
     "long_rows",
     "overlap",
     "shard_tokens",
+    "tensor_parallel",
     "text_column",
 )
 

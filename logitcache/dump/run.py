@@ -21,9 +21,9 @@ from logitcache.dump.plan import Plan, load_plan, make_plan
 from logitcache.dump.settings import Job, Stamps, check_resume, resolve, settings_of
 from logitcache.dump.signals import stop_on_signal
 from logitcache.dump.worker import Worker
-from logitcache.errors import ConfigError, OutputExistsError, StorageError
+from logitcache.errors import ConfigError, DumpInterruptedError, OutputExistsError, StorageError
 from logitcache.progress import Report, silent
-from logitcache.teacher import DTYPES, TransformersTeacher, load_model
+from logitcache.teacher import DTYPES, Team, TransformersTeacher, choose_device, load_model, team
 
 
 def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> Cache:
@@ -45,19 +45,41 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
         config = make_config(settings)
     elif settings:
         raise ConfigError("give either a DumpConfig or its fields as keywords, not both")
-    with stop_on_signal() as stop:
-        ready = prepare_output(config.out)
-        if ready is not None:
-            return ready
-        job = resolve(config)
-        if (config.out / MANIFEST_NAME).exists():
-            return _finished_by_others(job)
-        plan = _plan(job, report, stop)
-        job = _as_planned(job, plan, config)
-        check_resume(plan.settings, settings_of(job, Stamps.from_json(plan.stamps)), config.out)
-        if not config.finalize:
-            Worker(config.out, plan, job.config, lambda: load_teacher(job), report, stop).run()
-        finalise(job, plan)
+    split, device = config.tensor_parallel, choose_device(config.device)
+    with stop_on_signal() as stop, team(split, device.type) as processes:
+        if processes.follows:
+            return _follow(config, processes)
+        with processes.leading():
+            return _lead(config, processes, report, stop)
+
+
+def _lead(config: DumpConfig, processes: Team, report: Report, stop: threading.Event) -> Cache:
+    """The whole dump, as one worker does it."""
+    ready = prepare_output(config.out)
+    if ready is not None:
+        return ready
+    job = resolve(config, processes.size)
+    if (config.out / MANIFEST_NAME).exists():
+        return _finished_by_others(job)
+    plan = _plan(job, report, stop)
+    job = _as_planned(job, plan, config)
+    check_resume(plan.settings, settings_of(job, Stamps.from_json(plan.stamps)), config.out)
+    if not config.finalize:
+        Worker(config.out, plan, job.config, lambda: processes.teacher(lambda: load_teacher(job)), report, stop).run()
+    finalise(job, plan)
+    return open_cache(config.out)
+
+
+def _follow(config: DumpConfig, processes: Team) -> Cache:
+    """The passes of a split teacher, as another process asks for them.
+
+    Raises:
+        DumpInterruptedError: that process was told to stop.
+    """
+    job = resolve(config, processes.size)
+    processes.follow(lambda: load_teacher(job))
+    if not (config.out / MANIFEST_NAME).exists():
+        raise DumpInterruptedError("the process that leads has stopped on request")
     return open_cache(config.out)
 
 
@@ -171,10 +193,13 @@ def load_teacher(job: Job) -> TransformersTeacher:
         dtype=DTYPES[config.dtype],
         device=job.device,
         device_map=config.device_map,
+        tensor_parallel=config.tensor_parallel,
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
     )
-    return TransformersTeacher(model, top_k=config.top_k, statistics=config.statistics)
+    return TransformersTeacher(
+        model, top_k=config.top_k, statistics=config.statistics, halve=not config.tensor_parallel
+    )
 
 
 def config_yaml(config: DumpConfig) -> str:

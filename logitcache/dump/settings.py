@@ -72,7 +72,10 @@ class Stamps:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A dump made concrete: the teacher found, every ``auto`` resolved. Nothing heavy is loaded yet."""
+    """A dump made concrete: the teacher found, every ``auto`` resolved. Nothing heavy is loaded yet.
+
+    ``processes`` is how many the teacher is split over.
+    """
 
     config: DumpConfig
     files: TeacherFiles
@@ -80,10 +83,13 @@ class Job:
     device: torch.device
     vocab_size: int
     sources: list[Source]
+    processes: int = 1
 
 
-def resolve(config: DumpConfig) -> Job:
+def resolve(config: DumpConfig, processes: int = 1) -> Job:
     """Find teacher and data, and replace every ``auto`` and default by its value.
+
+    ``processes`` share the teacher's weights.
 
     Raises:
         ModelError, DataError, ConfigError: what was named isn't there, or the settings don't fit the teacher.
@@ -106,7 +112,7 @@ def resolve(config: DumpConfig) -> Job:
         raise ConfigError(f"max_new_tokens {config.reserved} must be below max_length {max_length}")
     dtype = choose_dtype(config.dtype, device, model_config)
     batch_tokens = config.batch_tokens or automatic_batch_tokens(
-        device, text_config, DTYPES[dtype].itemsize, files.weight_files()
+        device, text_config, DTYPES[dtype].itemsize, files.weight_files(), processes
     )
     resolved = config.model_copy(
         update={
@@ -116,7 +122,7 @@ def resolve(config: DumpConfig) -> Job:
             "dtype": dtype,
         }
     )
-    return Job(resolved, files, tokenizer, device, vocab_size, sources)
+    return Job(resolved, files, tokenizer, device, vocab_size, sources, processes)
 
 
 def settings_of(job: Job, stamps: Stamps) -> Settings:
@@ -130,6 +136,7 @@ def settings_of(job: Job, stamps: Stamps) -> Settings:
         "card": config.card.model_dump(mode="json"),
         "device": job.device.type,
         "device_map": config.device_map,
+        "tensor_parallel": job.processes if config.tensor_parallel else None,
         "teacher": job.files.name,
         "revision": job.files.revision,
         "weights_digest": combined_digest([stamps.hash(path) for path in job.files.weight_files()]),

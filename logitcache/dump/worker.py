@@ -21,7 +21,7 @@ from logitcache.dump.plan import Plan, cut_into_batches
 from logitcache.dump.writer import ShardWriter
 from logitcache.errors import DumpInterruptedError, StorageError
 from logitcache.progress import Report
-from logitcache.teacher import TransformersTeacher
+from logitcache.teacher import Teacher
 
 _WAIT_SECONDS = 0.5
 
@@ -31,7 +31,7 @@ class LowMassWarning(UserWarning):
 
 
 def compute(
-    teacher: TransformersTeacher,
+    teacher: Teacher,
     sequences: list[TokenSequence],
     config: DumpConfig,
     advance: Callable[[int], None] = lambda tokens: None,
@@ -79,7 +79,7 @@ class Worker:
         root: Path,
         plan: Plan,
         config: DumpConfig,
-        load_teacher: Callable[[], TransformersTeacher],
+        load_teacher: Callable[[], Teacher],
         report: Report,
         stop: threading.Event,
     ) -> None:
@@ -89,7 +89,7 @@ class Worker:
         self._load_teacher = load_teacher
         self._report = report
         self._stop = stop
-        self._teacher: TransformersTeacher | None = None
+        self._teacher: Teacher | None = None
         self._at_hand = 0
         first = config.rank * len(plan) // config.world_size
         self._order = [*range(first, len(plan)), *range(first)]

@@ -3,6 +3,7 @@
 from logitcache.teacher.generate import Generation
 from logitcache.teacher.identity import TeacherFiles, combined_digest, find_teacher, weights_digest
 from logitcache.teacher.load import DTYPES, Dtype, choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from logitcache.teacher.tensor_parallel import Teacher, Team, team
 from logitcache.teacher.transformers_engine import HostTopK, TransformersTeacher
 
 __all__ = [
@@ -10,7 +11,9 @@ __all__ = [
     "Dtype",
     "Generation",
     "HostTopK",
+    "Teacher",
     "TeacherFiles",
+    "Team",
     "TransformersTeacher",
     "choose_device",
     "choose_dtype",
@@ -19,5 +22,6 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "team",
     "weights_digest",
 ]

@@ -47,10 +47,11 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     device_map: str | None = None,
+    tensor_parallel: bool = False,
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The teacher's weights, in evaluation mode, on ``device`` or spread by ``device_map``.
+    """The teacher's weights, in evaluation mode, on ``device``, spread by ``device_map``, or split over processes.
 
     Raises:
         ModelError: the files don't make a causal language model, or don't fit on the device.
@@ -64,11 +65,13 @@ def load_model(
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     if device_map is not None:
         kwargs["device_map"] = device_map
+    if tensor_parallel:
+        kwargs["tp_plan"] = "auto"
     if attention is not None:
         kwargs["attn_implementation"] = attention
     with _explained(files, "weights"), _quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(files.directory, **kwargs)
-        if device_map is None:
+        if device_map is None and not tensor_parallel:
             model = model.to(device)
     return model.eval().requires_grad_(False)
 

@@ -50,6 +50,7 @@ class TransformersTeacher:
         model: from :func:`logitcache.teacher.load_model`.
         top_k: K.
         statistics: also keep the log-partition and the logits' standard deviation.
+        halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
 
     Raises:
         ModelError: the model has no head that we can run apart, or fewer words than K.
@@ -59,11 +60,12 @@ class TransformersTeacher:
     head: Head
     vocab_size: int
 
-    def __init__(self, model: Any, *, top_k: int, statistics: bool = False) -> None:
+    def __init__(self, model: Any, *, top_k: int, statistics: bool = False, halve: bool = True) -> None:
         self._model = model
         self.head = find_head(model)
         self._top_k = top_k
         self._statistics = statistics
+        self._halve = halve
         self._device: torch.device = model.get_input_embeddings().weight.device
         self.vocab_size = self.head.vocab_size
         if top_k > self.vocab_size:
@@ -84,10 +86,8 @@ class TransformersTeacher:
         try:
             targets = self._run(batch)
         except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise ModelError(
-                    f"out of memory on a single sequence of {len(batch[0].token_ids_L)} tokens: lower --max-length"
-                ) from error
+            if len(batch) == 1 or not self._halve:
+                raise ModelError(_too_large(batch)) from error
             torch.cuda.empty_cache()
             middle = len(batch) // 2
             return _joined(self.topk(batch[:middle]), self.topk(batch[middle:]))
@@ -102,8 +102,8 @@ class TransformersTeacher:
         try:
             return answer(self._model, prompts, generation)
         except torch.OutOfMemoryError as error:
-            if len(prompts) == 1:
-                raise ModelError("out of memory on a single prompt: lower --max-length or --max-new-tokens") from error
+            if len(prompts) == 1 or not self._halve:
+                raise ModelError(f"{_too_large(prompts)}, or --max-new-tokens") from error
             torch.cuda.empty_cache()
             middle = len(prompts) // 2
             return self.answer(prompts[:middle], generation) + self.answer(prompts[middle:], generation)
@@ -131,6 +131,13 @@ class TransformersTeacher:
     def _head_chunk(self, hidden_CD: Tensor) -> TopK:
         logits_CV = self.head.logits(hidden_CD)
         return TopK.from_logits(logits_CV, self._top_k, statistics=self._statistics, overwrite=True)
+
+
+def _too_large(batch: Sequence[TokenSequence]) -> str:
+    longest = max(len(sequence.token_ids_L) for sequence in batch)
+    if len(batch) == 1:
+        return f"out of memory on a single sequence of {longest} tokens: lower --max-length"
+    return f"out of memory on {len(batch)} sequences of up to {longest} tokens: lower --batch-tokens or --max-length"
 
 
 def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
