@@ -1,7 +1,13 @@
-"""What training from an S3 server costs over training from disk: the same steps from both, in turn, after warm-up.
+"""What training from an S3 server costs over training from disk: a pass over one cache, the same steps each time.
 
-The server is a real one, SeaweedFS, on this machine's loopback (extra `dev`). Needs the demo's teacher
-once, for real predictions (`make teacher`).
+Three ways in turn, several times over: from disk; from the server with nothing kept here yet, so that every shard is
+fetched during the pass; from the server when the local cache holds the shards. Each is divided by the mean of the two
+passes from disk around it (the order is a b c a, then a c b a), and the middle of these ratios counts. The two passes
+from disk, one divided by the other, say how much of it is chance.
+
+The student is tiny, which makes what reading costs as large as it can be. The server is a real one, SeaweedFS, on this
+machine's loopback (extra `dev`), and takes its time from the same processors. Needs the demo's teacher once, for real
+predictions (`make teacher`).
 
     python -m benchmarks.remote_training
 """
@@ -15,84 +21,109 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import logitcache as lc
-from benchmarks._tiled import HELDOUT, TEACHER, tiled_cache
-from benchmarks.train_wait import run_steps, small_student
+from benchmarks._tiled import real_cache, tiled_cache
+from benchmarks.train_wait import make_student, run_steps
 from logitcache.share import open_remote, push
 from logitcache.share.local_cache import LocalSettings
+from logitcache.training.module import DistillModule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from s3_server import start_s3  # the tests' own way of starting the server
 
+#: layers, width, feed-forward width, heads, key-value heads
+STUDENT = (2, 64, 128, 2, 1)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of a pass, opening included; of its steps after the first batch; and spent waiting after it."""
+
+    whole: float
+    later: float
+    waited: float
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40, help="steps of one measurement")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each, in turn")
-    parser.add_argument("--shards", type=int, default=4, help="shards of the cache")
-    parser.add_argument("--shard-tokens", type=int, default=65_536, help="tokens of each")
+    parser.add_argument("--repeats", type=int, default=7, help="how often each way is measured")
+    parser.add_argument("--shards", type=int, default=8, help="shards of the cache")
+    parser.add_argument("--shard-tokens", type=int, default=4_096, help="tokens of each")
+    parser.add_argument("--batch-size", type=int, default=4, help="rows of a step")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     server = start_s3()
     os.environ.update(server.environment())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        disk = tiled_cache(
-            folder, real_predictions(folder), shards=arguments.shards, tokens_per_shard=arguments.shard_tokens
-        )
+        disk = tiled_cache(folder, real_cache(folder), shards=arguments.shards, tokens_per_shard=arguments.shard_tokens)
         url = server.place()
-        started = time.perf_counter()
-        sent = push(disk.root, url)
-        seconds = {"push": time.perf_counter() - started}
-        remote = open_remote(url, LocalSettings(folder / "local"))
-        started = time.perf_counter()
-        for index in range(len(remote.shards)):
-            remote.read_shard(index)
-        seconds["first pass, fetching"] = time.perf_counter() - started
-        started = time.perf_counter()
-        for index in range(len(disk.shards)):
-            disk.read_shard(index)
-        seconds["the same from disk"] = time.perf_counter() - started
-        print(json.dumps({"bytes": sent.bytes, "seconds": seconds} | compare(disk, remote, arguments), indent=2))
+        push(disk.root, url)
+        print(json.dumps(measure(disk, url, folder, arguments), indent=2))
 
 
-def real_predictions(folder: Path) -> lc.Cache:
-    """The teacher's targets for a page of the example text, to be repeated."""
-    text = next(HELDOUT.parent.glob(HELDOUT.name)).read_text(encoding="utf-8")[:3_000]
-    (folder / "page.txt").write_text(text, encoding="utf-8")
-    return lc.dump(teacher=str(TEACHER), data=[str(folder / "page.txt")], out=folder / "real", top_k=64, max_length=128)
-
-
-def compare(disk: lc.Cache, remote: lc.Cache, arguments: argparse.Namespace) -> dict[str, float]:
-    """Both in turn, after a first run of each that nobody counts; medians."""
-    module = small_student(disk.vocab_size)
-    times: dict[str, list[float]] = {"disk": [], "remote": []}
-    processor: dict[str, list[float]] = {"disk": [], "remote": []}
-    waits: dict[str, list[float]] = {"disk": [], "remote": []}
-    for repeat in range(arguments.repeats + 1):
-        for name, cache in (("disk", disk), ("remote", remote)):
-            busy = time.process_time()
-            taken, waiting = run_steps(module, lc.stream(cache, batch_size=2, epochs=None), arguments.steps)
-            if repeat:
-                times[name].append(taken)
-                waits[name].append(waiting * taken)
-                processor[name].append(time.process_time() - busy)
-    used = statistics.median(processor["remote"]) / statistics.median(processor["disk"])
-    ratios = [remote / disk for disk, remote in zip(times["disk"], times["remote"], strict=True)]
+def measure(disk: lc.Cache, url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+    """All ways in turn, after a pass that nobody counts."""
+    module = make_student(disk.vocab_size, *STUDENT)
+    steps = sum(1 for _ in lc.stream(disk, batch_size=arguments.batch_size))
+    numbers = iter(range(10_000))
+    warm = LocalSettings(folder / "warm")
+    openers: dict[str, Callable[[], lc.Cache]] = {
+        "disk": lambda: lc.open(disk.root),
+        "cold": lambda: open_remote(url, LocalSettings(folder / f"cold-{next(numbers)}")),
+        "warm": lambda: open_remote(url, warm),
+    }
+    for way in ("disk", "warm"):
+        one_pass(module, openers[way], steps, arguments.batch_size)
+    found: dict[str, list[Pass]] = defaultdict(list)
+    ratios: dict[str, list[Pass]] = defaultdict(list)
+    for repeat in range(arguments.repeats):
+        order = ("disk", "cold", "warm", "disk") if repeat % 2 == 0 else ("disk", "warm", "cold", "disk")
+        taken = [one_pass(module, openers[way], steps, arguments.batch_size) for way in order]
+        for way, result in zip(order, taken, strict=True):
+            found[way].append(result)
+        first, last = taken[0], taken[-1]
+        around = Pass((first.whole + last.whole) / 2, (first.later + last.later) / 2, 0.0)
+        ratios["disk"].append(divided(last, first))
+        for way, result in zip(order[1:-1], taken[1:-1], strict=True):
+            ratios[way].append(divided(result, around))
+    totals = disk.manifest.totals
     return {
-        "steps": arguments.steps,
-        "seconds_from_disk": round(statistics.median(times["disk"]), 3),
-        "seconds_from_s3": round(statistics.median(times["remote"]), 3),
-        "ratio_of_medians": round(statistics.median(times["remote"]) / statistics.median(times["disk"]), 4),
-        "lowest_ratio_of_a_pair": round(min(ratios), 4),
-        "highest_ratio_of_a_pair": round(max(ratios), 4),
-        "ratio_of_processor_time": round(used, 4),
-        "seconds_waiting_from_disk": round(statistics.median(waits["disk"]), 3),
-        "seconds_waiting_from_s3": round(statistics.median(waits["remote"]), 3),
+        "cache": f"{totals.tokens:,} tokens, {totals.bytes:,} bytes in {totals.shards} shards",
+        "steps": steps,
+        "repeats": arguments.repeats,
+        "tokens_per_second_from_disk": round(totals.tokens / statistics.median(run.whole for run in found["disk"])),
+        "from_s3_nothing_kept_here": summary(found["cold"], ratios["cold"]),
+        "from_s3_shards_kept_here": summary(found["warm"], ratios["warm"]),
+        "from_disk_again": summary(found["disk"], ratios["disk"]),
+    }
+
+
+def one_pass(module: DistillModule, opener: Callable[[], lc.Cache], steps: int, batch_size: int) -> Pass:
+    started = time.perf_counter()
+    timed = run_steps(module, lc.stream(opener(), batch_size=batch_size), steps)
+    return Pass(time.perf_counter() - started, timed.seconds - timed.first, timed.waited - timed.first)
+
+
+def divided(one: Pass, other: Pass) -> Pass:
+    return Pass(one.whole / other.whole, one.later / other.later, one.waited)
+
+
+def summary(found: list[Pass], ratios: list[Pass]) -> dict[str, object]:
+    later = [ratio.later for ratio in ratios]
+    return {
+        "seconds": round(statistics.median(run.whole for run in found), 2),
+        "ratio": round(statistics.median(ratio.whole for ratio in ratios), 4),
+        "ratio_after_the_first_batch": round(statistics.median(later), 4),
+        "lowest_and_highest": [round(min(later), 4), round(max(later), 4)],
+        "seconds_waiting_after_the_first_batch": round(statistics.median(run.waited for run in found), 3),
     }
 
 
