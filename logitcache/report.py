@@ -115,7 +115,7 @@ def draw_training(history: Sequence[Mapping[str, Any]]) -> Any | None:
     _curve(next(panels), "held-out KL(teacher ‖ student), nats", eval_at, {"kl": [e["eval_kl"] for e in measured]})
     overlaps = sorted({key for entry in measured for key in entry if key.startswith("eval_overlap@")}, key=_k_of)
     lines = {name.removeprefix("eval_"): [entry.get(name, math.nan) for entry in measured] for name in overlaps}
-    _curve(next(panels), "held-out overlap with the teacher", eval_at, lines, bottom=0)
+    _curve(next(panels), "held-out overlap with the teacher", eval_at, lines, bottom=0, top=1)
     covered = [entry for entry in steps if "s_ld_coverage" in entry]
     panel, title = next(panels), "student's top 8 held by the cache, %"
     if covered:
@@ -127,7 +127,7 @@ def draw_training(history: Sequence[Mapping[str, Any]]) -> Any | None:
     rates = [entry.get("tokens_per_second", math.nan) for entry in steps]
     _curve(next(panels), "tokens/s", at, {"tokens/s": rates}, bottom=0)
     waits = [100 * entry.get("waiting_share", math.nan) for entry in steps]
-    _curve(next(panels), "time waiting for data, %", at, {"waiting": waits}, bottom=0)
+    _curve(next(panels), "time waiting for data, %", at, {"waiting": waits}, bottom=0, top=2)
     return figure
 
 
@@ -149,7 +149,7 @@ def draw_comparison(students: Mapping[str, Metrics]) -> Any | None:
         panel.spines[["top", "right", "bottom"]].set_visible(False)
         panel.set_xticks([])
         panel.margins(x=0.25)
-        panel.invert_yaxis()
+    figure.axes[0].invert_yaxis()  # the first at the top; the panels share the axis
     return figure
 
 
@@ -224,22 +224,30 @@ def _caches(components: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curve(
-    panel: Any, title: str, at: Sequence[float], lines: Mapping[str, Sequence[float]], bottom: float | None = None
+    panel: Any,
+    title: str,
+    at: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    bottom: float | None = None,
+    top: float = 0,
 ) -> None:
+    """``bottom`` is where the axis begins, by default near the lowest value; it reaches up to ``top`` at least."""
+    panel.set_title(title, fontsize=10)
+    if not at:
+        panel.set_axis_off()
+        panel.text(0.5, 0.5, "not measured", ha="center", va="center", color=GREY, transform=panel.transAxes)
+        return
     colours = [GREY, BLUE] if "smoothed" in lines else [BLUE, ORANGE, "#2f9e8f", GREY]
     for (name, values), colour in zip(lines.items(), colours * 3, strict=False):
         marker = "o" if len(at) <= 30 else None
         panel.plot(at, values, color=colour, label=name, marker=marker, markersize=3, linewidth=1.5)
-    panel.set_title(title, fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#e4e6ee")
     panel.set_xlabel("step", fontsize=8)
     panel.tick_params(labelsize=8)
-    if bottom is not None and at:
-        panel.set_ylim(bottom=bottom)
-    if not at:
-        panel.text(0.5, 0.5, "not measured", ha="center", va="center", color=GREY, transform=panel.transAxes)
-    elif len(lines) > 1:
+    if bottom is not None:
+        panel.set_ylim(bottom, max(top * 1.02, panel.get_ylim()[1]))
+    if len(lines) > 1:
         panel.legend(frameon=False, fontsize=8)
 
 
