@@ -5,8 +5,9 @@ Shape legend: N positions, D hidden width, V words.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,18 @@ from logitcache.losses.mix import parts_of
 from logitcache.losses.registry import resolve
 from logitcache.topk import TopK
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
+
+def _as_it_is(function: _Function) -> _Function:
+    """Under ``torch.compile`` what is around the head compiles, and the head doesn't.
+
+    It looks at values to check them, and its chunks come in several sizes, each of which would be compiled again.
+    """
+    return cast(_Function, torch.compiler.disable(function))
+
+
+@_as_it_is
 def linear_loss(
     name: str | Loss,
     hidden: Tensor,
@@ -35,7 +47,8 @@ def linear_loss(
 ) -> Tensor:
     """The loss of ``softcap(logit_scale · (hidden @ weight.T + bias))``, without ever holding all logits.
 
-    Equals ``get(name, **params)`` on those logits, averaged, in value and in gradients. Losses that read a few ids
+    Equals ``get(name, **params)`` on those logits, averaged, in value and in gradients. Under ``torch.compile`` it runs
+    as it is, and what is around it compiles. Losses that read a few ids
     of each position (bild, t_ld, s_ld, top_kl, and mixes of them) cost about a third of an ordinary head with
     cross-entropy; the others about as much, in little memory.
 
@@ -76,6 +89,7 @@ class HeadStats:
     coverage: Tensor | None = None
 
 
+@_as_it_is
 def head_loss(
     loss: Loss,
     hidden: Tensor,
