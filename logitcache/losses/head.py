@@ -28,7 +28,7 @@ def _as_it_is(function: _Function) -> _Function:
 
     It looks at values to check them, and its chunks come in several sizes, each of which would be compiled again.
     """
-    return cast(_Function, torch.compiler.disable(function))
+    return cast(_Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
 @_as_it_is
