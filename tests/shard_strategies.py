@@ -6,7 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from logitcache.cache import ShardArrays
+from logitcache.cache import Encoding, ShardArrays
+from logitcache.cache.encoding import encode_arrays
+from logitcache.cache.stored import StoredShard
 
 #: Vocabularies: one word, a few, GPT-like, beyond 2^17 and 2^18 (Qwen, Gemma), and the largest there can be.
 VOCABULARIES = (1, 2, 7, 300, 49_152, 151_936, 262_145, 2**32)
@@ -87,3 +89,9 @@ def _values(random: np.random.Generator, kind: str, shape: tuple[int, int]) -> N
     else:
         values = np.full(shape, np.inf)
     return np.ascontiguousarray(-np.sort(values.astype(np.float32), axis=1))
+
+
+def stored_shard(preset: str = "compact", values: str = "model") -> StoredShard:
+    """A shard with classes, two sequences, and an unsupervised position here and there."""
+    arrays = random_shard(4, [1100, 40], 3000, 7, values, supervised=0.9, statistics=True)
+    return encode_arrays(arrays, Encoding.checked(preset, None))
