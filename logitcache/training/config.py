@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from logitcache.errors import ConfigError
 from logitcache.streaming.order import DEFAULT_WINDOW_TOKENS
+from logitcache.url import public_name
 from logitcache.validation import first_fault
 
 # TrainingArguments that a setting of ours decides, and which one.
@@ -108,6 +109,13 @@ class TrainConfig(BaseModel):
         if isinstance(value, list | tuple):
             return tuple(str(one) if isinstance(one, Path) else one for one in value)
         return str(value) if isinstance(value, Path) else value
+
+    @field_serializer("cache", "eval_cache", "audit", when_used="json")
+    def _without_passwords(self, value: str | tuple[str, ...] | None) -> str | list[str] | None:
+        """What is written beside the student and into its report says no password of a URL."""
+        if value is None or isinstance(value, str):
+            return None if value is None else public_name(value)
+        return [public_name(place) for place in value]
 
     @field_validator("trainer")
     @classmethod

@@ -15,6 +15,7 @@ from logitcache.share import Selection, parse_range, parse_spans
 from logitcache.share.local_cache import LocalSettings, parse_size
 from logitcache.share.parallel import run_parallel
 from logitcache.share.retry import RetryPolicy, TransientError, retried
+from logitcache.training.config import TrainConfig
 from logitcache.url import Reference, as_url, parse_reference, public_url
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -75,6 +76,17 @@ def test_urls_survive_pathlib() -> None:
 def test_public_url_hides_what_is_secret() -> None:
     assert public_url("https://me:hunter2@host:80/a?sig=b#c") == "https://host:80/a"
     assert public_url("/a/b@c") == "/a/b@c"
+
+
+def test_saved_settings_of_a_training_run_say_no_password() -> None:
+    url = "https://me:hunter2@host/caches@latest"
+    for caches in (url, (url, "local cache", "s3://bucket@v1")):
+        config = TrainConfig.parse({"cache": caches, "student": "s", "out": "o", "eval_cache": url})
+        saved = config.model_dump(mode="json")
+        assert "hunter2" not in str(saved)
+        assert saved["eval_cache"] == "https://host/caches@latest"
+        assert config.caches[0] == url
+    assert saved["cache"][1:] == ["local cache", "s3://bucket@v1"]
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))
