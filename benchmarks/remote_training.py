@@ -53,8 +53,8 @@ class Pass:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7, help="how often each way is measured")
-    parser.add_argument("--shards", type=int, default=8, help="shards of the cache")
+    parser.add_argument("--repeats", type=int, default=9, help="how often each way is measured")
+    parser.add_argument("--shards", type=int, default=24, help="shards of the cache")
     parser.add_argument("--shard-tokens", type=int, default=4_096, help="tokens of each")
     parser.add_argument("--batch-size", type=int, default=4, help="rows of a step")
     arguments = parser.parse_args()
@@ -118,11 +118,12 @@ def divided(one: Pass, other: Pass) -> Pass:
 
 def summary(found: list[Pass], ratios: list[Pass]) -> dict[str, object]:
     later = [ratio.later for ratio in ratios]
+    quartiles = statistics.quantiles(later, n=4) if len(later) > 1 else later
     return {
         "seconds": round(statistics.median(run.whole for run in found), 2),
         "ratio": round(statistics.median(ratio.whole for ratio in ratios), 4),
         "ratio_after_the_first_batch": round(statistics.median(later), 4),
-        "lowest_and_highest": [round(min(later), 4), round(max(later), 4)],
+        "its_quartiles": [round(value, 4) for value in (quartiles[0], quartiles[-1])],
         "seconds_waiting_after_the_first_batch": round(statistics.median(run.waited for run in found), 3),
     }
 
