@@ -13,7 +13,7 @@ from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
 from logitcache.errors import LogitCacheError, RemoteError, StorageError
-from logitcache.share import merge, open_remote, pull, push, tag, verify
+from logitcache.share import catalogue, merge, open_remote, pull, push, tag, verify
 from logitcache.streaming import stream
 
 pytestmark = pytest.mark.hostile
@@ -51,6 +51,11 @@ def test_a_fifth_of_the_requests_fails(
         assert files_of(tmp_path / "copy") == files_of(tmp_path / "cache")
         assert_same_content(lc.open(pushed), local)
         assert verify(url, deep=True).ok
+        make_cache(tmp_path / "more", range(SHARDS, SHARDS + 3))
+        push(tmp_path / "more", f"{url}@more")
+        merged = merge([f"{url}@latest", f"{url}@more"], f"{url}@both")
+        assert (merged.sequences, merged.duplicates) == (len(local) + 9, 0)
+        assert {name for item in catalogue(url) for name in item.tags} == {"latest", "stable", "more", "both"}
         # Enough happened for the test to mean something: every kind of failure.
         assert set(proxy.failed) >= set(REQUEST_FAULTS)
         assert set(proxy.failed) & set(BODY_FAULTS)
@@ -92,6 +97,8 @@ def test_everything_fails(
         "open": lambda: lc.open(pushed),
         "verify": lambda: verify(pushed),
         "merge": lambda: merge([pushed, tmp_path / "cache"], tmp_path / "merged"),
+        "list": lambda: catalogue(pushed),
+        "tag": lambda: tag(f"{pushed}@{opened.digest}", "latest"),
     }
     with FaultyProxy(s3.s3, 1.0, None if fault is None else (fault,), seed=6) as proxy:
         through(proxy, monkeypatch)
