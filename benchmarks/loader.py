@@ -18,7 +18,6 @@ import torch
 
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
-from benchmarks.dump_memory import resident_mib
 from logitcache.cache import Cache
 from logitcache.streaming.batches import DecodedShard, collate
 
@@ -52,16 +51,6 @@ def streamed(cache: Cache, epochs: int = 1, **settings: int) -> int:
     return sum(batch.tokens for batch in lc.stream(cache, batch_size=8, epochs=epochs, **settings))  # type: ignore[arg-type]
 
 
-def memory_over_epochs(cache: Cache, epochs: int) -> list[float]:
-    """Resident memory in MiB after each epoch, with windows of 8,192 tokens."""
-    held = []
-    for epoch in range(epochs):
-        for _ in lc.stream(cache, batch_size=8, seed=epoch, window_tokens=8192):
-            pass
-        held.append(round(resident_mib(), 1))
-    return held
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=8)
@@ -72,8 +61,7 @@ def main() -> None:
         place = Path(folder)
         small = real_cache(place)
         cache = tiled_cache(place, small, shards=arguments.shards, tokens_per_shard=arguments.tokens_per_shard)
-        few, many = (tiled_cache(place, small, shards=shards, tokens_per_shard=4096) for shards in (2, 200))
-        streamed(few)  # everything is imported and warm
+        streamed(small)  # everything is imported and warm
         result = {
             "top_k": cache.top_k,
             "cache_tokens": cache.manifest.totals.tokens,
@@ -81,8 +69,6 @@ def main() -> None:
             "collate": per_core(lambda: collate_only(cache)),
             "stream": per_core(lambda: streamed(cache)),
             "stream_packed": per_core(lambda: streamed(cache, pack_tokens=2048)),
-            "resident_mib_over_10_epochs": memory_over_epochs(few, 10),
-            "resident_mib_of_a_cache_100_times_as_large": memory_over_epochs(many, 2),
         }
     print(json.dumps(result, indent=2))
 

@@ -1,0 +1,112 @@
+"""Training from a compact cache of 64 ids a position against the same training with the whole teacher in the loop.
+
+    python -m benchmarks.offline_online --teacher .models/SmolLM2-135M-Instruct
+
+The student has ten of the teacher's layers. Both runs see the same tokens in the same order, with the same optimizer.
+Online, the loss is KL(teacher ‖ student) over the whole vocabulary; offline it is residual_kl, where all ids outside
+the 64 are one event. Both students are then measured by the whole KL on held-out text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import logitcache as lc
+from logitcache.student import make_student
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+TRAIN, HELD_OUT = DATA / "train" / "*.txt", DATA / "heldout" / "1964_lyndon_b_johnson.txt"
+LENGTH, BATCH, LIMIT = 128, 4, 0.02
+
+
+def whole_kl(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+    """``[N]`` nats."""
+    teacher, student = teacher_NV.log_softmax(1), student_NV.log_softmax(1)
+    return (teacher.exp() * (teacher - student)).sum(1)
+
+
+@torch.no_grad()
+def held_out_kl(teacher: Any, student: Any, tokenizer: Any, tokens: int) -> float:
+    """Mean over ``tokens`` of held-out text, in nats."""
+    ids = torch.tensor(tokenizer(HELD_OUT.read_text(encoding="utf-8"))["input_ids"][:tokens])
+    student.eval()
+    values = [
+        whole_kl(teacher(input_ids=part[None]).logits[0], student(input_ids=part[None]).logits[0])
+        for part in ids.split(LENGTH)
+    ]
+    student.train()
+    return float(torch.cat(values).mean())
+
+
+def train(student: Any, batches: list[lc.Batch], loss: Callable[[lc.Batch], Tensor]) -> None:
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=1e-4)
+    for batch in batches:
+        loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def online(teacher: Any, student: Any) -> Callable[[lc.Batch], Tensor]:
+    def loss(batch: lc.Batch) -> Tensor:
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        with torch.no_grad():
+            teacher_NV = teacher(**inputs).logits.flatten(0, 1)[batch.target_index]
+        student_NV = student(**inputs).logits.flatten(0, 1)[batch.target_index]
+        return whole_kl(teacher_NV, student_NV).mean()
+
+    return loss
+
+
+def offline(student: Any) -> Callable[[lc.Batch], Tensor]:
+    model, function = lc.losses.loss_model(student), lc.losses.get("residual_kl")
+    return lambda batch: model.loss(
+        function, batch.input_ids, batch.target_index, batch.targets, batch.labels, position_ids=batch.position_ids
+    )[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
+    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--held-out-tokens", type=int, default=2048)
+    options = parser.parse_args()
+    if not options.teacher.exists():
+        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
+        return 1
+    torch.set_num_threads(2)
+    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        cache = lc.dump(
+            teacher=str(options.teacher), data=[str(TRAIN)], out=place / "cache", top_k=64, max_length=LENGTH
+        )
+        make_student(options.teacher, place / "student", layers=10)
+        batches = list(islice(lc.stream(cache, batch_size=BATCH, epochs=None), options.steps))
+        found = {}
+        for way in ("before", "online", "offline"):
+            student = AutoModelForCausalLM.from_pretrained(place / "student", dtype=torch.float32).train()
+            if way != "before":
+                train(student, batches, online(teacher, student) if way == "online" else offline(student))
+            found[way] = held_out_kl(teacher, student, tokenizer, options.held_out_tokens)
+    ratio = found["offline"] / found["online"]
+    print(json.dumps({"steps": options.steps, "held_out_kl": found, "ratio": round(ratio, 4)}, indent=2))
+    return 0 if abs(ratio - 1) < LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
