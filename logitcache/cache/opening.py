@@ -33,6 +33,7 @@ from logitcache.cache.manifest import (
 from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardTable
 from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
+from logitcache.url import local_path
 
 #: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
 LISTED_SHARDS = 10_000
@@ -51,8 +52,9 @@ def open_cache(path: str | os.PathLike[str]) -> Cache:
         CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
         StorageError: the system refused to read.
+        ConfigError: the path is a URL.
     """
-    root = Path(path)
+    root = local_path(path, "open it with logitcache.open")
     manifest, digest = read_manifest(root)
     _refuse(stray_files(root, manifest))
     table = read_table(root, manifest)

@@ -30,6 +30,7 @@ from logitcache.cache.reader import Cache
 from logitcache.cache.table import ShardEntry, ShardTable
 from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
 from logitcache.progress import Report, silent
+from logitcache.url import local_path
 
 _SHARDS_AT_ONCE = 1 << 10
 
@@ -90,8 +91,11 @@ def verify_cache(
 
     Raises:
         CacheNotFoundError: there is no finished cache at this place.
+        ConfigError: the path is a URL.
     """
-    return _Verification(Path(path), deep, workers or os.cpu_count() or 1, progress).run()
+    return _Verification(
+        local_path(path, "give it to logitcache.share.verify"), deep, workers or os.cpu_count() or 1, progress
+    ).run()
 
 
 class _Verification:

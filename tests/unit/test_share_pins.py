@@ -10,6 +10,7 @@ from share_tools import make_cache
 from typer.testing import CliRunner
 
 import logitcache as lc
+from logitcache.cache import open_cache, verify_cache
 from logitcache.cli.main import app
 from logitcache.errors import CacheNotFoundError, ConfigError, CorruptCacheError, LogitCacheError
 from logitcache.share import catalogue, diff, dump_to, merge, pull, push, tag, verify
@@ -35,6 +36,9 @@ def test_every_command_takes_a_pin(store: str, tmp_path: Path) -> None:
     assert lc.open(pinned).digest == one.digest != lc.open(store).digest
     assert lc.open(Path(pinned)).digest == one.digest
     assert verify(pinned, deep=True).digest == one.digest
+    for of_directories in (open_cache, verify_cache):
+        with pytest.raises(ConfigError, match="is a URL"):
+            of_directories(pinned)
     assert len(list(stream(pinned, batch_size=len(one)))) == 1
     assert diff(pinned, "one").same
     assert pull(pinned, "copy").digest == one.digest
