@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
-from logitcache.errors import ConfigError
+from logitcache.errors import ConfigError, LogitCacheWarning
 
 console = Console()
 # Progress and notes go to stderr, so that stdout holds nothing but the answer.
@@ -44,3 +47,22 @@ def read_config(path: Path | None) -> dict[str, Any]:
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"the config file {path} must hold `name: value` lines at its top level")
     return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Our own warnings for people to act on, each once, without Python's file and line; other libraries' as ever."""
+    with warnings.catch_warnings():
+        usual, said = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, LogitCacheWarning):
+                if str(message) in said:
+                    return
+                said.add(str(message))
+                messages.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+            else:
+                usual(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        yield

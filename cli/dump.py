@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from logitcache.cache import Cache
-from logitcache.dump import DryRun, DumpConfig, LowMassWarning, config_path, make_config, plan_dump
+from logitcache.dump import DryRun, DumpConfig, config_path, make_config, plan_dump
 from logitcache.dump import dump as run_dump
 from logitcache.errors import ConfigError
 from logitcache.progress import progress_bars
@@ -119,7 +116,7 @@ def dump(
             print_json(asdict(planned)) if as_json else _print_plan(planned)
         return
     started = time.monotonic()
-    with progress_bars(messages, enabled=speaks and not as_json) as report, _warnings_in_a_line():
+    with progress_bars(messages, enabled=speaks and not as_json) as report:
         if store is None:
             cache, place = run_dump(checked, report=report), str(checked.out)
         else:
@@ -177,22 +174,6 @@ def _print_reusable(place: str, config: DumpConfig, as_json: bool) -> bool:
             soft_wrap=True,
         )
     return True
-
-
-@contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Our own warnings for people to act on, without Python's file and line; other libraries' as ever."""
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, LowMassWarning):
-                messages.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
-            else:
-                usual(message, category, *rest, **more)
-
-        warnings.showwarning = show
-        yield
 
 
 def _print_plan(plan: DryRun) -> None:

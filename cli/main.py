@@ -15,7 +15,7 @@ import logitcache
 from logitcache.errors import LogitCacheError
 from logitcache.share.parallel import THREAD_PREFIX
 
-from .common import console, messages
+from .common import console, messages, warnings_in_a_line
 from .convert import convert
 from .diff import diff
 from .dump import dump
@@ -89,7 +89,8 @@ def run() -> None:
     if "--offline" in sys.argv[1:]:
         os.environ["LOGITCACHE_OFFLINE"] = "1"
     try:
-        app(args=arguments)
+        with warnings_in_a_line():
+            app(args=arguments)
     except SystemExit as stopped:
         if stopped.code == INTERRUPTED:
             _leave()

@@ -10,6 +10,10 @@ class LogitCacheError(Exception):
     """The base of every error the product raises on purpose."""
 
 
+class LogitCacheWarning(UserWarning):
+    """Something that the user can act on; the command line prints it as one line."""
+
+
 class ConfigError(LogitCacheError):
     """A setting has a value that is not allowed; the message names the field, the value and what is allowed."""
 

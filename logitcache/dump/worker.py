@@ -19,14 +19,14 @@ from logitcache.dump.config import DumpConfig
 from logitcache.dump.descriptors import read_descriptor
 from logitcache.dump.plan import Plan, cut_into_batches
 from logitcache.dump.writer import ShardWriter
-from logitcache.errors import DumpInterruptedError, StorageError
+from logitcache.errors import DumpInterruptedError, LogitCacheWarning, StorageError
 from logitcache.progress import Report
 from logitcache.teacher import Teacher
 
 _WAIT_SECONDS = 0.5
 
 
-class LowMassWarning(UserWarning):
+class LowMassWarning(LogitCacheWarning):
     """The top K leave out much of the teacher's probability."""
 
 

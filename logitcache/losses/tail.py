@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from logitcache.errors import TargetsError
+from logitcache.errors import LogitCacheWarning, TargetsError
 from logitcache.topk import TopK
 
 # Comparing every id with every entry beats sorting as long as the [N, C, K] of booleans stays small.
@@ -84,5 +84,6 @@ def warn_of_tail(targets: TopK, loss: str, temperature: float, *, always: bool =
     warnings.warn(
         f"{loss} at temperature {temperature:g} depends on the shape of the teacher's tail, which top-{targets.k} "
         f"targets don't hold; the student's shape is assumed. {advice}",
+        LogitCacheWarning,
         stacklevel=4,
     )

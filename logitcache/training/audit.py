@@ -107,7 +107,8 @@ def describe(loss: Loss, match: GradientMatch) -> str:
     estimated = ", estimated from the audit rows," if led.completion is not None else ""
     return (
         f"teacher values that the cache lacks{estimated} stand {led.offset:g} nats, and {led.slope:g} times the share "
-        f"missing, below their bound; on audit rows the cosine of s-LD's gradient with the exact one is {match.cosine:.3f}"
+        "missing, below their bound; on audit rows the cosine of s-LD's gradient with the exact one is "
+        f"{match.cosine:.3f}"
     )
 
 

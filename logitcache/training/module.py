@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitcache.errors import LogitCacheWarning
 from logitcache.evaluation import MetricSums, metric_sums
 from logitcache.heads import Head, find_head
 from logitcache.losses import HeadStats, LinearHead, Loss, dense_loss, head_loss, why_not_linear
@@ -46,7 +47,7 @@ class DistillModule(nn.Module):
         self.why_dense = why_not_linear(self.head)
         self._covered, self._counted, self._listed = torch.zeros(()), 0, 0
         if self.why_dense:
-            warnings.warn(self.why_dense, stacklevel=2)
+            warnings.warn(self.why_dense, LogitCacheWarning, stacklevel=2)
         self._flattens = "flash" in str(getattr(base.config, "_attn_implementation", ""))
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from logitcache.errors import DivergedError, StorageError
+from logitcache.errors import DivergedError, LogitCacheWarning, StorageError
 from logitcache.evaluation import MetricSums
 from logitcache.losses.metrics import coverage_advice
 from logitcache.progress import Report
@@ -98,7 +98,7 @@ class DistillTrainer(Trainer):
             advice = coverage_advice(coverage, listed)
             if advice and not self._advised:
                 self._advised = True
-                warnings.warn(advice, stacklevel=2)
+                warnings.warn(advice, LogitCacheWarning, stacklevel=2)
         super().log(logs, start_time)
 
     @torch.no_grad()
