@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from logitcache.cache.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, SHARDS_DIR, digest_line
+from logitcache.cache.manifest import MANIFEST_NAME, SHARDS_DIR
 from logitcache.cache.table import ShardEntry
 from logitcache.errors import CacheNotFoundError, ConfigError, OutputExistsError
 from logitcache.progress import Report, silent
+from logitcache.share.claiming import claim, finish
 from logitcache.share.content import Content, content_of
 from logitcache.share.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
 from logitcache.share.opening import open_place
 from logitcache.share.parallel import run_parallel
 from logitcache.share.signatures import push_signatures
-from logitcache.share.stores import NotThereError, Store, TakenError, open_writable
+from logitcache.share.stores import Store, TakenError, open_writable
 from logitcache.url import parse_reference
 
 WORKERS = 8
@@ -118,7 +119,7 @@ def publish(
             f"collection ({location.store.url}@TAG)"
         )
     if not dry_run and taken is None:
-        _claim(location, content, take_over)
+        claim(location, content, take_over)
     wanted = content.distinct()
     missing = [wanted[path] for path in wanted.keys() - _present(location.store, wanted)]
     missing.sort(key=lambda entry: entry.path)
@@ -127,7 +128,7 @@ def publish(
     if not dry_run:
         upload = _uploader(content, location.store)
         _move(missing, upload, workers, transfer.moved_bytes, progress)
-        _finish(content, location, whole=taken is not None)
+        finish(location, content, whole=taken is not None)
     return transfer
 
 
@@ -175,42 +176,6 @@ def set_tag(store: Store, tag: str, digest: str, *, move: bool = False) -> None:
         ) from None
 
 
-def _claim(location: Location, content: Content, take_over: bool) -> None:
-    path, line = location.path(MANIFEST_DIGEST_NAME), digest_line(content.raw)
-    try:
-        location.store.create(path, line)
-    except TakenError:
-        if take_over and location.store.size(location.path(MANIFEST_NAME)) is None:
-            return _take_over(location, path, line)
-        raise OutputExistsError(
-            f"another cache is being pushed to {location.url}, or its push was broken off: choose another name, or "
-            "give --take-over if nobody is pushing there any more"
-        ) from None
-
-
-def _take_over(location: Location, path: str, line: bytes) -> None:
-    """Of two that take a name over at the same moment, one does."""
-    try:
-        location.store.replace(path, line, location.store.get(path, 256))
-    except (TakenError, NotThereError):
-        raise OutputExistsError(
-            f"another push took {location.url} over at the same moment: choose another name"
-        ) from None
-
-
-def _check_claim(location: Location, content: Content) -> None:
-    """Before any small file goes: whoever took the name over while we were at it has it now."""
-    if not _is_claimed(location, content):
-        raise OutputExistsError(f"another push took {location.url} over meanwhile: choose another name")
-
-
-def _is_claimed(location: Location, content: Content) -> bool:
-    try:
-        return location.store.get(location.path(MANIFEST_DIGEST_NAME), 256) == digest_line(content.raw)
-    except NotThereError:
-        return False
-
-
 def _present(store: Store, wanted: dict[str, ShardEntry]) -> set[str]:
     """Paths of wanted shards that the store has at their size."""
     return {
@@ -239,23 +204,6 @@ def _move(
         progress("push", moved, total, "bytes")
 
     run_parallel(entries, action, workers, done)
-
-
-def _finish(content: Content, location: Location, *, whole: bool) -> None:
-    """``whole``: the manifest is there, so the small files are ours, and only those that were lost go again."""
-    _check_claim(location, content)
-    for relative, payload in content.files.items():
-        if not whole or location.store.size(location.path(relative)) != len(payload):
-            location.store.put(location.path(relative), payload)
-    try:
-        location.store.create(location.path(MANIFEST_NAME), content.raw)
-    except TakenError:
-        raise OutputExistsError(
-            f"another cache was pushed to {location.url} at the same time, and was first: choose another name"
-        ) from None
-    if not _is_claimed(location, content):  # taken over at the very last moment: but the manifest is ours, so it stays
-        for relative, payload in content.small_files().items():
-            location.store.put(location.path(relative), payload)
 
 
 def tag(url: str, name: str, *, move: bool = False) -> str:
