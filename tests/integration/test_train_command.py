@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,15 @@ def test_flags_win_over_the_file_and_the_result_is_kept(place: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("out", "again"))
     assert all(one[name].equal(two[name]) for name in one)
+
+
+def test_a_warning_is_one_line_said_once(place: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "logitcache"), "train", "--cache", str(place / "cache")]
+    command += ["--student", str(place / "student"), "--out", str(tmp_path / "out"), "--max-steps", "1", "--json"]
+    done = subprocess.run([*command, "--loss", "forward_kl(temperature=2)"], capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stderr.splitlines() if "shape of the teacher's tail" in line]
+    assert line.startswith("warning: forward_kl at temperature 2")
+    assert "UserWarning" not in done.stderr
 
 
 def test_dry_run(place: Path, tmp_path: Path) -> None:
