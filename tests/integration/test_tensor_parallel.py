@@ -10,33 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import logitcache as lc
 
 pytestmark = pytest.mark.integration
 
 SETTINGS = ["--top-k", "8", "--max-length", "64", "--shard-tokens", "256", "--min-mass", "0"]
-
-
-@pytest.fixture(scope="module")
-def teacher(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two heads a process, and an output layer of its own."""
-    out = tmp_path_factory.mktemp("split") / "teacher"
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
 
 
 def split_dump(teacher: Path, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -62,38 +41,40 @@ def compare(split: lc.Cache, whole: lc.Cache) -> None:
         assert (ours.targets.ids == theirs.targets.ids).float().mean() > 0.99  # ties may turn
 
 
-def test_split_teacher_says_the_same(teacher: Path, heldout_text: Path, tmp_path: Path) -> None:
+def test_split_teacher_says_the_same(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(heldout_text.read_text(encoding="utf-8")[:4000], encoding="utf-8")
-    done = split_dump(teacher, text, tmp_path / "split", "--json")
+    done = split_dump(tiny_llama_dir, text, tmp_path / "split", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["path"] == str(tmp_path / "split")  # one process speaks
     split = lc.open(tmp_path / "split")
     assert split.manifest.provenance.settings["tensor_parallel"] == 2
-    compare(split, alone(teacher, text, tmp_path / "whole"))
+    compare(split, alone(tiny_llama_dir, text, tmp_path / "whole"))
 
 
-def test_split_teacher_answers_the_same(teacher: Path, tmp_path: Path) -> None:
+def test_split_teacher_answers_the_same(tiny_llama_dir: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("The state of", "My fellow", "We")))
-    done = split_dump(teacher, prompts, tmp_path / "split", "--generate", "--max-new-tokens", "8")
+    done = split_dump(tiny_llama_dir, prompts, tmp_path / "split", "--generate", "--max-new-tokens", "8")
     assert done.returncode == 0, done.stderr
-    compare(lc.open(tmp_path / "split"), alone(teacher, prompts, tmp_path / "whole", generate={"max_new_tokens": 8}))
+    compare(
+        lc.open(tmp_path / "split"), alone(tiny_llama_dir, prompts, tmp_path / "whole", generate={"max_new_tokens": 8})
+    )
 
 
-def test_failure_ends_all_processes(teacher: Path, heldout_text: Path, tmp_path: Path) -> None:
+def test_failure_ends_all_processes(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
-    done = split_dump(teacher, heldout_text, tmp_path / "taken")
+    done = split_dump(tiny_llama_dir, heldout_text, tmp_path / "taken")
     assert done.returncode == 1
     assert "choose another --out" in done.stderr
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
 
 
 def test_without_torchrun_it_is_refused(
-    teacher: Path, heldout_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(lc.LogitCacheError, match="torchrun"):
-        alone(teacher, heldout_text, tmp_path / "out", tensor_parallel=True)
+        alone(tiny_llama_dir, heldout_text, tmp_path / "out", tensor_parallel=True)
     assert not (tmp_path / "out").exists()
