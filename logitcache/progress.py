@@ -32,13 +32,19 @@ def progress_bars(console: Console, *, enabled: bool = True) -> Iterator[Report]
     if not enabled:
         yield silent
         return
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), _RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, speed_estimate_period=60) as bars:
-        tasks: dict[str, TaskID] = {}
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), _RateColumn(), TimeRemainingColumn())
+    bars = Progress(*columns, console=console, speed_estimate_period=60)
+    tasks: dict[str, TaskID] = {}
 
-        def report(phase: str, done: int, total: int | None, unit: str) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total, unit=unit)
-            bars.update(tasks[phase], completed=done, total=total)
+    def report(phase: str, done: int, total: int | None, unit: str) -> None:
+        if not tasks:
+            bars.start()  # not before: bars without a task would print an empty line
+        if phase not in tasks:
+            tasks[phase] = bars.add_task(phase, total=total, unit=unit)
+        bars.update(tasks[phase], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
