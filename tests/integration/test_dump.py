@@ -34,7 +34,7 @@ TINY = {"max_length": 64, "shard_tokens": 256, "batch_tokens": 256, "min_mass": 
 
 @pytest.fixture(scope="session")
 def mixed_rows(tmp_path_factory: pytest.TempPathFactory, heldout_text: Path) -> list[str]:
-    """Sentences, chat, prompt and completion, and token ids, in four files."""
+    """Sentences, chat, prompt and completion, token ids, and packed token ids, in five files."""
     root = tmp_path_factory.mktemp("rows")
     paragraphs = [sentence.strip() for sentence in heldout_text.read_text().split(".")[:20]]
     files = {
@@ -45,6 +45,14 @@ def mixed_rows(tmp_path_factory: pytest.TempPathFactory, heldout_text: Path) -> 
         ],
         "pairs.jsonl": [{"prompt": text[:40], "completion": text[40:90]} for text in paragraphs[:5]],
         "ids.jsonl": [{"input_ids": list(range(100 + n, 150 + 2 * n))} for n in range(5)],
+        # Packed by whoever made the corpus: documents end to end, and the first word of each isn't to be predicted.
+        "packed.jsonl": [
+            {
+                "input_ids": [*range(300, 320), 0, *range(400, 430 + n), 0],
+                "labels": [-100, *range(301, 320), 0, -100, *range(401, 430 + n), 0],
+            }
+            for n in range(3)
+        ],
     }
     for name, rows in files.items():
         (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
