@@ -2,7 +2,8 @@
 
 Two students: a "small" one of the demo's size (10 layers of the teacher's width), and a "tiny" one (2 layers, 64 wide),
 whose steps are so short that whatever feeding costs shows. Beginning is part of it: the first batch waits until the
-shards it draws from are decoded.
+shards it draws from are decoded. Windows are small, so that a run of a few steps decodes little more than it uses, as a
+long run with large windows does.
 
 Needs the demo's teacher once, for real predictions (`make teacher`).
 
@@ -75,7 +76,7 @@ def run_steps(module: DistillModule, batches: Iterable[Batch], steps: int) -> Ti
 def compare(cache: Cache, name: str) -> dict[str, float | str]:
     """Both ways in turn, several times over; medians."""
     *shape, steps, repeats = STUDENTS[name]
-    layout = {"batch_size": 4, "epochs": None}
+    layout = {"batch_size": 4, "epochs": None, "window_tokens": 2 * 16_384}
     stored = list(islice(lc.stream(cache, **layout), steps))  # type: ignore[arg-type]
     module = make_student(cache.vocab_size, *shape)
     run_steps(module, stored, 2)
@@ -117,7 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
-        cache = tiled_cache(Path(folder), real_cache(Path(folder)), shards=8, tokens_per_shard=65_536)
+        cache = tiled_cache(Path(folder), real_cache(Path(folder)), shards=32, tokens_per_shard=16_384)
         print(json.dumps([compare(cache, name) for name in arguments.student or STUDENTS], indent=2))
 
 
