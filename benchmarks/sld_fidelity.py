@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitcache as lc
 from logitcache import losses
 from logitcache.losses.bild import SLD
-from logitcache.losses.fidelity import GradientMatch, best_fill
+from logitcache.losses.fidelity import GradientMatch, best_fill, compare, gradient
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 MEASURED = ("more/1901_theodore_roosevelt.txt", "more/1961_dwight_d_eisenhower.txt", "more/1995_william_j_clinton.txt")
@@ -66,20 +66,6 @@ def without(model: Any, dropped: tuple[int, ...]) -> Any:
     model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(layers) if index not in dropped)
     model.config.num_hidden_layers = len(model.model.layers)
     return layers
-
-
-def match(ours_Nk: Tensor, exact_Nk: Tensor) -> GradientMatch:
-    """One policy's gradient against the exact one."""
-    dot_N, ours_N, exact_N = ((a * b).sum(1) for a, b in ((ours_Nk, exact_Nk), (ours_Nk,) * 2, (exact_Nk,) * 2))
-    cosines_N = dot_N / (ours_N * exact_N).sqrt().clamp_min(1e-30)
-    return GradientMatch(*(float(value.sum()) for value in (dot_N, ours_N, exact_N, cosines_N)), len(ours_Nk))
-
-
-def gradient(loss: losses.SparseLoss, logits_NV: Tensor, targets: lc.TopK) -> Tensor:
-    """``[N, k]`` at the student's top ids, in its order; everywhere else it is zero."""
-    selection = loss.select(logits_NV, targets)
-    values_Nk = logits_NV.gather(1, selection.ids_NC).requires_grad_()
-    return torch.autograd.grad(loss.at(values_Nk, selection).sum(), values_Nk)[0]
 
 
 def exact_gradient(student_NV: Tensor, teacher_NV: Tensor, k: int = 8, temperature: float = 3.0) -> Tensor:
@@ -132,9 +118,9 @@ def measure(
         for k in TOP_KS:
             coverage[k] += float(losses.metrics.s_ld_coverage(student_NV, targets.top(k)).sum())
         for name, (k, loss) in known.items():
-            tallies[name] = tallies[name].plus(match(gradient(loss, student_NV, targets.top(k)), exact_Nk))
+            tallies[name] = tallies[name].plus(compare(gradient(loss, student_NV, targets.top(k)), exact_Nk))
         more = losses.with_candidates(targets.top(64), teacher_NV, references[number] @ weight_VD.T, 16)
-        tallies[UNION] = tallies[UNION].plus(match(gradient(s_ld(ranked=64), student_NV, more), exact_Nk))
+        tallies[UNION] = tallies[UNION].plus(compare(gradient(s_ld(ranked=64), student_NV, more), exact_Nk))
     count = len(teacher_ND)
     return {
         "kl": distance / count,

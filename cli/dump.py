@@ -107,7 +107,7 @@ def dump(
     checked = make_config(_with_generation(_with_card(settings)))
     if store is not None and (checked.world_size > 1 or checked.tensor_parallel):
         raise ConfigError("several processes dump into one directory that all of them see; push the result afterwards")
-    if reuse is not None and _print_reusable(reuse, checked, as_json):
+    if reuse is not None and _print_reusable(reuse, checked, as_json, speaks):
         return
     if dry_run:
         with progress_bars(messages, enabled=speaks and not as_json) as report:
@@ -159,12 +159,14 @@ def _print_cache(cache: Cache, place: str) -> None:
     console.print(cache.digest, highlight=False)
 
 
-def _print_reusable(place: str, config: DumpConfig, as_json: bool) -> bool:
+def _print_reusable(place: str, config: DumpConfig, as_json: bool, speaks: bool) -> bool:
     """Look for the cache that this dump would make, and tell where it is; False if nobody has made it."""
-    with progress_bars(messages, enabled=not as_json) as report:
+    with progress_bars(messages, enabled=speaks and not as_json) as report:
         found = find_dump(place, config, report=report)
     if found is None:
         return False
+    if not speaks:
+        return True
     if as_json:
         print_json({"reuse": found.address, "digest": found.digest})
     else:

@@ -11,6 +11,8 @@ from logitcache.streaming import Batch, Stream, stream
 from logitcache.streaming.loader import Readable
 
 WORLDS = (1, 2, 3, 4, 6, 8)
+#: (epoch, step, sorted sequences)
+Step = tuple[int, int, list[int]]
 
 
 def sequence_ids(batch: Batch) -> list[int]:
@@ -47,9 +49,9 @@ class Settings:
         )
 
 
-def steps_of(batches: Iterator[Batch] | DataLoader[Batch] | Stream) -> list[tuple[int, int, list[int]]]:
+def steps_of(batches: Iterator[Batch] | DataLoader[Batch] | Stream) -> list[Step]:
     """(epoch, step, sorted sequences) of each step that one rank sees."""
-    steps: list[tuple[int, int, list[int]]] = []
+    steps: list[Step] = []
     for batch in batches:
         if not steps or steps[-1][:2] != (batch.epoch, batch.step):
             steps.append((batch.epoch, batch.step, []))
@@ -57,13 +59,27 @@ def steps_of(batches: Iterator[Batch] | DataLoader[Batch] | Stream) -> list[tupl
     return steps
 
 
-def global_steps(cache: Readable, chosen: Settings, world_size: int) -> list[tuple[int, int, list[int]]]:
+def global_steps(cache: Readable, chosen: Settings, world_size: int) -> list[Step]:
     """The same for all ranks together."""
     ranks = [steps_of(chosen.stream(cache, rank, world_size)) for rank in range(world_size)]
     return joined_steps(ranks)
 
 
-def joined_steps(ranks: list[list[tuple[int, int, list[int]]]]) -> list[tuple[int, int, list[int]]]:
+def resumed_steps(cache: Readable, chosen: Settings, done: int, before: int, after: int) -> list[Step]:
+    """What ``after`` ranks see when they go on where the first of ``before`` ranks was after ``done`` steps."""
+    first = chosen.stream(cache, 0, before)
+    iterator = iter(first)
+    for _ in range(done * first.layout.parts):
+        next(iterator)
+    ranks = []
+    for rank in range(after):
+        resumed = chosen.stream(cache, rank, after)
+        resumed.load_state_dict(first.state_dict())
+        ranks.append(steps_of(resumed))
+    return joined_steps(ranks)
+
+
+def joined_steps(ranks: list[list[Step]]) -> list[Step]:
     """What all ranks saw in each step."""
     joined = []
     for parts in zip(*ranks, strict=True):

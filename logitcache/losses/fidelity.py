@@ -102,11 +102,15 @@ def _exact(loss: SLD, student_AV: Tensor, full: TopK) -> Tensor:
     """``[A, k]``: the gradient that no fill takes part in."""
     if not full.is_full:
         raise TargetsError(f"audit rows must list all {full.vocab_size} ids; these list {full.k}")
-    return _gradient(replace(_half(loss), completion=None), student_AV, full)
+    return gradient(replace(_half(loss), completion=None), student_AV, full)
 
 
 def _match(loss: SLD, student_AV: Tensor, targets: TopK, exact_Ak: Tensor) -> GradientMatch:
-    ours_Ak = _gradient(_half(loss), student_AV, targets)
+    return compare(gradient(_half(loss), student_AV, targets), exact_Ak)
+
+
+def compare(ours_Ak: Tensor, exact_Ak: Tensor) -> GradientMatch:
+    """Sums over rows of two gradients with respect to the same ids."""
     dot_A, ours_A, exact_A = (
         (left * right).double().sum(1)
         for left, right in ((ours_Ak, exact_Ak), (ours_Ak, ours_Ak), (exact_Ak, exact_Ak))
@@ -114,7 +118,7 @@ def _match(loss: SLD, student_AV: Tensor, targets: TopK, exact_Ak: Tensor) -> Gr
     # Where both gradients vanish they agree.
     cosines_A = torch.where(exact_A > 0, dot_A / (ours_A * exact_A).sqrt().clamp_min(1e-30), (ours_A == 0).double())
     dot, ours, exact, cosines = (float(value.sum()) for value in (dot_A, ours_A, exact_A, cosines_A))
-    return GradientMatch(dot, ours, exact, cosines, len(targets))
+    return GradientMatch(dot, ours, exact, cosines, len(ours_Ak))
 
 
 def _half(loss: SLD) -> SLD:
@@ -122,7 +126,7 @@ def _half(loss: SLD) -> SLD:
     return SLD(**{item.name: getattr(loss, item.name) for item in fields(SLD)})
 
 
-def _gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
+def gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
     """``[A, k]``, with respect to the student's logits at its top ids; at every other id it is zero."""
     selection = loss.select(student_AV, targets)
     with torch.enable_grad():

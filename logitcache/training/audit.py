@@ -101,19 +101,21 @@ def light(batch: Batch) -> Batch:
 
 
 def describe(loss: Loss, match: GradientMatch) -> str:
-    """One line about what was chosen."""
+    """One line about what stands for missing values, and how good that is."""
     led = student_led(loss)
     assert led is not None
+    told = f"on audit rows the cosine of s-LD's gradient with the exact one is {match.cosine:.3f}"
+    if led.missing == "drop":
+        return f"pairs with a teacher value that the cache lacks are left out; {told}"
     estimated = ", estimated from the audit rows," if led.completion is not None else ""
     return (
         f"teacher values that the cache lacks{estimated} stand {led.offset:g} nats, and {led.slope:g} times the share "
-        "missing, below their bound; on audit rows the cosine of s-LD's gradient with the exact one is "
-        f"{match.cosine:.3f}"
+        f"missing, below their bound; {told}"
     )
 
 
 def choose_fill(audit: Audit, module: DistillModule) -> list[str]:
-    """Set the module's loss to what the audit rows say of its student; one line about it, or none if nothing changes.
+    """Set the module's loss to what the audit rows say of its student; one line about it, or none without s-LD.
 
     Under several ranks the first one's choice holds for all: roundings may differ from one device to the next.
     """

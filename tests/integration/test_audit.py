@@ -100,3 +100,19 @@ def test_rows_that_are_no_audit_are_refused(
     with pytest.raises(lc.LogitCacheError, match="--top-k all"):
         lc.train(cache=small.root, student=tiny_llama_dir, out=tmp_path / "out", audit=small.root)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_drops_pairs_keeps_doing_so_and_is_measured(
+    audit: lc.Cache, small: lc.Cache, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    student = other_student(tiny_llama_dir, tmp_path / "student")
+    result = lc.train(
+        cache=small.root,
+        student=student,
+        out=tmp_path / "out",
+        audit=audit.root,
+        loss="s_ld(missing=drop)",
+        max_steps=1,
+    )
+    (note,) = [note for note in result.notes if "audit rows" in note]
+    assert note.startswith("pairs with a teacher value that the cache lacks are left out")

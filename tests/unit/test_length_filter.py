@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
-from stream_steps import WORLDS, Settings, global_steps, joined_steps, steps_of
+from stream_steps import WORLDS, Settings, global_steps, resumed_steps
 
 from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError
 from logitcache.streaming import stream
@@ -57,16 +57,7 @@ def test_each_epoch_holds_what_is_long_and_short_enough_and_resumes(
     before, after = data.draw(st.sampled_from(WORLDS)), data.draw(st.sampled_from(WORLDS))
     assert global_steps(cache, chosen, after) == whole
     done = data.draw(st.integers(0, len(whole)), label="steps done")
-    first = chosen.stream(cache, 0, before)
-    iterator = iter(first)
-    for _ in range(done * first.layout.parts):
-        next(iterator)
-    ranks = []
-    for rank in range(after):
-        resumed = chosen.stream(cache, rank, after)
-        resumed.load_state_dict(first.state_dict())
-        ranks.append(steps_of(resumed))
-    assert joined_steps(ranks) == whole[done:]
+    assert resumed_steps(cache, chosen, done, before, after) == whole[done:]
 
 
 def test_a_sequence_too_long_to_pack_can_be_left_out() -> None:

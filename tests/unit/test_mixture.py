@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
-from stream_steps import WORLDS, Settings, global_steps, joined_steps, sequence_ids, steps_of
+from stream_steps import WORLDS, Settings, global_steps, resumed_steps, sequence_ids, steps_of
 from torch.utils.data import DataLoader
 
 from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError, TokenizerMismatchError
@@ -125,16 +125,7 @@ def test_resuming_anywhere_with_another_topology_changes_nothing(
         return
     done = data.draw(st.integers(0, len(whole)), label="steps done")
     before, after = data.draw(st.sampled_from(WORLDS)), data.draw(st.sampled_from(WORLDS))
-    first = chosen.stream(mixture, 0, before)
-    iterator = iter(first)
-    for _ in range(done * first.layout.parts):
-        next(iterator)
-    ranks = []
-    for rank in range(after):
-        resumed = chosen.stream(mixture, rank, after)
-        resumed.load_state_dict(first.state_dict())
-        ranks.append(steps_of(resumed))
-    assert joined_steps(ranks) == whole[done:]
+    assert resumed_steps(mixture, chosen, done, before, after) == whole[done:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
-from stream_steps import WORLDS, Settings, global_steps, joined_steps, sequence_ids, steps_of
+from stream_steps import WORLDS, Settings, global_steps, resumed_steps, sequence_ids, steps_of
 from torch.utils.data import DataLoader
 
 from logitcache.errors import ConfigError, ResumeMismatchError
@@ -57,18 +57,7 @@ def test_resuming_anywhere_with_another_topology_changes_nothing(
     whole = global_steps(cache, chosen, 1)
     done = data.draw(st.integers(0, len(whole)), label="steps done")
     before, after = data.draw(st.sampled_from(WORLDS)), data.draw(st.sampled_from(WORLDS))
-    first = chosen.stream(cache, 0, before)
-    iterator = iter(first)
-    for _ in range(done * first.layout.parts):
-        next(iterator)
-    state = first.state_dict()
-
-    ranks = []
-    for rank in range(after):
-        resumed = chosen.stream(cache, rank, after)
-        resumed.load_state_dict(state)
-        ranks.append(steps_of(resumed))
-    assert joined_steps(ranks) == whole[done:]
+    assert resumed_steps(cache, chosen, done, before, after) == whole[done:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
