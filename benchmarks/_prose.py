@@ -11,7 +11,6 @@ import numpy as np
 
 import logitcache as lc
 from logitcache.cache import ShardArrays
-from logitcache.cache.convert import cut_top_k
 
 REPO = Path(__file__).resolve().parent.parent
 TEACHER = Path(os.environ.get("LOGITCACHE_TEACHER", REPO / ".models" / "SmolLM2-135M-Instruct"))
@@ -50,4 +49,4 @@ def join(cache: lc.Cache, top_k: int) -> ShardArrays:
         if name != "offsets_S1"
     }
     whole = replace(parts[0], offsets_S1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), **joined)
-    return cut_top_k(whole, top_k)
+    return whole.top(top_k)

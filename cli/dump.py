@@ -36,6 +36,9 @@ def dump(
     top_k: Annotated[
         str | None, typer.Option(help="Entries kept for each position, or all.", show_default="64")
     ] = None,
+    tail_samples: Annotated[
+        int | None, typer.Option(help="How many of them to draw from all that the top leaves out.", show_default="0")
+    ] = None,
     every: Annotated[
         int | None, typer.Option(help="Keep the prediction at every so many positions.", show_default="1")
     ] = None,

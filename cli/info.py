@@ -65,13 +65,18 @@ def _content(cache: Cache) -> dict[str, str]:
     rows = {
         "sequences": f"{totals.sequences:,} in {totals.shards:,} {manifest.shard_format} shards",
         "tokens": f"{totals.tokens:,}",
-        "targets": f"{totals.targets:,} positions × top {cache.top_k:,} of {cache.vocab_size:,}",
+        "targets": f"{totals.targets:,} positions × {_entries(cache)} of {cache.vocab_size:,}",
         "shard bytes": f"{totals.bytes:,}{per_token}",
         "encoding": f"{manifest.encoding.preset}: {exactness}",
         "format": f"version {manifest.format_version}",
     }
     features = ", ".join((*manifest.reader_features, *manifest.writer_features))
     return rows | ({"features": features} if features else {})
+
+
+def _entries(cache: Cache) -> str:
+    drawn = cache.top_k - cache.ranked
+    return f"top {cache.ranked:,}" + (f" and {drawn:,} drawn from the rest" if drawn else "")
 
 
 def _fraction(bound: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class MetricSums:
 @torch.no_grad()
 def metric_sums(head: Head, hidden_ND: Tensor, targets: TopK, labels_N: Tensor, vocab_limit: int) -> MetricSums:
     """Sums of every metric over N positions, a few positions at a time."""
-    total = MetricSums.zeros(targets.k, hidden_ND.device)
+    total = MetricSums.zeros(targets.ranked, hidden_ND.device)
     size = max(1, _CHUNK_NUMBERS // head.vocab_size)
     for start in range(0, len(targets), size):
         rows = slice(start, start + size)
@@ -127,7 +127,7 @@ def metric_sums(head: Head, hidden_ND: Tensor, targets: TopK, labels_N: Tensor, 
             "top1_agreement": metrics.top1_agreement(logits_NV, part),
             "s_ld_coverage": metrics.s_ld_coverage(logits_NV, part),
         }
-        values |= {f"overlap@{k}": metrics.overlap_at_k(logits_NV, part, k) for k in OVERLAP_KS if k <= part.k}
+        values |= {f"overlap@{k}": metrics.overlap_at_k(logits_NV, part, k) for k in OVERLAP_KS if k <= part.ranked}
         total = total.plus(MetricSums({name: value.double().sum() for name, value in values.items()}, len(part)))
     return total
 
@@ -176,7 +176,7 @@ def _measure(
     cache: Cache, model: Any, vocab_limit: int, batch_size: int, device: torch.device, report: Report
 ) -> MetricSums:
     head = find_head(model)
-    total, done = MetricSums.zeros(cache.top_k, device), 0
+    total, done = MetricSums.zeros(cache.ranked, device), 0
     for batch in _batches(cache, vocab_limit, batch_size):
         batch = batch.to(device)
         out = head.body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
@@ -189,14 +189,7 @@ def _measure(
 
 def limited(targets: TopK, vocab_limit: int) -> TopK:
     """The same targets over a vocabulary of ``vocab_limit`` ids; what was listed beyond has been left out before."""
-    return TopK(
-        targets.ids,
-        targets.logprobs,
-        targets.residual_logprob,
-        vocab_limit,
-        targets.log_partition,
-        targets.logit_std,
-    )
+    return replace(targets, vocab_size=vocab_limit)
 
 
 def _batches(cache: Cache, vocab_limit: int, batch_size: int) -> Iterator[Batch]:

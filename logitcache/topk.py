@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import TargetsError
+from logitcache.tail_sample import draw_tail
 
 _TensorMap = Callable[[Tensor], Tensor]
 
@@ -28,6 +29,8 @@ class TopK:
         vocab_size: V, the length of the logit vector that the distribution was taken from.
         log_partition: ``[N]`` or None, log Σ exp(logits): raw logits are ``logprobs + log_partition``.
         logit_std: ``[N]`` or None, the unbiased standard deviation of the V raw logits (NormKD and DKD need it).
+        tail_samples: M, how many of the K entries, the last ones, were drawn from all ids below the first K − M (see
+            ``logitcache.tail_sample``). Every log-prob is that of its own id all the same.
 
     Raises:
         TargetsError: the shapes or dtypes don't fit together.
@@ -39,6 +42,7 @@ class TopK:
     vocab_size: int
     log_partition: Tensor | None = None
     logit_std: Tensor | None = None
+    tail_samples: int = 0
 
     def __post_init__(self) -> None:
         if self.ids.dim() != 2 or self.ids.shape != self.logprobs.shape:
@@ -51,6 +55,8 @@ class TopK:
             raise TargetsError(
                 f"K = {self.k} entries a position; it must be from 1 to the vocabulary's {self.vocab_size}"
             )
+        if not 0 <= self.tail_samples < self.k:
+            raise TargetsError(f"{self.tail_samples} of K = {self.k} entries drawn; it must be from 0 to K - 1")
         dtype = self.logprobs.dtype
         if not dtype.is_floating_point:
             raise TargetsError(f"logprobs are {dtype}; they must be floating point")
@@ -73,28 +79,46 @@ class TopK:
         return self.ids.shape[1]
 
     @property
+    def ranked(self) -> int:
+        """How many entries, the first ones, are the teacher's most probable."""
+        return self.k - self.tail_samples
+
+    @property
     def is_full(self) -> bool:
         """True when every id of the vocabulary is listed, so nothing about the distribution is missing."""
         return self.k == self.vocab_size
 
     @classmethod
-    def from_logits(cls, logits: Tensor, k: int, *, statistics: bool = False, overwrite: bool = False) -> TopK:
-        """Take the k largest of each row of raw logits.
+    def from_logits(
+        cls,
+        logits: Tensor,
+        k: int,
+        *,
+        statistics: bool = False,
+        overwrite: bool = False,
+        tail_samples: int = 0,
+        draws: Tensor | None = None,
+    ) -> TopK:
+        """Take the k largest of each row of raw logits, or fewer and a sample of the rest.
 
         Args:
             logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or float64 if that is what comes in.
             k: entries to keep, 1 to V.
             statistics: also keep ``log_partition`` and ``logit_std``.
             overwrite: work in ``logits`` itself, which holds nothing useful afterwards; saves a copy of ``[N, V]``.
+            tail_samples: how many of the k are drawn from what the others leave out, 0 to k − 1.
+            draws: ``[N]`` float64 in [0, 1), what decides which; needed with ``tail_samples``.
 
         Raises:
-            TargetsError: ``logits`` is not ``[N, V]`` or k is out of range.
+            TargetsError: ``logits`` is not ``[N, V]``, or k or ``tail_samples`` is out of range.
         """
         if logits.dim() != 2:
             raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
         vocab_size = logits.shape[1]
         if not 1 <= k <= vocab_size:
             raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
+        if not 0 <= tail_samples < k or (tail_samples and (draws is None or draws.shape != logits.shape[:1])):
+            raise TargetsError(f"tail_samples {tail_samples} must be from 0 to {k - 1}, with draws [N] if above 0")
         logits_NV = logits.detach()
         values_NK, ids_NK = _ordered_topk(logits_NV, k)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
@@ -105,7 +129,9 @@ class TopK:
         work_NV = logits_NV if overwrite and logits_NV.dtype == wide else logits_NV.to(wide, copy=True)
         work_NV.sub_(shift_N1)
         logit_std_N = work_NV.std(1) if statistics else None
-        values_NK = values_NK - shift_N1
+        if draws is not None and tail_samples:
+            ids_NK = draw_tail(work_NV, ids_NK, tail_samples, draws)
+        values_NK = work_NV.gather(1, ids_NK)
         # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
         rest_N = work_NV.scatter_(1, ids_NK, -math.inf).exp_().sum(1).log_()
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
@@ -116,6 +142,7 @@ class TopK:
             vocab_size=vocab_size,
             log_partition=log_partition_N + shift_N1[:, 0] if statistics else None,
             logit_std=logit_std_N,
+            tail_samples=tail_samples,
         )
 
     @classmethod
@@ -123,8 +150,8 @@ class TopK:
         """Join positions of several TopK with equal K and vocabulary; a statistic stays if all parts have it."""
         if not parts:
             raise TargetsError("nothing to join: the list of TopK is empty")
-        if len({(part.k, part.vocab_size) for part in parts}) > 1:
-            raise TargetsError("only TopK of equal K and vocabulary size can be joined")
+        if len({(part.k, part.vocab_size, part.tail_samples) for part in parts}) > 1:
+            raise TargetsError("only TopK of equal K, vocabulary size and tail samples can be joined")
 
         def join(name: str) -> Tensor | None:
             values = [getattr(part, name) for part in parts]
@@ -137,6 +164,7 @@ class TopK:
             vocab_size=parts[0].vocab_size,
             log_partition=join("log_partition"),
             logit_std=join("logit_std"),
+            tail_samples=parts[0].tail_samples,
         )
 
     def __getitem__(self, rows: slice | Tensor) -> TopK:
@@ -148,17 +176,27 @@ class TopK:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def top(self, k: int) -> TopK:
-        """Keep the first k entries; what is dropped joins the residual mass."""
+        """Keep the first k entries; what is dropped joins the residual mass.
+
+        Raises:
+            TargetsError: k is out of range, or would tear a sample of the tail apart.
+        """
         if not 1 <= k <= self.k:
             raise TargetsError(f"can't keep {k} entries of {self.k}")
         if k == self.k:
             return self
+        if k > self.ranked:
+            raise TargetsError(
+                f"can't keep {k} entries of {self.k}: the last {self.tail_samples} are one sample of the tail; "
+                f"keep all, or at most {self.ranked}"
+            )
         dropped_N = self.logprobs[:, k:].logsumexp(1)
         return replace(
             self,
             ids=self.ids[:, :k],
             logprobs=self.logprobs[:, :k],
             residual_logprob=torch.logaddexp(self.residual_logprob, dropped_N),
+            tail_samples=0,
         )
 
     def _map(self, function: _TensorMap) -> TopK:

@@ -6,7 +6,7 @@ Shape legend: S sequences, L tokens of all of them, N positions that have target
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class ShardArrays:
         residual_logprob_N: float32, log of the mass outside the top K, nats.
         vocab_size: V, the length of the teacher's logit vector.
         log_partition_N, logit_std_N: float32, or None where they weren't asked for.
+        tail_samples: how many of the K entries, the last ones, are a sample of what the others leave out.
     """
 
     token_ids_L: NDArray[np.uint32]
@@ -41,6 +42,7 @@ class ShardArrays:
     vocab_size: int
     log_partition_N: NDArray[np.float32] | None = None
     logit_std_N: NDArray[np.float32] | None = None
+    tail_samples: int = 0
 
     @property
     def sequences(self) -> int:
@@ -58,9 +60,26 @@ class ShardArrays:
     def k(self) -> int:
         return int(self.topk_ids_NK.shape[1])
 
+    @property
+    def ranked(self) -> int:
+        """How many entries, the first ones, are the teacher's most probable."""
+        return self.k - self.tail_samples
+
+    def top(self, k: int) -> ShardArrays:
+        """Keep the first k entries of every position, at most the ranked ones; what is dropped joins the residual."""
+        assert 1 <= k <= self.ranked
+        dropped_N = np.logaddexp.reduce(self.topk_logprobs_NK[:, k:].astype(np.float64), axis=1)
+        return replace(
+            self,
+            topk_ids_NK=np.ascontiguousarray(self.topk_ids_NK[:, :k]),
+            topk_logprobs_NK=np.ascontiguousarray(self.topk_logprobs_NK[:, :k]),
+            residual_logprob_N=np.logaddexp(self.residual_logprob_N, dropped_N).astype(np.float32),
+            tail_samples=0,
+        )
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """The arrays by field name, without those that are None."""
-        names = (name for name in self.__dataclass_fields__ if name != "vocab_size")
+        names = (name for name in self.__dataclass_fields__ if name not in ("vocab_size", "tail_samples"))
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -6,11 +6,9 @@ import importlib.metadata
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.calibrate import Calibration, RankError, calibrate
@@ -94,6 +92,8 @@ def convert_cache(
     root = _new_directory(out)
     entries, calibration = _convert_shards(source, root, plan, workers, progress)
     max_error, residual_max_error = plan.bounds(manifest)
+    # Entries are cut only together with a whole sample of the tail.
+    drawn = manifest.provenance.tail_samples if plan.top_k == source.top_k else None
     settings = manifest.provenance.settings | {
         _SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}
     }
@@ -102,7 +102,13 @@ def convert_cache(
         root,
         entries,
         manifest.provenance.model_copy(
-            update={"top_k": plan.top_k, "parents": (source.digest,), "settings": settings, "software": software}
+            update={
+                "top_k": plan.top_k,
+                "tail_samples": drawn,
+                "parents": (source.digest,),
+                "settings": settings,
+                "software": software,
+            }
         ),
         plan.encoding,
         plan.shard_format,
@@ -122,8 +128,14 @@ class _Plan:
 
     def check(self, manifest: Manifest) -> None:
         get_format(self.shard_format)
-        if not 1 <= self.top_k <= manifest.provenance.top_k:
-            raise ConfigError(f"top-k {self.top_k}: the cache has {manifest.provenance.top_k} entries a position")
+        held, drawn = manifest.provenance.top_k, manifest.provenance.tail_samples or 0
+        if not 1 <= self.top_k <= held:
+            raise ConfigError(f"top-k {self.top_k}: the cache has {held} entries a position")
+        if held - drawn < self.top_k < held:
+            raise ConfigError(
+                f"top-k {self.top_k}: of the cache's {held} entries the last {drawn} are one sample of the tail; "
+                f"keep all, or at most {held - drawn}"
+            )
         same = self.encoding.same_as(manifest.encoding) and self.shard_format == manifest.shard_format
         if same and self.top_k == manifest.provenance.top_k:
             raise ConfigError("nothing would change: give another format, preset, max error or top-k")
@@ -140,18 +152,7 @@ class _Plan:
         return bounds[0], bounds[1]
 
     def apply(self, arrays: ShardArrays) -> ShardArrays:
-        return arrays if self.top_k == arrays.k else cut_top_k(arrays, self.top_k)
-
-
-def cut_top_k(arrays: ShardArrays, top_k: int) -> ShardArrays:
-    """Keep the first entries of every position; what is dropped joins the residual mass."""
-    dropped_N = np.logaddexp.reduce(arrays.topk_logprobs_NK[:, top_k:].astype(np.float64), axis=1)
-    return replace(
-        arrays,
-        topk_ids_NK=arrays.topk_ids_NK[:, :top_k],
-        topk_logprobs_NK=arrays.topk_logprobs_NK[:, :top_k],
-        residual_logprob_N=np.logaddexp(arrays.residual_logprob_N, dropped_N).astype(np.float32),
-    )
+        return arrays if self.top_k == arrays.k else arrays.top(self.top_k)
 
 
 def _convert_shards(

@@ -140,8 +140,9 @@ def encode_arrays(arrays: ShardArrays, encoding: Encoding) -> StoredShard:
         top_k=arrays.k,
         values=kind,
         step=step,
+        tail_samples=arrays.tail_samples or None,
     )
-    return StoredShard(stored, header.model_dump())
+    return StoredShard(stored, header.model_dump(exclude_none=True))
 
 
 def decode_arrays(stored: StoredShard, limit: int) -> ShardArrays:
@@ -173,6 +174,7 @@ def decode_arrays(stored: StoredShard, limit: int) -> ShardArrays:
         topk_logprobs_NK=decode_logprobs(arrays, shape_KN, header.values, header.step),
         residual_logprob_N=decode_residual(arrays, header.targets, header.values, header.step),
         vocab_size=header.vocab_size,
+        tail_samples=header.tail_samples or 0,
         **statistics,
     )
     arrays.finish()

@@ -85,6 +85,7 @@ class Provenance(Frozen):
         tokenizer_digest: see ``logitcache.cache.tokenizer_digest``; equal digests number tokens alike.
         corpus_digest: over the tokenised sequences in order.
         top_k: K, entries kept for each position.
+        tail_samples: how many of the K, the last ones, are a sample of what the others leave out; absent if none are.
         vocab_size: V, the length of the teacher's logit vector.
         temperature: 1; losses apply their own.
         positions: which positions have targets, such as ``all`` or ``completion``.
@@ -98,6 +99,7 @@ class Provenance(Frozen):
     tokenizer_digest: Digest
     corpus_digest: Digest
     top_k: Annotated[int, Field(ge=1, le=2**32)]
+    tail_samples: Annotated[int, Field(ge=1)] | None = None
     vocab_size: Annotated[int, Field(ge=1, le=2**32)]
     temperature: Annotated[float, Field(ge=1, le=1)] = 1.0
     positions: Name
@@ -110,6 +112,8 @@ class Provenance(Frozen):
     def _fits(self) -> Provenance:
         if self.top_k > self.vocab_size:
             raise ValueError(f"top_k {self.top_k} of a vocabulary of {self.vocab_size}")
+        if (self.tail_samples or 0) >= self.top_k:
+            raise ValueError(f"{self.tail_samples} tail samples of top_k {self.top_k}")
         return self
 
 

@@ -121,6 +121,11 @@ class Cache(Sequence[CachedSequence]):
         return self.manifest.provenance.top_k
 
     @property
+    def ranked(self) -> int:
+        """How many of the K entries are the teacher's most probable; the others are a sample of the tail."""
+        return self.top_k - (self.manifest.provenance.tail_samples or 0)
+
+    @property
     def vocab_size(self) -> int:
         """V, the length of the teacher's logit vector."""
         return self.manifest.provenance.vocab_size
@@ -244,7 +249,8 @@ class Cache(Sequence[CachedSequence]):
 def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, path: Path | str) -> None:
     """Raise CorruptCacheError unless a decoded shard holds what the table and the manifest say."""
     expected = {"sequences": entry.sequences, "tokens": entry.tokens, "targets": entry.targets}
-    expected |= {"vocab_size": manifest.provenance.vocab_size, "k": manifest.provenance.top_k}
+    origin = manifest.provenance
+    expected |= {"vocab_size": origin.vocab_size, "k": origin.top_k, "tail_samples": origin.tail_samples or 0}
     for name, value in expected.items():
         found = getattr(arrays, name)
         if found != value:
@@ -273,6 +279,7 @@ class _Decoded:
                 vocab_size=arrays.vocab_size,
                 log_partition=_optional(arrays.log_partition_N, rows),
                 logit_std=_optional(arrays.logit_std_N, rows),
+                tail_samples=arrays.tail_samples,
             ),
             digest=arrays.sequence_digests_S16[index].tobytes().hex(),
         )

@@ -26,6 +26,8 @@ class DumpConfig(BaseModel):
         data: files, globs, a saved ``datasets`` directory or a data set's id.
         out: the cache's directory; it must not hold anything yet but an unfinished dump of the same settings.
         top_k: K, entries kept for each position; ``all`` keeps the whole vocabulary, for audit rows.
+        tail_samples: how many of the K are drawn from all ids that the others leave out, in proportion to their
+            probability, so that ``forward_kl`` follows the full KL on average.
         every: keep the prediction at every so many positions only, counted over the corpus.
         shard_format: ``zarr`` or ``arrow``.
         preset, max_error: the encoding; ``max_error`` in nats.
@@ -60,6 +62,7 @@ class DumpConfig(BaseModel):
     data: Annotated[tuple[str, ...], Field(min_length=1)]
     out: Path
     top_k: Annotated[int, Field(ge=1, le=EVERY_ID)] = 64
+    tail_samples: Annotated[int, Field(ge=0)] = 0
     every: Annotated[int, Field(ge=1)] = 1
     shard_format: Literal["zarr", "arrow"] = "zarr"
     preset: Literal["exact", "half", "compact", "tiny"] = "compact"
@@ -114,6 +117,8 @@ class DumpConfig(BaseModel):
     def _together(self) -> DumpConfig:
         if self.rank >= self.world_size:
             raise ValueError(f"rank {self.rank} must be below world_size {self.world_size}")
+        if self.tail_samples >= self.top_k:
+            raise ValueError(f"tail_samples {self.tail_samples} must be below top_k {self.top_k}, of which they are")
         if self.max_length is not None and self.overlap >= self.max_length:
             raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
         if self.generate is not None and self.overlap:

@@ -84,6 +84,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
         tokenizer_digest=settings["tokenizer_digest"],
         corpus_digest=plan.corpus_digest,
         top_k=config.top_k,
+        tail_samples=config.tail_samples or None,
         vocab_size=done[0].vocab_size,
         positions=plan.positions,
         max_length=config.max_length,

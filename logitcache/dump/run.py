@@ -198,7 +198,11 @@ def load_teacher(job: Job) -> TransformersTeacher:
         trust_remote_code=config.trust_remote_code,
     )
     return TransformersTeacher(
-        model, top_k=config.top_k, statistics=config.statistics, halve=not config.tensor_parallel
+        model,
+        top_k=config.top_k,
+        tail_samples=config.tail_samples,
+        statistics=config.statistics,
+        halve=not config.tensor_parallel,
     )
 
 

@@ -29,8 +29,8 @@ from logitcache.teacher import (
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
 #: Fields of DumpConfig that every worker of one dump must agree on.
 _SHARED_FIELDS = (
-    "top_k", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap", "positions", "text_column",
-    "split", "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
+    "top_k", "tail_samples", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap", "positions",
+    "text_column", "split", "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
 )  # fmt: skip
 
 Settings = dict[str, Any]
@@ -102,6 +102,8 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     top_k = vocab_size if config.top_k == EVERY_ID else config.top_k
     if top_k > vocab_size:
         raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} words")
+    if config.tail_samples and top_k == vocab_size:
+        raise ConfigError(f"tail_samples {config.tail_samples}: all ids are kept, so nothing is left to draw from")
     device = choose_device(config.device)
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     limit = getattr(text_config, "max_position_embeddings", None)

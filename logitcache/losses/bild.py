@@ -45,7 +45,8 @@ class TLD(SparseLoss):
         check_positive(self.name, temperature=self.temperature)
 
     def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
-        ids_Nk, teacher_Nk = targets.ids[:, : self.k], targets.logprobs[:, : self.k]
+        k = min(self.k, targets.ranked)
+        ids_Nk, teacher_Nk = targets.ids[:, :k], targets.logprobs[:, :k]
         usable_Nk = torch.ones_like(ids_Nk, dtype=torch.bool)
         lowest_N1 = bound(targets)[:, None] - 1
         return Selection(ids_Nk, torch.where(teacher_Nk > -math.inf, teacher_Nk, lowest_N1), usable_Nk)
@@ -153,9 +154,9 @@ def bound(targets: TopK, ranked: int | None = None) -> Tensor:
     """The most ``[N]`` that the log-prob of an id outside the list can be: finite wherever any entry is.
 
     min(least finite listed log-prob, log of the residual mass); a residual of 0 (-inf) bounds nothing usable. Only the
-    first ``ranked`` entries are taken to be larger than all that aren't listed.
+    first ``ranked`` entries are taken to be larger than all that aren't listed: all but a sample of the tail, if None.
     """
-    ranked_NK = targets.logprobs[:, :ranked]
+    ranked_NK = targets.logprobs[:, : targets.ranked if ranked is None else ranked]
     least_N = torch.where(ranked_NK > -math.inf, ranked_NK, 0).amin(1)
     residual_N = targets.residual_logprob
     return torch.where(residual_N > -math.inf, torch.minimum(least_N, residual_N), least_N)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl
-from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.losses.tail import complete, estimated, warn_of_tail
 from logitcache.topk import TopK
 
 
@@ -20,6 +20,10 @@ class ForwardKL(Loss):
     Truncated targets: the ids that aren't listed share the residual mass as the student would. At T = 1 that is the
     KL with the tail as one more bucket (``residual_kl``), a lower bound of the full KL that needs no assumption. At
     other temperatures the tail's shape is a guess, and a warning says so. A teacher entry of -inf counts 0.
+
+    Targets with a sample of the tail (``tail_samples``): KL(w ‖ student), where w is the teacher on the ranked ids and
+    shares the tail's mass among the sampled ones. At T = 1 the gradient's expectation is that of the full KL. The
+    value is higher than the full KL by what w is more peaked, which no student changes, so it doesn't fall to 0.
     """
 
     name: ClassVar[str] = "forward_kl"
@@ -29,8 +33,12 @@ class ForwardKL(Loss):
         check_positive(self.name, temperature=self.temperature)
 
     def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
-        warn_of_tail(targets, self.name, self.temperature)
+        if not targets.tail_samples:
+            warn_of_tail(targets, self.name, self.temperature)
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
+        if targets.tail_samples:
+            student_NK = (logits_NV / self.temperature).log_softmax(1).gather(1, targets.ids)
+            return kl(estimated(targets, self.temperature), student_NK)
         teacher_NV = complete(targets, logits_NV) / self.temperature
         return kl(teacher_NV.log_softmax(1), (logits_NV / self.temperature).log_softmax(1))

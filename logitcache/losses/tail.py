@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import LogitCacheWarning, TargetsError
+from logitcache.tail_sample import log_weights
 from logitcache.topk import TopK
 
 # Comparing every id with every entry beats sorting as long as the [N, C, K] of booleans stays small.
@@ -32,6 +33,19 @@ def complete(targets: TopK, student_NV: Tensor) -> Tensor:
     empty_N = (rest_N == -math.inf) | (targets.residual_logprob == -math.inf)
     shift_N = torch.where(empty_N, -math.inf, targets.residual_logprob - torch.where(empty_N, 0, rest_N))
     return (student_NV + shift_N[:, None]).scatter(1, targets.ids, targets.logprobs)
+
+
+def estimated(targets: TopK, temperature: float) -> Tensor:
+    """Log-probs ``[N, K]`` over the entries alone, the sampled ones standing for the whole tail; rows add up to 1.
+
+    At temperature 1 the expectation over samples is the teacher's distribution at every id, listed or not. At other
+    temperatures it is that in the limit of many samples.
+    """
+    ranked_NR, drawn_NM = targets.logprobs.tensor_split([targets.ranked], 1)
+    # How much more than its own mass an entry stands for; -inf - -inf would be NaN.
+    weights_NM = log_weights(drawn_NM, targets.residual_logprob)
+    more_NM = torch.where(drawn_NM > -math.inf, weights_NM - drawn_NM, 0)
+    return torch.cat([ranked_NR / temperature, drawn_NM / temperature + more_NM], 1).log_softmax(1)
 
 
 def look_up(targets: TopK, ids_NC: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ class TopKL(SparseLoss):
         check_positive(self.name, temperature=self.temperature)
 
     def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
-        ids_NC, teacher_NC = targets.ids[:, : self.k], targets.logprobs[:, : self.k]
+        k = min(self.k, targets.ranked)
+        ids_NC, teacher_NC = targets.ids[:, :k], targets.logprobs[:, :k]
         return Selection(ids_NC, teacher_NC, torch.ones_like(ids_NC, dtype=torch.bool))
 
     def at(self, student_NC: Tensor, selection: Selection) -> Tensor:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class Mixture:
     """Several caches read as one: the shards of all, one after the other.
 
-    Where K differs, all give the smallest K, what is dropped joins the residual mass; statistics that not all of them
-    hold are left out.
+    Where K or the number of tail samples differs, all give their ranked entries up to the smallest K, what is dropped
+    joins the residual mass; statistics that not all of them hold are left out.
 
     Attributes:
         caches: the components.
@@ -60,7 +60,8 @@ class Mixture:
         self.shards = _AllShards(self.caches)
         self.starts = [0, *np.cumsum([len(cache.shards) for cache in self.caches]).tolist()]
         self._contents = [_Content.of(cache) for cache in self.caches]
-        self.top_k = min(content.top_k for content in self._contents)
+        alike = len({(content.top_k, content.ranked) for content in self._contents}) == 1
+        self.top_k = self._contents[0].top_k if alike else min(content.ranked for content in self._contents)
         _check_alike(self.caches, self._contents)
         self._statistics = {
             name: all(getattr(content, name) for content in self._contents) for name in ("log_partition", "logit_std")
@@ -71,7 +72,7 @@ class Mixture:
         component = self.component_of(index)
         arrays = self.caches[component].read_shard(index - self.starts[component])
         absent = {f"{name}_N": None for name, kept in self._statistics.items() if not kept}
-        return replace(first_k(arrays, self.top_k), **absent)  # type: ignore[arg-type]
+        return replace(arrays if arrays.k == self.top_k else arrays.top(self.top_k), **absent)  # type: ignore[arg-type]
 
     def component_of(self, shard: int) -> int:
         return bisect_right(self.starts, shard) - 1
@@ -132,6 +133,7 @@ class _Content:
     """What has to go together: read from the manifest where there is one, and from the first shard."""
 
     top_k: int
+    ranked: int
     vocab_size: int
     tokenizer: str | None
     log_partition: bool
@@ -144,6 +146,7 @@ class _Content:
         manifest, first = getattr(cache, "manifest", None), cache.read_shard(0)
         return cls(
             first.k,
+            first.ranked,
             first.vocab_size,
             None if manifest is None else manifest.provenance.tokenizer_digest,
             first.log_partition_N is not None,
@@ -161,20 +164,6 @@ def _check_alike(caches: Sequence[Readable], contents: Sequence[_Content]) -> No
                     f"the caches don't go together: {name} is {ours} in {first} and {theirs} in {other}; "
                     "mix caches of one tokenizer and vocabulary only"
                 )
-
-
-def first_k(arrays: ShardArrays, k: int) -> ShardArrays:
-    """The same shard with the first k entries of each position; what is dropped joins the residual mass."""
-    if k >= arrays.k:
-        return arrays
-    kept_NK, dropped_ND = arrays.topk_logprobs_NK[:, :k], arrays.topk_logprobs_NK[:, k:].astype(np.float64)
-    all_N = np.logaddexp(arrays.residual_logprob_N.astype(np.float64), np.logaddexp.reduce(dropped_ND, axis=1))
-    return replace(
-        arrays,
-        topk_ids_NK=np.ascontiguousarray(arrays.topk_ids_NK[:, :k]),
-        topk_logprobs_NK=np.ascontiguousarray(kept_NK),
-        residual_logprob_N=all_N.astype(np.float32),
-    )
 
 
 class _Passes:

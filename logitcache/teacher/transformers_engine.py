@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from logitcache.cache.arrays import sequence_digest
 from logitcache.data import TokenSequence
 from logitcache.errors import ModelError
 from logitcache.heads import Head, find_head
@@ -49,6 +50,7 @@ class TransformersTeacher:
     Args:
         model: from :func:`logitcache.teacher.load_model`.
         top_k: K.
+        tail_samples: how many of them are drawn from what the others leave out, the same ones for the same sequence.
         statistics: also keep the log-partition and the logits' standard deviation.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
 
@@ -60,10 +62,12 @@ class TransformersTeacher:
     head: Head
     vocab_size: int
 
-    def __init__(self, model: Any, *, top_k: int, statistics: bool = False, halve: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, top_k: int, tail_samples: int = 0, statistics: bool = False, halve: bool = True
+    ) -> None:
         self._model = model
         self.head = find_head(model)
-        self._top_k = top_k
+        self._top_k, self._tail_samples = top_k, tail_samples
         self._statistics = statistics
         self._halve = halve
         self._device: torch.device = model.get_input_embeddings().weight.device
@@ -126,11 +130,25 @@ class TransformersTeacher:
         hidden_BLD = self.head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N.to(hidden_BLD.device))
         del hidden_BLD
-        return TopK.cat([self._head_chunk(hidden_CD) for hidden_CD in hidden_ND.split(self._chunk_rows)])
+        draws_N = torch.from_numpy(np.concatenate([_draws(sequence) for sequence in batch])).to(hidden_ND.device)
+        parts = [slice(start, start + self._chunk_rows) for start in range(0, len(hidden_ND), self._chunk_rows)]
+        return TopK.cat([self._head_chunk(hidden_ND[part], draws_N[part]) for part in parts])
 
-    def _head_chunk(self, hidden_CD: Tensor) -> TopK:
-        logits_CV = self.head.logits(hidden_CD)
-        return TopK.from_logits(logits_CV, self._top_k, statistics=self._statistics, overwrite=True)
+    def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor) -> TopK:
+        return TopK.from_logits(
+            self.head.logits(hidden_CD),
+            self._top_k,
+            statistics=self._statistics,
+            overwrite=True,
+            tail_samples=self._tail_samples,
+            draws=draws_C,
+        )
+
+
+def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
+    """What decides which ids are drawn, one number a target: the same for a sequence wherever it is computed."""
+    seed = int.from_bytes(sequence_digest(sequence.token_ids_L, sequence.target_mask_L), "little")
+    return np.random.Generator(np.random.Philox(key=seed)).random(np.count_nonzero(sequence.target_mask_L))
 
 
 def _too_large(batch: Sequence[TokenSequence]) -> str:

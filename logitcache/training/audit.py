@@ -54,7 +54,8 @@ class Audit:
             )
         if len(rows) < 2:
             raise TargetsError(f"the audit cache {rows.root} holds {len(rows)} sequence; it takes two at least")
-        self.k = min(cache.top_k for cache in caches)
+        # A sample of the tail hardly ever holds what s-LD asks for: the ranked entries count.
+        self.k = min(cache.ranked for cache in caches)
         self._limit = vocab_limit
         batches = list(stream(rows, batch_size=1, shuffle=False, prefetch=0))
         self._teaching, self._measuring = batches[::2], batches[1::2]

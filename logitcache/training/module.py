@@ -81,6 +81,7 @@ class DistillModule(nn.Module):
         batch_targets: Tensor | None = None,
         log_partition: Tensor | None = None,
         logit_std: Tensor | None = None,
+        tail_samples: int = 0,
         measure: bool = False,
         logits: bool = False,
     ) -> dict[str, Any]:
@@ -91,7 +92,10 @@ class DistillModule(nn.Module):
         if logits:
             hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
             return {"logits": self.head.logits(hidden_ND)[:, : self.vocab_limit].float()}
-        targets = TopK(topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, log_partition, logit_std)
+        statistics = log_partition, logit_std
+        targets = TopK(
+            topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, *statistics, tail_samples=tail_samples
+        )
         hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
         if measure:
             return {"metrics": self.metrics(hidden_ND, targets, labels)}
@@ -99,7 +103,7 @@ class DistillModule(nn.Module):
         if stats.coverage is not None:
             # Stays on the device until it is asked for.
             self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
-            self._counted, self._listed = self._counted + stats.tokens, targets.k
+            self._counted, self._listed = self._counted + stats.tokens, targets.ranked
         if stats.tokens == 0:
             total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
         # A step may hold no targets at all: its loss is 0 then, and not 0/0.
@@ -146,6 +150,7 @@ class DistillModule(nn.Module):
         return metric_sums(self.head, hidden_ND, targets, labels_N, self.vocab_limit)
 
 
-def inputs_of(batch: Batch) -> dict[str, Tensor]:
+def inputs_of(batch: Batch) -> dict[str, Any]:
     """A batch as the keywords of :meth:`DistillModule.forward`."""
-    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets)}
+    counts = {"batch_targets": torch.tensor(batch.batch_targets), "tail_samples": batch.tail_samples}
+    return {**batch.tensors(), **counts}

@@ -94,11 +94,11 @@ class Source:
         notes = []
         if len({_teacher(cache) for cache in self.caches}) > 1:
             notes.append(f"the caches are of different teachers ({self.teachers()}): the student learns from them all")
-        ks = [cache.top_k for cache in self.caches]
-        if len(set(ks)) > 1:
+        ks = [cache.ranked for cache in self.caches]
+        if len({(cache.top_k, cache.ranked) for cache in self.caches}) > 1:
             notes.append(
-                f"the caches hold {', '.join(map(str, ks))} ids a position: the first {min(ks)} are used of each, "
-                "the others count as residual mass"
+                f"the caches hold the top {', '.join(map(str, ks))} of each position: the first {min(ks)} are used, "
+                "all else counts as residual mass"
             )
         held = sum(cache.manifest.totals.sequences for cache in self.caches)
         left = int(stream.sizes.sequences_S.sum())

@@ -80,6 +80,8 @@ def refused(run: Any, out: Path, error: type[Exception], match: str, **settings:
         ({"teacher": "./nowhere"}, ModelError, "doesn't exist"),
         ({"top_k": 0}, ConfigError, "top_k = 0"),
         ({"top_k": 49_153}, ConfigError, "49153 is more than the teacher's vocabulary of 49152"),
+        ({"tail_samples": 64}, ConfigError, "tail_samples 64 must be below top_k 8"),
+        ({"tail_samples": 8, "top_k": "all"}, ConfigError, "tail_samples 8: all ids are kept"),
         ({"max_length": 1_000_000}, ConfigError, "1000000 is more than the 2048 tokens that the teacher takes"),
         ({"overlap": 64}, ConfigError, "overlap 64 must be below max_length 64"),
         ({"preset": "smallest"}, ConfigError, "preset = 'smallest'"),

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError, TokenizerMismatchError
 from logitcache.streaming import Mixture, stream
-from logitcache.streaming.mixture import first_k
 from logitcache.topk import TopK
 
 #: Sequences of component c are numbered from here on.
@@ -180,7 +179,7 @@ def test_the_smallest_k_is_taken_and_what_is_dropped_joins_the_residual() -> Non
     assert np.array_equal(found.topk_logprobs_NK, expected.logprobs.numpy())
     assert np.allclose(found.residual_logprob_N, expected.residual_logprob.numpy(), atol=1e-6)
     nothing = replace(shard, topk_logprobs_NK=np.where(np.arange(6) < 3, shard.topk_logprobs_NK, -np.inf))
-    assert np.allclose(first_k(nothing, 3).residual_logprob_N, shard.residual_logprob_N)
+    assert np.allclose(nothing.top(3).residual_logprob_N, shard.residual_logprob_N)
 
 
 def test_statistics_stay_only_where_all_caches_hold_them() -> None:

@@ -1,0 +1,261 @@
+"""A sample of the tail: which ids come in, what they stand for, and what a loss makes of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cache_builder import build_cache, make_arrays
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from typer.testing import CliRunner
+
+import logitcache as lc
+from logitcache.cache import ShardFormatName, convert_cache, decode_shard, encode_shard, verify_cache
+from logitcache.cache.encoding import Encoding
+from logitcache.cli.main import app
+from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
+from logitcache.losses import metrics
+from logitcache.losses.tail import estimated
+from logitcache.share import merge
+from logitcache.streaming import Mixture
+from logitcache.tail_sample import log_weights
+
+V, K, M = 60, 12, 5
+
+
+def teacher_logits(rows: int = 1, *, scale: float = 2.0, seed: int = 0, vocab: int = V) -> Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def all_draws(logits_V: Tensor, k: int, samples: int, steps: int) -> lc.TopK:
+    """One row's targets for every draw on a fine grid: averages over them are expectations."""
+    draws_S = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    return lc.TopK.from_logits(logits_V.expand(steps, -1), k, tail_samples=samples, draws=draws_S)
+
+
+def masses(targets: lc.TopK) -> Tensor:
+    """``[N, V]``: the mass that every id stands for."""
+    found_NV = torch.zeros(len(targets), targets.vocab_size, dtype=torch.float64)
+    return found_NV.scatter_(1, targets.ids, estimated(targets, 1.0).exp().double())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 0.1, 2.0, 12.0, 300.0]),
+    k=st.integers(2, 20),
+    samples=st.integers(1, 19),
+    single=st.booleans(),
+    forbidden=st.integers(0, 30),
+)
+def test_any_sample_is_well_formed(seed: int, scale: float, k: int, samples: int, single: bool, forbidden: int) -> None:
+    samples = min(samples, k - 1)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(7, 40, generator=generator, dtype=torch.float32 if single else torch.float64) * scale
+    logits[:, :forbidden] = -math.inf
+    draws = torch.rand(7, generator=generator, dtype=torch.float64)
+    draws[0], draws[1] = 0.0, 1 - 2.0**-53
+    before = logits.clone()
+    targets = lc.TopK.from_logits(logits, k, tail_samples=samples, draws=draws)
+    assert torch.equal(logits, before)
+    whole = lc.TopK.from_logits(logits, k)
+    assert (targets.k, targets.ranked, targets.tail_samples) == (k, k - samples, samples)
+    assert torch.equal(targets.ids[:, : k - samples], whole.ids[:, : k - samples])
+    ordered = targets.ids.sort(1).values
+    assert (ordered[:, 1:] > ordered[:, :-1]).all()
+    assert (targets.logprobs[:, 1:] <= targets.logprobs[:, :-1]).all()
+    torch.testing.assert_close(targets.logprobs, logits.log_softmax(1).gather(1, targets.ids), atol=1e-4, rtol=1e-5)
+    total = torch.logaddexp(targets.logprobs.logsumexp(1), targets.residual_logprob)
+    torch.testing.assert_close(total, torch.zeros_like(total), atol=2e-4, rtol=0)
+    # What the drawn ids stand for adds up to everything outside the ranked ones.
+    tail = whole.top(k - samples).residual_logprob
+    stood_for = log_weights(targets.logprobs[:, k - samples :], targets.residual_logprob)
+    torch.testing.assert_close(stood_for.logsumexp(1).exp(), tail.exp(), atol=1e-6, rtol=1e-4)
+    assert (stood_for >= targets.logprobs[:, k - samples :] - 1e-4).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 5.0])
+def test_every_id_stands_for_its_own_mass_on_average(scale: float) -> None:
+    logits = teacher_logits(scale=scale)
+    found = masses(all_draws(logits[0], K, M, 40_000)).mean(0)
+    torch.testing.assert_close(found, logits[0].softmax(0), atol=2e-5, rtol=2e-3)
+
+
+def test_the_gradient_of_forward_kl_is_that_of_the_full_kl_on_average() -> None:
+    logits, student = teacher_logits()[0], teacher_logits(seed=1)[0]
+    targets = all_draws(logits, K, M, 20_000)
+    rows = student.expand(len(targets), -1).clone().requires_grad_()
+    loss = lc.losses.get("forward_kl")
+    loss(rows, targets).sum().backward()
+    assert rows.grad is not None
+    exact = student.softmax(0) - logits.softmax(0)
+    torch.testing.assert_close(rows.grad.mean(0), exact, atol=2e-5, rtol=2e-3)
+    one_event = student.expand(1, -1).clone().requires_grad_()
+    lc.losses.get("residual_kl")(one_event, lc.TopK.from_logits(logits[None], K)).sum().backward()
+    assert one_event.grad is not None
+    # The cut teacher's gradient isn't: that is what the sample is for.
+    assert (one_event.grad[0] - exact).norm() > 100 * (rows.grad.mean(0) - exact).norm()
+
+
+def test_forward_kl_against_its_definition_and_its_gradient() -> None:
+    student, logits = teacher_logits(4, seed=3), teacher_logits(4, seed=4)
+    targets = lc.TopK.from_logits(logits, K, tail_samples=M, draws=torch.rand(4, dtype=torch.float64))
+    weights = masses(targets)
+    torch.testing.assert_close(weights.sum(1), torch.ones(4, dtype=torch.float64))
+    expected = (torch.xlogy(weights, weights) - weights * student.log_softmax(1)).sum(1)
+    loss = lc.losses.get("forward_kl")
+    torch.testing.assert_close(loss(student, targets), expected)
+    student.requires_grad_()
+    for temperature in (1.0, 2.0):
+        tempered = lc.losses.get("forward_kl", temperature=temperature)
+        assert torch.autograd.gradcheck(lambda values, tempered=tempered: tempered(values, targets), (student,))
+    half = loss(student.detach().bfloat16(), targets)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, loss(student.detach().bfloat16().float(), targets))
+
+
+def test_at_another_temperature_many_samples_come_near_the_full_kl() -> None:
+    student, logits = teacher_logits(1, seed=5, vocab=400), teacher_logits(1, seed=6, vocab=400)
+    exact = lc.losses.get("forward_kl", temperature=2.0)(student, lc.TopK.from_logits(logits, 400))
+    ways = {
+        samples: lc.losses.get("forward_kl", temperature=2.0)(
+            student.expand(500, -1), all_draws(logits[0], 8 + samples, samples, 500)
+        )
+        for samples in (8, 320)
+    }
+    gaps = {samples: float((values - exact).abs().mean()) for samples, values in ways.items()}
+    assert gaps[320] < 0.1 * float(exact)
+    assert gaps[320] < gaps[8]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 1.0, 30.0, 3000.0]),
+    half=st.booleans(),
+    residual=st.sampled_from([None, 0.0, -math.inf, -1e4]),
+    impossible=st.integers(0, M),
+    name=st.sampled_from(sorted(set(lc.losses.names()) - {"dkd", "normkd", "cross_entropy"})),
+)
+def test_extreme_inputs_give_finite_losses_and_gradients(
+    seed: int, scale: float, half: bool, residual: float | None, impossible: int, name: str
+) -> None:
+    logits = teacher_logits(3, scale=scale, seed=seed).float()
+    draws = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    targets = lc.TopK.from_logits(logits, K, tail_samples=M, draws=draws)
+    logprobs = targets.logprobs.clone()
+    logprobs[:, K - impossible :] = -math.inf
+    level = targets.residual_logprob if residual is None else torch.full((3,), residual)
+    targets = replace(targets, logprobs=logprobs, residual_logprob=level)
+    student = teacher_logits(3, scale=scale, seed=seed + 1).to(torch.bfloat16 if half else torch.float32)
+    student.requires_grad_()
+    value = lc.losses.get(name)(student, targets)
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    if name != "nkd":
+        assert (value >= 0).all()
+
+
+def test_the_top_is_told_from_the_sample() -> None:
+    targets = lc.TopK.from_logits(teacher_logits(4), K, tail_samples=M, draws=torch.rand(4, dtype=torch.float64))
+    student = teacher_logits(4, seed=8)
+    ranked = lc.TopK.from_logits(teacher_logits(4), K - M)
+    cut = targets.top(K - M)
+    assert (cut.k, cut.tail_samples) == (K - M, 0)
+    torch.testing.assert_close(cut.residual_logprob, ranked.residual_logprob)
+    for name in ("top_kl", "t_ld"):
+        loss = lc.losses.get(name, k=K)
+        torch.testing.assert_close(loss(student, targets), loss(student, ranked))
+    assert torch.equal(metrics.overlap_at_k(student, targets, K), metrics.overlap_at_k(student, ranked, K))
+    # What isn't listed lies below the last ranked value, not below the least that was drawn.
+    assert torch.equal(lc.losses.bild.bound(targets), lc.losses.bild.bound(targets, K - M))
+    with pytest.raises(TargetsError, match=f"the last {M} are one sample of the tail; keep all, or at most {K - M}"):
+        targets.top(K - 1)
+    assert targets[:2].tail_samples == M
+    assert lc.TopK.cat([targets, targets]).tail_samples == M
+    with pytest.raises(TargetsError, match="tail samples"):
+        lc.TopK.cat([targets, lc.TopK.from_logits(teacher_logits(4), K)])
+
+
+@pytest.mark.parametrize(("samples", "draws"), [(K, torch.rand(1)), (-1, torch.rand(1)), (2, None), (2, torch.rand(3))])
+def test_what_can_not_be_drawn_is_refused(samples: int, draws: Tensor | None) -> None:
+    with pytest.raises(TargetsError, match="tail_samples"):
+        lc.TopK.from_logits(teacher_logits(), K, tail_samples=samples, draws=draws)
+
+
+# In a cache
+
+FORMATS: tuple[ShardFormatName, ...] = ("zarr", "arrow")
+
+
+def sampled_cache(root: Path, shard_format: ShardFormatName = "zarr", samples: int = 2, seeds: range = range(2)) -> str:
+    shards = [replace(make_arrays(seed), tail_samples=samples) for seed in seeds]
+    return build_cache(root, shard_format, shards, tail_samples=samples)
+
+
+@pytest.mark.parametrize("shard_format", FORMATS)
+def test_a_shard_says_how_many_entries_are_drawn(shard_format: ShardFormatName) -> None:
+    arrays = make_arrays(0)
+    drawn = replace(arrays, tail_samples=2)
+    payload = encode_shard(drawn, Encoding(), shard_format)
+    assert decode_shard(payload, shard_format).tail_samples == 2
+    assert b"tail_samples" in payload
+    # Without a sample nothing is said: such shards are what they were before there were samples.
+    assert b"tail_samples" not in encode_shard(arrays, Encoding(), shard_format)
+    with pytest.raises(TargetsError, match="tail_samples = 5 of K = 5"):
+        encode_shard(replace(arrays, tail_samples=5), Encoding(), shard_format)
+
+
+def test_a_cache_gives_the_sample_on(tmp_path: Path) -> None:
+    sampled_cache(tmp_path / "cache")
+    cache = lc.open(tmp_path / "cache")
+    assert (cache.top_k, cache.ranked) == (5, 3)
+    assert cache[3].targets.tail_samples == 2
+    assert all(batch.targets.tail_samples == 2 for batch in lc.stream(cache, batch_size=2))
+    assert verify_cache(tmp_path / "cache", deep=True).ok
+    shown = CliRunner().invoke(app, ["info", str(tmp_path / "cache")])
+    assert "top 3 and 2 drawn from the rest of 300" in " ".join(shown.output.split())
+
+
+def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> None:
+    build_cache(tmp_path / "cache", shards=[replace(make_arrays(0), tail_samples=1)], tail_samples=2)
+    with pytest.raises(CorruptCacheError, match="holds tail_samples = 1, the cache says 2"):
+        lc.open(tmp_path / "cache")[0]
+
+
+def test_converting_keeps_the_sample_or_cuts_it_whole(tmp_path: Path) -> None:
+    sampled_cache(tmp_path / "cache")
+    convert_cache(tmp_path / "cache", tmp_path / "arrow", shard_format="arrow")
+    assert lc.open(tmp_path / "arrow").ranked == 3
+    convert_cache(tmp_path / "cache", tmp_path / "cut", top_k=3)
+    cut = lc.open(tmp_path / "cut")
+    assert (cut.top_k, cut.ranked, cut[3].targets.tail_samples) == (3, 3, 0)
+    assert "tail_samples" not in json.loads((tmp_path / "cut" / "manifest.json").read_text())["provenance"]
+    with pytest.raises(ConfigError, match="the last 2 are one sample of the tail; keep all, or at most 3"):
+        convert_cache(tmp_path / "cache", tmp_path / "torn", top_k=4)
+    assert not (tmp_path / "torn").exists()
+
+
+def test_merging_and_mixing(tmp_path: Path) -> None:
+    sampled_cache(tmp_path / "one")
+    sampled_cache(tmp_path / "two", seeds=range(2, 4))
+    build_cache(tmp_path / "whole", shards=[make_arrays(seed) for seed in range(4, 6)])
+    merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both", duplicates="drop")
+    assert lc.open(tmp_path / "both").ranked == 3
+    with pytest.raises(lc.LogitCacheError, match="tail samples is 2 in one and 0 in the other"):
+        merge([tmp_path / "one", tmp_path / "whole"], tmp_path / "none")
+    one, two, whole = (lc.open(tmp_path / name) for name in ("one", "two", "whole"))
+    assert next(iter(lc.stream([one, two], batch_size=2))).targets.tail_samples == 2
+    mixture = Mixture([one, whole])
+    shard = mixture.read_shard(0)
+    assert (mixture.top_k, shard.k, shard.tail_samples) == (3, 3, 0)
+    assert np.allclose(shard.residual_logprob_N, one.read_shard(0).top(3).residual_logprob_N)
