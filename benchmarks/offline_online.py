@@ -3,10 +3,10 @@
     python -m benchmarks.offline_online --teacher .models/SmolLM2-135M-Instruct
 
 The student is the demo's, ten of the teacher's layers, or has those of `--layers`. Both runs of a pair see the same
-tokens in the same order, with the same optimizer. Online, BiLD reads the teacher's own values for both halves, and the KL goes over
-the whole vocabulary. Offline, s-LD's missing values are filled in, and the KL is `residual_kl`, in which all ids outside
-the 64 are one event, or `forward_kl` from a cache of 48 ids and 16 drawn from the rest. The students are then measured
-by the whole KL on held-out text. Exits with 1 if training from a sample of the tail ends 2 % off.
+tokens in the same order, with the same optimizer. Online, BiLD reads the teacher's own values for both halves, and the
+KL goes over the whole vocabulary. Offline, s-LD's missing values are filled in, and the KL is `residual_kl`, in which
+all ids outside the 64 are one event, or `forward_kl` from a cache of 48 ids and 16 drawn from the rest. The students
+are then measured by the whole KL on held-out text. Exits with 1 if training from a sample of the tail ends 2 % off.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ D hidden width, V vocabulary, K entries kept.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.cache.arrays import sequence_digest
 from logitcache.data import TokenSequence
 from logitcache.errors import ModelError
 from logitcache.heads import Head, find_head
@@ -146,9 +146,11 @@ class TransformersTeacher:
 
 
 def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
-    """What decides which ids are drawn, one number a target: the same for a sequence wherever it is computed."""
-    seed = int.from_bytes(sequence_digest(sequence.token_ids_L, sequence.target_mask_L), "little")
-    return np.random.Generator(np.random.Philox(key=seed)).random(np.count_nonzero(sequence.target_mask_L))
+    """What decides which ids are drawn, one number a target: the same for the same tokens anywhere."""
+    tokens = np.ascontiguousarray(sequence.token_ids_L, "<u4").tobytes()
+    key = int.from_bytes(hashlib.sha256(tokens).digest()[:16], "little")
+    drawn_L = np.random.Generator(np.random.Philox(key=key)).random(len(sequence.token_ids_L))
+    return drawn_L[np.flatnonzero(sequence.target_mask_L)]
 
 
 def _too_large(batch: Sequence[TokenSequence]) -> str:
