@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,15 @@ def hidden_states(model: Any, tokenizer: Any, files: tuple[str, ...], tokens: in
     return torch.cat(rows)
 
 
-def without(model: Any, dropped: tuple[int, ...]) -> Any:
-    """The same model with fewer layers; its other weights are shared."""
+@contextmanager
+def without(model: Any, dropped: tuple[int, ...]) -> Iterator[None]:
+    """The model with fewer layers, for the time being."""
     layers = model.model.layers
     model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(layers) if index not in dropped)
     model.config.num_hidden_layers = len(model.model.layers)
-    return layers
+    yield
+    model.model.layers = layers
+    model.config.num_hidden_layers = len(layers)
 
 
 def exact_gradient(student_NV: Tensor, teacher_NV: Tensor, k: int = 8, temperature: float = 3.0) -> Tensor:
@@ -139,10 +143,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     teacher_ND = hidden_states(model, tokenizer, MEASURED, options.tokens)
     states: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for dropped in STUDENTS:
-        layers = without(model, dropped)
-        measured = hidden_states(model, tokenizer, MEASURED, options.tokens)
-        states[dropped] = measured, hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)[sample]
-        model.model.layers = layers
+        with without(model, dropped):
+            measured = hidden_states(model, tokenizer, MEASURED, options.tokens)
+            states[dropped] = measured, hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)[sample]
     # Every other audit row teaches, the rest decides.
     completion = losses.Completion.fit([audit_AD[::2] @ weight_VD.T], rank=options.rank)
     full = lc.TopK.from_logits(audit_AD[1::2] @ weight_VD.T, len(weight_VD))

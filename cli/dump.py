@@ -37,7 +37,14 @@ def dump(
         str | None, typer.Option(help="Entries kept for each position, or all.", show_default="64")
     ] = None,
     tail_samples: Annotated[
-        int | None, typer.Option(help="How many of them to draw from all that the top leaves out.", show_default="0")
+        int | None,
+        typer.Option(help="How many of the entries to draw from all that the top leaves out.", show_default="0"),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Student whose best ids are kept, too: a model directory or hub id.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="How many of the entries those are.", show_default="16 with a reference")
     ] = None,
     every: Annotated[
         int | None, typer.Option(help="Keep the prediction at every so many positions.", show_default="1")

@@ -75,8 +75,10 @@ def _content(cache: Cache) -> dict[str, str]:
 
 
 def _entries(cache: Cache) -> str:
-    drawn = cache.top_k - cache.ranked
-    return f"top {cache.ranked:,}" + (f" and {drawn:,} drawn from the rest" if drawn else "")
+    origin = cache.manifest.provenance
+    drawn = f" and {origin.tail_samples:,} drawn from the rest" if origin.tail_samples else ""
+    liked = f" and {origin.candidates:,} that a reference likes" if origin.candidates else ""
+    return f"top {cache.ranked:,}{drawn}{liked}"
 
 
 def _fraction(bound: float) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from logitcache.candidates import prefer
 from logitcache.errors import TargetsError
 from logitcache.tail_sample import draw_tail
 
@@ -31,6 +32,8 @@ class TopK:
         logit_std: ``[N]`` or None, the unbiased standard deviation of the V raw logits (NormKD and DKD need it).
         tail_samples: M, how many of the K entries, the last ones, were drawn from all ids below the first K − M (see
             ``logitcache.tail_sample``). Every log-prob is that of its own id all the same.
+        candidates: how many of the K, the last ones, are those that a reference student likes best among all ids below
+            the first K − ``candidates``. At most one of the two is above 0.
 
     Raises:
         TargetsError: the shapes or dtypes don't fit together.
@@ -43,6 +46,7 @@ class TopK:
     log_partition: Tensor | None = None
     logit_std: Tensor | None = None
     tail_samples: int = 0
+    candidates: int = 0
 
     def __post_init__(self) -> None:
         if self.ids.dim() != 2 or self.ids.shape != self.logprobs.shape:
@@ -55,8 +59,7 @@ class TopK:
             raise TargetsError(
                 f"K = {self.k} entries a position; it must be from 1 to the vocabulary's {self.vocab_size}"
             )
-        if not 0 <= self.tail_samples < self.k:
-            raise TargetsError(f"{self.tail_samples} of K = {self.k} entries drawn; it must be from 0 to K - 1")
+        _check_beyond(self.k, self.tail_samples, self.candidates)
         dtype = self.logprobs.dtype
         if not dtype.is_floating_point:
             raise TargetsError(f"logprobs are {dtype}; they must be floating point")
@@ -81,7 +84,7 @@ class TopK:
     @property
     def ranked(self) -> int:
         """How many entries, the first ones, are the teacher's most probable."""
-        return self.k - self.tail_samples
+        return self.k - self.tail_samples - self.candidates
 
     @property
     def is_full(self) -> bool:
@@ -98,8 +101,10 @@ class TopK:
         overwrite: bool = False,
         tail_samples: int = 0,
         draws: Tensor | None = None,
+        candidates: int = 0,
+        reference: Tensor | None = None,
     ) -> TopK:
-        """Take the k largest of each row of raw logits, or fewer and a sample of the rest.
+        """Take the k largest of each row of raw logits; or fewer, and a sample or a reference's choice of the rest.
 
         Args:
             logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or float64 if that is what comes in.
@@ -108,17 +113,21 @@ class TopK:
             overwrite: work in ``logits`` itself, which holds nothing useful afterwards; saves a copy of ``[N, V]``.
             tail_samples: how many of the k are drawn from what the others leave out, 0 to k − 1.
             draws: ``[N]`` float64 in [0, 1), what decides which; needed with ``tail_samples``.
+            candidates: how many of the k are those that the reference likes best of what the others leave out.
+            reference: its logits ``[N, W]``; needed with ``candidates``.
 
         Raises:
-            TargetsError: ``logits`` is not ``[N, V]``, or k or ``tail_samples`` is out of range.
+            TargetsError: ``logits`` is not ``[N, V]``, or a number is out of range.
         """
         if logits.dim() != 2:
             raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
         vocab_size = logits.shape[1]
         if not 1 <= k <= vocab_size:
             raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
-        if not 0 <= tail_samples < k or (tail_samples and (draws is None or draws.shape != logits.shape[:1])):
-            raise TargetsError(f"tail_samples {tail_samples} must be from 0 to {k - 1}, with draws [N] if above 0")
+        _check_beyond(k, tail_samples, candidates)
+        for name, count, given in (("draws [N]", tail_samples, draws), ("reference [N, W]", candidates, reference)):
+            if count and (given is None or len(given) != len(logits)):
+                raise TargetsError(f"what to keep beyond the top needs {name}, a row for each of the logits'")
         logits_NV = logits.detach()
         values_NK, ids_NK = _ordered_topk(logits_NV, k)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
@@ -131,6 +140,8 @@ class TopK:
         logit_std_N = work_NV.std(1) if statistics else None
         if draws is not None and tail_samples:
             ids_NK = draw_tail(work_NV, ids_NK, tail_samples, draws)
+        if reference is not None and candidates:
+            ids_NK = prefer(work_NV, ids_NK, candidates, reference)
         values_NK = work_NV.gather(1, ids_NK)
         # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
         rest_N = work_NV.scatter_(1, ids_NK, -math.inf).exp_().sum(1).log_()
@@ -143,6 +154,7 @@ class TopK:
             log_partition=log_partition_N + shift_N1[:, 0] if statistics else None,
             logit_std=logit_std_N,
             tail_samples=tail_samples,
+            candidates=candidates,
         )
 
     @classmethod
@@ -150,8 +162,8 @@ class TopK:
         """Join positions of several TopK with equal K and vocabulary; a statistic stays if all parts have it."""
         if not parts:
             raise TargetsError("nothing to join: the list of TopK is empty")
-        if len({(part.k, part.vocab_size, part.tail_samples) for part in parts}) > 1:
-            raise TargetsError("only TopK of equal K, vocabulary size and tail samples can be joined")
+        if len({(part.k, part.vocab_size, part.tail_samples, part.candidates) for part in parts}) > 1:
+            raise TargetsError("only TopK of equal K, vocabulary, tail samples and candidates can be joined")
 
         def join(name: str) -> Tensor | None:
             values = [getattr(part, name) for part in parts]
@@ -165,6 +177,7 @@ class TopK:
             log_partition=join("log_partition"),
             logit_std=join("logit_std"),
             tail_samples=parts[0].tail_samples,
+            candidates=parts[0].candidates,
         )
 
     def __getitem__(self, rows: slice | Tensor) -> TopK:
@@ -179,7 +192,7 @@ class TopK:
         """Keep the first k entries; what is dropped joins the residual mass.
 
         Raises:
-            TargetsError: k is out of range, or would tear a sample of the tail apart.
+            TargetsError: k is out of range, or would cut a sample of the tail, or candidates, in two.
         """
         if not 1 <= k <= self.k:
             raise TargetsError(f"can't keep {k} entries of {self.k}")
@@ -187,7 +200,7 @@ class TopK:
             return self
         if k > self.ranked:
             raise TargetsError(
-                f"can't keep {k} entries of {self.k}: the last {self.tail_samples} are one sample of the tail; "
+                f"can't keep {k} entries of {self.k}: only the first {self.ranked} are the teacher's top; "
                 f"keep all, or at most {self.ranked}"
             )
         dropped_N = self.logprobs[:, k:].logsumexp(1)
@@ -197,6 +210,7 @@ class TopK:
             logprobs=self.logprobs[:, :k],
             residual_logprob=torch.logaddexp(self.residual_logprob, dropped_N),
             tail_samples=0,
+            candidates=0,
         )
 
     def _map(self, function: _TensorMap) -> TopK:
@@ -211,6 +225,14 @@ class TopK:
             log_partition=optional(self.log_partition),
             logit_std=optional(self.logit_std),
         )
+
+
+def _check_beyond(k: int, tail_samples: int, candidates: int) -> None:
+    for name, count in (("tail_samples", tail_samples), ("candidates", candidates)):
+        if not 0 <= count < k:
+            raise TargetsError(f"{name} {count} of K = {k} entries; it must be from 0 to {k - 1}")
+    if tail_samples and candidates:
+        raise TargetsError(f"{tail_samples} tail samples and {candidates} candidates: a row holds one or the other")
 
 
 def _ordered_topk(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:

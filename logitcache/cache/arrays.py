@@ -29,7 +29,8 @@ class ShardArrays:
         residual_logprob_N: float32, log of the mass outside the top K, nats.
         vocab_size: V, the length of the teacher's logit vector.
         log_partition_N, logit_std_N: float32, or None where they weren't asked for.
-        tail_samples: how many of the K entries, the last ones, are a sample of what the others leave out.
+        tail_samples, candidates: how many of the K entries, the last ones, are a sample of what the others leave out,
+            or what a reference student likes best of it.
     """
 
     token_ids_L: NDArray[np.uint32]
@@ -43,6 +44,7 @@ class ShardArrays:
     log_partition_N: NDArray[np.float32] | None = None
     logit_std_N: NDArray[np.float32] | None = None
     tail_samples: int = 0
+    candidates: int = 0
 
     @property
     def sequences(self) -> int:
@@ -63,7 +65,7 @@ class ShardArrays:
     @property
     def ranked(self) -> int:
         """How many entries, the first ones, are the teacher's most probable."""
-        return self.k - self.tail_samples
+        return self.k - self.tail_samples - self.candidates
 
     def top(self, k: int) -> ShardArrays:
         """Keep the first k entries of every position, at most the ranked ones; what is dropped joins the residual."""
@@ -75,11 +77,12 @@ class ShardArrays:
             topk_logprobs_NK=np.ascontiguousarray(self.topk_logprobs_NK[:, :k]),
             residual_logprob_N=np.logaddexp(self.residual_logprob_N, dropped_N).astype(np.float32),
             tail_samples=0,
+            candidates=0,
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The arrays by field name, without those that are None."""
-        names = (name for name in self.__dataclass_fields__ if name not in ("vocab_size", "tail_samples"))
+        names = (name for name in self.__dataclass_fields__ if name not in ("vocab_size", "tail_samples", "candidates"))
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

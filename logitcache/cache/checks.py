@@ -39,8 +39,11 @@ def check_arrays(arrays: ShardArrays) -> None:
             )
     if not 1 <= k <= arrays.vocab_size <= 1 << 32:
         raise TargetsError(f"K = {k} of a vocabulary of {arrays.vocab_size}: need 1 <= K <= V <= 2^32")
-    if not 0 <= arrays.tail_samples < k:
-        raise TargetsError(f"tail_samples = {arrays.tail_samples} of K = {k} entries: need 0 <= tail_samples < K")
+    for name in ("tail_samples", "candidates"):
+        if not 0 <= getattr(arrays, name) < k:
+            raise TargetsError(f"{name} = {getattr(arrays, name)} of K = {k} entries: need 0 <= {name} < K")
+    if arrays.tail_samples and arrays.candidates:
+        raise TargetsError("a shard holds a sample of the tail or candidates, not both")
     if targets * k >= 1 << 32:
         raise TargetsError(f"{targets} positions of {k} entries are too many for one shard: make shards smaller")
     if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 0).any():

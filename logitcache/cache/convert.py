@@ -92,8 +92,7 @@ def convert_cache(
     root = _new_directory(out)
     entries, calibration = _convert_shards(source, root, plan, workers, progress)
     max_error, residual_max_error = plan.bounds(manifest)
-    # Entries are cut only together with a whole sample of the tail.
-    drawn = manifest.provenance.tail_samples if plan.top_k == source.top_k else None
+    beyond = {} if plan.top_k == source.top_k else {"tail_samples": None, "candidates": None}
     settings = manifest.provenance.settings | {
         _SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}
     }
@@ -102,9 +101,9 @@ def convert_cache(
         root,
         entries,
         manifest.provenance.model_copy(
-            update={
+            update=beyond
+            | {
                 "top_k": plan.top_k,
-                "tail_samples": drawn,
                 "parents": (source.digest,),
                 "settings": settings,
                 "software": software,
@@ -128,13 +127,13 @@ class _Plan:
 
     def check(self, manifest: Manifest) -> None:
         get_format(self.shard_format)
-        held, drawn = manifest.provenance.top_k, manifest.provenance.tail_samples or 0
+        held, ranked = manifest.provenance.top_k, manifest.provenance.ranked
         if not 1 <= self.top_k <= held:
             raise ConfigError(f"top-k {self.top_k}: the cache has {held} entries a position")
-        if held - drawn < self.top_k < held:
+        if ranked < self.top_k < held:
             raise ConfigError(
-                f"top-k {self.top_k}: of the cache's {held} entries the last {drawn} are one sample of the tail; "
-                f"keep all, or at most {held - drawn}"
+                f"top-k {self.top_k}: only the first {ranked} of the cache's {held} entries are the teacher's top; "
+                f"keep all, or at most {ranked}"
             )
         same = self.encoding.same_as(manifest.encoding) and self.shard_format == manifest.shard_format
         if same and self.top_k == manifest.provenance.top_k:

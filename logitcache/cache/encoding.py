@@ -141,6 +141,7 @@ def encode_arrays(arrays: ShardArrays, encoding: Encoding) -> StoredShard:
         values=kind,
         step=step,
         tail_samples=arrays.tail_samples or None,
+        candidates=arrays.candidates or None,
     )
     return StoredShard(stored, header.model_dump(exclude_none=True))
 
@@ -175,6 +176,7 @@ def decode_arrays(stored: StoredShard, limit: int) -> ShardArrays:
         residual_logprob_N=decode_residual(arrays, header.targets, header.values, header.step),
         vocab_size=header.vocab_size,
         tail_samples=header.tail_samples or 0,
+        candidates=header.candidates or 0,
         **statistics,
     )
     arrays.finish()

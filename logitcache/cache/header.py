@@ -25,7 +25,8 @@ class Header(BaseModel):
         top_k: K.
         values: what the log-probs are stored as.
         step: distance of neighbouring values in nats, a power of two, where they are stored as ``steps``; else 0.
-        tail_samples: how many of the K entries, the last ones, are a sample of the tail; left out if none are.
+        tail_samples, candidates: how many of the K entries, the last ones, are a sample of the tail, or what a
+            reference student likes best of it; each left out if none are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -38,6 +39,7 @@ class Header(BaseModel):
     values: ValueKind
     step: float = Field(ge=0, le=2)
     tail_samples: int | None = Field(default=None, ge=1)
+    candidates: int | None = Field(default=None, ge=1)
 
     @property
     def decoded_bytes(self) -> int:
@@ -60,8 +62,10 @@ def read_header(attributes: Mapping[str, Any]) -> Header:
         raise CorruptCacheError(f"the shard's header is not valid: {first_fault(error)}") from error
     if header.top_k > header.vocab_size:
         raise CorruptCacheError(f"the shard's header says top_k {header.top_k} of a vocabulary of {header.vocab_size}")
-    if (header.tail_samples or 0) >= header.top_k:
-        raise CorruptCacheError(f"the shard's header says {header.tail_samples} tail samples of top_k {header.top_k}")
+    beyond = header.tail_samples or 0, header.candidates or 0
+    if sum(beyond) >= header.top_k or min(beyond) > 0:
+        told = f"tail_samples {beyond[0]} and candidates {beyond[1]} of top_k {header.top_k}"
+        raise CorruptCacheError(f"the shard's header says {told}")
     is_power_of_two = header.step > 0 and np.frexp(header.step)[0] == 0.5
     if is_power_of_two != (header.values == "steps"):
         raise CorruptCacheError(f"the shard's header says step {header.step} for values stored as {header.values}")

@@ -85,7 +85,8 @@ class Provenance(Frozen):
         tokenizer_digest: see ``logitcache.cache.tokenizer_digest``; equal digests number tokens alike.
         corpus_digest: over the tokenised sequences in order.
         top_k: K, entries kept for each position.
-        tail_samples: how many of the K, the last ones, are a sample of what the others leave out; absent if none are.
+        tail_samples, candidates: how many of the K, the last ones, are a sample of what the others leave out, or what a
+            reference student likes best of it; absent if none are.
         vocab_size: V, the length of the teacher's logit vector.
         temperature: 1; losses apply their own.
         positions: which positions have targets, such as ``all`` or ``completion``.
@@ -100,6 +101,7 @@ class Provenance(Frozen):
     corpus_digest: Digest
     top_k: Annotated[int, Field(ge=1, le=2**32)]
     tail_samples: Annotated[int, Field(ge=1)] | None = None
+    candidates: Annotated[int, Field(ge=1)] | None = None
     vocab_size: Annotated[int, Field(ge=1, le=2**32)]
     temperature: Annotated[float, Field(ge=1, le=1)] = 1.0
     positions: Name
@@ -108,12 +110,18 @@ class Provenance(Frozen):
     software: dict[Name, Name] = Field(default_factory=dict)
     parents: tuple[Digest, ...] = ()
 
+    @property
+    def ranked(self) -> int:
+        """How many of the K are the teacher's most probable ids."""
+        return self.top_k - (self.tail_samples or 0) - (self.candidates or 0)
+
     @model_validator(mode="after")
     def _fits(self) -> Provenance:
         if self.top_k > self.vocab_size:
             raise ValueError(f"top_k {self.top_k} of a vocabulary of {self.vocab_size}")
-        if (self.tail_samples or 0) >= self.top_k:
-            raise ValueError(f"{self.tail_samples} tail samples of top_k {self.top_k}")
+        beyond = self.tail_samples or 0, self.candidates or 0
+        if sum(beyond) >= self.top_k or min(beyond) > 0:
+            raise ValueError(f"tail_samples {beyond[0]} and candidates {beyond[1]} of top_k {self.top_k}")
         return self
 
 

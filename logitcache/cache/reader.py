@@ -122,8 +122,8 @@ class Cache(Sequence[CachedSequence]):
 
     @property
     def ranked(self) -> int:
-        """How many of the K entries are the teacher's most probable; the others are a sample of the tail."""
-        return self.top_k - (self.manifest.provenance.tail_samples or 0)
+        """How many of the K entries are the teacher's most probable; others are a sample of the tail, or candidates."""
+        return self.manifest.provenance.ranked
 
     @property
     def vocab_size(self) -> int:
@@ -250,7 +250,8 @@ def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, pa
     """Raise CorruptCacheError unless a decoded shard holds what the table and the manifest say."""
     expected = {"sequences": entry.sequences, "tokens": entry.tokens, "targets": entry.targets}
     origin = manifest.provenance
-    expected |= {"vocab_size": origin.vocab_size, "k": origin.top_k, "tail_samples": origin.tail_samples or 0}
+    expected |= {"vocab_size": origin.vocab_size, "k": origin.top_k}
+    expected |= {"tail_samples": origin.tail_samples or 0, "candidates": origin.candidates or 0}
     for name, value in expected.items():
         found = getattr(arrays, name)
         if found != value:
@@ -280,6 +281,7 @@ class _Decoded:
                 log_partition=_optional(arrays.log_partition_N, rows),
                 logit_std=_optional(arrays.logit_std_N, rows),
                 tail_samples=arrays.tail_samples,
+                candidates=arrays.candidates,
             ),
             digest=arrays.sequence_digests_S16[index].tobytes().hex(),
         )

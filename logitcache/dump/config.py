@@ -14,6 +14,8 @@ from logitcache.validation import first_fault
 
 #: Longest sequence unless asked otherwise: what the teacher allows, at most this.
 DEFAULT_MAX_LENGTH = 2048
+#: Entries for what a reference likes best; s-LD compares 8, and some of them are the teacher's top anyway.
+DEFAULT_CANDIDATES = 16
 #: Stands for the teacher's whole vocabulary until the teacher is known; no vocabulary is larger.
 EVERY_ID = 1 << 32
 
@@ -28,6 +30,9 @@ class DumpConfig(BaseModel):
         top_k: K, entries kept for each position; ``all`` keeps the whole vocabulary, for audit rows.
         tail_samples: how many of the K are drawn from all ids that the others leave out, in proportion to their
             probability, so that ``forward_kl`` follows the full KL on average.
+        reference: a student, directory or hub id, that reads the corpus beside the teacher; the ids it likes best are
+            kept beyond the teacher's top, so that BiLD finds what it asks for.
+        candidates: how many of the K those are; 16 with a reference.
         every: keep the prediction at every so many positions only, counted over the corpus.
         shard_format: ``zarr`` or ``arrow``.
         preset, max_error: the encoding; ``max_error`` in nats.
@@ -63,6 +68,8 @@ class DumpConfig(BaseModel):
     out: Path
     top_k: Annotated[int, Field(ge=1, le=EVERY_ID)] = 64
     tail_samples: Annotated[int, Field(ge=0)] = 0
+    reference: str | None = None
+    candidates: Annotated[int, Field(ge=0)] = 0
     every: Annotated[int, Field(ge=1)] = 1
     shard_format: Literal["zarr", "arrow"] = "zarr"
     preset: Literal["exact", "half", "compact", "tiny"] = "compact"
@@ -91,7 +98,14 @@ class DumpConfig(BaseModel):
     world_size: Annotated[int, Field(ge=1)] = 1
     finalize: bool = False
 
-    @field_validator("teacher", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _candidates_of_a_reference(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("reference") and values.get("candidates") is None:
+            return values | {"candidates": DEFAULT_CANDIDATES}
+        return values
+
+    @field_validator("teacher", "reference", mode="before")
     @classmethod
     def _paths_too(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -117,8 +131,13 @@ class DumpConfig(BaseModel):
     def _together(self) -> DumpConfig:
         if self.rank >= self.world_size:
             raise ValueError(f"rank {self.rank} must be below world_size {self.world_size}")
-        if self.tail_samples >= self.top_k:
-            raise ValueError(f"tail_samples {self.tail_samples} must be below top_k {self.top_k}, of which they are")
+        for name in ("tail_samples", "candidates"):
+            if getattr(self, name) >= self.top_k:
+                raise ValueError(f"{name} {getattr(self, name)} must be below top_k {self.top_k}, of which they are")
+        if bool(self.candidates) != (self.reference is not None):
+            raise ValueError(f"candidates {self.candidates} needs a reference that likes them, and the other way round")
+        if self.candidates and self.tail_samples:
+            raise ValueError("candidates and tail_samples don't go together: a row holds one or the other")
         if self.max_length is not None and self.overlap >= self.max_length:
             raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
         if self.generate is not None and self.overlap:

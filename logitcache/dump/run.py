@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,20 +188,25 @@ def _remove_if_empty(out: Path, existed: bool) -> None:
 
 
 def load_teacher(job: Job) -> TransformersTeacher:
+    """The teacher's weights, and those of the reference if there is one."""
     config = job.config
-    model = load_model(
-        job.files,
+    load = partial(
+        load_model,
         dtype=DTYPES[config.dtype],
-        device=job.device,
-        device_map=config.device_map,
-        tensor_parallel=config.tensor_parallel,
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
     )
+    model = load(job.files, device=job.device, device_map=config.device_map, tensor_parallel=config.tensor_parallel)
+    # A student is small: each process of a split teacher has it whole.
+    reference = None
+    if job.reference is not None:
+        reference = load(job.reference, device=model.get_input_embeddings().weight.device)
     return TransformersTeacher(
         model,
         top_k=config.top_k,
         tail_samples=config.tail_samples,
+        reference=reference,
+        candidates=config.candidates,
         statistics=config.statistics,
         halve=not config.tensor_parallel,
     )

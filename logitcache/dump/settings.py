@@ -14,6 +14,7 @@ from logitcache.cache import tokenizer_digest
 from logitcache.data import Source, find_sources, hash_file
 from logitcache.dump.batch_size import automatic_batch_tokens
 from logitcache.dump.config import DEFAULT_MAX_LENGTH, EVERY_ID, DumpConfig
+from logitcache.dump.reference import find_reference
 from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.teacher import (
     DTYPES,
@@ -29,8 +30,8 @@ from logitcache.teacher import (
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
 #: Fields of DumpConfig that every worker of one dump must agree on.
 _SHARED_FIELDS = (
-    "top_k", "tail_samples", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap", "positions",
-    "text_column", "split", "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
+    "top_k", "tail_samples", "candidates", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap",
+    "positions", "text_column", "split", "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
 )  # fmt: skip
 
 Settings = dict[str, Any]
@@ -84,6 +85,7 @@ class Job:
     vocab_size: int
     sources: list[Source]
     processes: int = 1
+    reference: TeacherFiles | None = None
 
 
 def resolve(config: DumpConfig, processes: int = 1) -> Job:
@@ -102,8 +104,8 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     top_k = vocab_size if config.top_k == EVERY_ID else config.top_k
     if top_k > vocab_size:
         raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} words")
-    if config.tail_samples and top_k == vocab_size:
-        raise ConfigError(f"tail_samples {config.tail_samples}: all ids are kept, so nothing is left to draw from")
+    if top_k == vocab_size and (config.tail_samples or config.candidates):
+        raise ConfigError("all ids are kept: nothing is left for tail_samples or candidates")
     device = choose_device(config.device)
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     limit = getattr(text_config, "max_position_embeddings", None)
@@ -113,8 +115,10 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     if config.reserved >= max_length:
         raise ConfigError(f"max_new_tokens {config.reserved} must be below max_length {max_length}")
     dtype = choose_dtype(config.dtype, device, model_config)
+    reference = find_reference(config, tokenizer, max_length)
+    weight_files = files.weight_files() + (reference.weight_files() if reference else [])
     batch_tokens = config.batch_tokens or automatic_batch_tokens(
-        device, text_config, DTYPES[dtype].itemsize, files.weight_files(), processes
+        device, text_config, DTYPES[dtype].itemsize, weight_files, processes
     )
     resolved = config.model_copy(
         update={
@@ -124,7 +128,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
             "dtype": dtype,
         }
     )
-    return Job(resolved, files, tokenizer, device, vocab_size, sources, processes)
+    return Job(resolved, files, tokenizer, device, vocab_size, sources, processes, reference)
 
 
 def settings_of(job: Job, stamps: Stamps) -> Settings:
@@ -142,11 +146,16 @@ def settings_of(job: Job, stamps: Stamps) -> Settings:
         "teacher": job.files.name,
         "revision": job.files.revision,
         "weights_digest": combined_digest([stamps.hash(path) for path in job.files.weight_files()]),
+        "reference": None if job.reference is None else _reference(job.reference, stamps),
         "tokenizer_digest": tokenizer_digest(job.tokenizer),
         "chat_template": getattr(job.tokenizer, "chat_template", None),
         "inputs": [_input(source, stamps) for source in job.sources],
         "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
     }
+
+
+def _reference(files: TeacherFiles, stamps: Stamps) -> dict[str, str]:
+    return {"name": files.name, "weights_digest": combined_digest([stamps.hash(path) for path in files.weight_files()])}
 
 
 def _input(source: Source, stamps: Stamps) -> dict[str, str]:

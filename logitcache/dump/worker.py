@@ -193,17 +193,17 @@ class Worker:
     def _check_mass(self, computed: Computed) -> None:
         """Warn when K covers little of what the teacher means; measured on the first shard."""
         assert self._teacher is not None
-        drawn = self._config.tail_samples
-        ranked = [host.wait() for _, host in computed.batches]
-        residual = torch.cat([targets.top(targets.ranked).residual_logprob for targets in ranked])
+        found = [host.wait() for _, host in computed.batches]
+        ranked, beyond = found[0].ranked, found[0].k - found[0].ranked
+        residual = torch.cat([targets.top(ranked).residual_logprob for targets in found])
         mass = float(-torch.expm1(residual.double()).mean())
         if not mass < self._config.min_mass:  # NaN included: the writer reports that by position
             return
         members = computed.batches[0][0]
         needed = self._teacher.k_for_mass([computed.sequences[s] for s in members[:1]], self._config.min_mass)
         warnings.warn(
-            f"the top {self._config.top_k - drawn} cover {mass:.0%} of the teacher's probability; "
-            f"{self._config.min_mass:.0%} need --top-k {needed + drawn}. A loss over the top few, such as BiLD, may not mind",
+            f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need "
+            f"--top-k {needed + beyond}. A loss over the top few, such as BiLD, may not mind",
             LowMassWarning,
             stacklevel=2,
         )

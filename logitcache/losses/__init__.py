@@ -5,7 +5,6 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 """
 
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
-from logitcache.losses.candidates import with_candidates
 from logitcache.losses.completion import Completion
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
@@ -32,5 +31,4 @@ __all__ = [
     "parameters",
     "parse",
     "why_not_linear",
-    "with_candidates",
 ]

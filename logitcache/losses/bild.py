@@ -70,8 +70,7 @@ class SLD(SparseLoss):
     ``completion`` (a ``Completion``, or the path of a saved one) gives an estimate e of each missing value; the fill is
     then b − ``offset`` − 0.6 · max(b − e, 0) − half the ``slope`` · (share missing).
 
-    ``ranked`` is for targets that hold more than the teacher's top entries (see ``with_candidates``): how many, counted
-    from the first, really are the teacher's largest. The bound is taken from the last of those.
+    The bound is taken from the ranked entries; a sample of the tail and candidates hold lower values.
     """
 
     name: ClassVar[str] = "s_ld"
@@ -80,7 +79,6 @@ class SLD(SparseLoss):
     missing: str = "bound"
     offset: float = 0.65
     slope: float = 2.4
-    ranked: int | None = None
     completion: Completion | str | None = None
 
     def __post_init__(self) -> None:
@@ -89,8 +87,6 @@ class SLD(SparseLoss):
         check_not_negative(self.name, offset=self.offset, slope=self.slope)
         if isinstance(self.completion, str):
             object.__setattr__(self, "completion", Completion.load(self.completion))
-        if self.ranked is not None:
-            check_count(self.name, 1, ranked=self.ranked)
         if self.missing not in MISSING:
             raise ConfigError(
                 f"{self.name}: missing = {self.missing!r} is not allowed; choose from {', '.join(MISSING)}"
@@ -108,7 +104,7 @@ class SLD(SparseLoss):
     def fill(self, targets: TopK, ids_Nk: Tensor, known_Nk: Tensor) -> Tensor:
         """What stands for the teacher's log-prob where it is missing: ``[N, k]``, or ``[N, 1]``, one value a row."""
         missing_N1 = (~known_Nk).to(targets.logprobs.dtype).mean(1, keepdim=True)
-        bound_N1 = bound(targets, self.ranked)[:, None]
+        bound_N1 = bound(targets)[:, None]
         if self.completion is None:
             return bound_N1 - self.offset - self.slope * missing_N1
         assert isinstance(self.completion, Completion)
@@ -150,14 +146,14 @@ class BiLD(SLD):
         return led + following
 
 
-def bound(targets: TopK, ranked: int | None = None) -> Tensor:
+def bound(targets: TopK) -> Tensor:
     """The most ``[N]`` that the log-prob of an id outside the list can be: finite wherever any entry is.
 
     min(least finite listed log-prob, log of the residual mass); a residual of 0 (-inf) bounds nothing usable. Only the
-    first ``ranked`` entries are taken to be larger than all that aren't listed: all but a sample of the tail, if None.
+    ranked entries are known to be larger than all that aren't listed.
     """
-    ranked_NK = targets.logprobs[:, : targets.ranked if ranked is None else ranked]
-    least_N = torch.where(ranked_NK > -math.inf, ranked_NK, 0).amin(1)
+    ranked_NR = targets.logprobs[:, : targets.ranked]
+    least_N = torch.where(ranked_NR > -math.inf, ranked_NR, 0).amin(1)
     residual_N = targets.residual_logprob
     return torch.where(residual_N > -math.inf, torch.minimum(least_N, residual_N), least_N)
 

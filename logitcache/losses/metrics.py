@@ -74,5 +74,5 @@ def coverage_advice(coverage: float, targets_k: int, k: int = 8) -> str | None:
     wanted = targets_k * 2 ** min(doublings, 3)
     return (
         f"only {coverage:.0%} of the student's top {k} ids are among the {targets_k} that the cache holds, and s-LD "
-        f"fills in the rest: dump with --top-k {wanted}, or use t_ld until the student is closer to the teacher"
+        f"fills in the rest: dump with --reference STUDENT or --top-k {wanted}, or use t_ld until the student is closer"
     )

@@ -144,7 +144,7 @@ def _compare(one: Cache, other: Cache, pairs: list[tuple[tuple[int, int], tuple[
     for (index_a, s_a), (index_b, s_b) in pairs:
         a = one[int(one.shards.first_sequence_R1[index_a]) + s_a].targets
         b = other[int(other.shards.first_sequence_R1[index_b]) + s_b].targets
-        # Samples of the tail were drawn apart: the ranked entries are what can be compared.
+        # Samples of the tail and candidates differ for good reason: the ranked entries are what can be compared.
         a, b = a.top(a.ranked), b.top(b.ranked)
         ids_a, ids_b = a.ids.numpy(), b.ids.numpy()
         gaps, shared_N = _gaps(ids_a, a.logprobs.numpy(), ids_b, b.logprobs.numpy())

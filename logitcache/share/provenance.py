@@ -30,6 +30,7 @@ def _must_agree(one: Manifest, other: Manifest) -> Iterator[tuple[str, Any, Any]
     yield "tokenizer", a.tokenizer_digest, b.tokenizer_digest
     yield "top-k", a.top_k, b.top_k
     yield "tail samples", a.tail_samples or 0, b.tail_samples or 0
+    yield "candidates", a.candidates or 0, b.candidates or 0
     yield "vocabulary", a.vocab_size, b.vocab_size
     yield "encoding", _encoding(one), _encoding(other)
     yield "shard format", one.shard_format, other.shard_format
@@ -48,6 +49,7 @@ def merged_provenance(
         corpus_digest=corpus_digest,
         top_k=first.top_k,
         tail_samples=first.tail_samples,
+        candidates=first.candidates,
         vocab_size=first.vocab_size,
         positions=" and ".join(positions),
         max_length=first.max_length if len({origin.max_length for origin in origins}) == 1 else None,

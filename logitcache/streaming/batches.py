@@ -35,7 +35,7 @@ class Batch:
         labels: ``[N]`` int64, the token that follows in the text.
         vocab_size: V of the teacher.
         log_partition, logit_std: ``[N]`` float32, or None where the cache doesn't hold them.
-        tail_samples: how many of the K entries, the last ones, are a sample of the tail.
+        tail_samples, candidates: how many of the K entries, the last ones, are a sample of the tail, or a reference's.
         batch_targets: positions with targets in the whole global batch, all ranks and micro-batches together.
         tokens: tokens of this micro-batch without the filling.
         epoch, step, part: where it stands: the epoch, the global batch within it, the micro-batch within that.
@@ -54,6 +54,7 @@ class Batch:
     log_partition: Tensor | None = None
     logit_std: Tensor | None = None
     tail_samples: int = 0
+    candidates: int = 0
     batch_targets: int = 0
     tokens: int = 0
     epoch: int = 0
@@ -74,6 +75,7 @@ class Batch:
             log_partition=self.log_partition,
             logit_std=self.logit_std,
             tail_samples=self.tail_samples,
+            candidates=self.candidates,
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -102,7 +104,8 @@ class DecodedShard:
             arrays = keep_targets(arrays, np.all(arrays.topk_ids_NK < vocab_limit, axis=1))
         if selection is not None and not selection.keeps_all:
             arrays = keep_targets(arrays, selection.keep(arrays))
-        self.vocab_size, self.tail_samples = arrays.vocab_size, arrays.tail_samples
+        self.vocab_size = arrays.vocab_size
+        self.tail_samples, self.candidates = arrays.tail_samples, arrays.candidates
         self.offsets = arrays.offsets_S1
         self.token_ids_L = arrays.token_ids_L
         counts_L1 = np.concatenate([[0], np.cumsum(arrays.target_mask_L, dtype=np.int64)])
@@ -214,6 +217,7 @@ def collate(rows: Sequence[Sequence[Sample]], shards: dict[int, DecodedShard], t
         log_partition=gather(lambda shard: _present(shard.log_partition_N)) if has_partition else None,
         logit_std=gather(lambda shard: _present(shard.logit_std_N)) if has_std else None,
         tail_samples=template.tail_samples,
+        candidates=template.candidates,
         tokens=sum(piece.tokens.stop - piece.tokens.start for piece in pieces),
     )
 

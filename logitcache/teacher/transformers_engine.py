@@ -1,7 +1,7 @@
 """The transformers engine: batches of token ids to top-k targets, without ever holding ``[tokens, vocabulary]``.
 
 Shape legend: B sequences of a batch, L tokens of the longest, N positions that have targets, C of them in one chunk,
-D hidden width, V vocabulary, K entries kept.
+D hidden width, E that of the reference, V and W vocabularies, K entries kept.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class TransformersTeacher:
         model: from :func:`logitcache.teacher.load_model`.
         top_k: K.
         tail_samples: how many of them are drawn from what the others leave out, the same ones for the same sequence.
+        reference: another loaded model over the same tokens, whose best ids beyond the top are kept, too.
+        candidates: how many of the K those are.
         statistics: also keep the log-partition and the logits' standard deviation.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
 
@@ -63,11 +65,20 @@ class TransformersTeacher:
     vocab_size: int
 
     def __init__(
-        self, model: Any, *, top_k: int, tail_samples: int = 0, statistics: bool = False, halve: bool = True
+        self,
+        model: Any,
+        *,
+        top_k: int,
+        tail_samples: int = 0,
+        reference: Any | None = None,
+        candidates: int = 0,
+        statistics: bool = False,
+        halve: bool = True,
     ) -> None:
         self._model = model
         self.head = find_head(model)
-        self._top_k, self._tail_samples = top_k, tail_samples
+        self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
+        self._reference = None if reference is None else find_head(reference)
         self._statistics = statistics
         self._halve = halve
         self._device: torch.device = model.get_input_embeddings().weight.device
@@ -126,22 +137,38 @@ class TransformersTeacher:
         return int((covered_V / len(some) < mass).sum()) + 1
 
     def _run(self, batch: Sequence[TokenSequence]) -> TopK:
-        input_ids_BL, index_N = pad(batch)
-        hidden_BLD = self.head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
-        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, index_N.to(hidden_BLD.device))
-        del hidden_BLD
+        hidden_ND = self._hidden(self.head, batch)
+        liked_NE = None if self._reference is None else self._hidden(self._reference, batch)
         draws_N = torch.from_numpy(np.concatenate([_draws(sequence) for sequence in batch])).to(hidden_ND.device)
         parts = [slice(start, start + self._chunk_rows) for start in range(0, len(hidden_ND), self._chunk_rows)]
-        return TopK.cat([self._head_chunk(hidden_ND[part], draws_N[part]) for part in parts])
+        return TopK.cat(
+            [
+                self._head_chunk(hidden_ND[part], draws_N[part], None if liked_NE is None else liked_NE[part])
+                for part in parts
+            ]
+        )
 
-    def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor) -> TopK:
+    def _hidden(self, head: Head, batch: Sequence[TokenSequence]) -> Tensor:
+        """Last hidden states ``[N, D]`` at the positions that have targets."""
+        input_ids_BL, index_N = pad(batch)
+        hidden_BLD = head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
+        chosen_ND: Tensor = hidden_BLD.flatten(0, 1).index_select(0, index_N.to(hidden_BLD.device))
+        return chosen_ND
+
+    def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor, liked_CE: Tensor | None) -> TopK:
+        logits_CV = self.head.logits(hidden_CD)
+        reference_CW = None
+        if self._reference is not None and liked_CE is not None:
+            reference_CW = self._reference.logits(liked_CE).to(logits_CV.device)
         return TopK.from_logits(
-            self.head.logits(hidden_CD),
+            logits_CV,
             self._top_k,
             statistics=self._statistics,
             overwrite=True,
             tail_samples=self._tail_samples,
             draws=draws_C,
+            candidates=self._candidates,
+            reference=reference_CW,
         )
 
 

@@ -54,7 +54,7 @@ class Audit:
             )
         if len(rows) < 2:
             raise TargetsError(f"the audit cache {rows.root} holds {len(rows)} sequence; it takes two at least")
-        # A sample of the tail hardly ever holds what s-LD asks for: the ranked entries count.
+        # What a reference likes at the audit rows isn't known: the ranked entries count, and the true cosine is higher.
         self.k = min(cache.ranked for cache in caches)
         self._limit = vocab_limit
         batches = list(stream(rows, batch_size=1, shuffle=False, prefetch=0))

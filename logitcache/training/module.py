@@ -82,6 +82,7 @@ class DistillModule(nn.Module):
         log_partition: Tensor | None = None,
         logit_std: Tensor | None = None,
         tail_samples: int = 0,
+        candidates: int = 0,
         measure: bool = False,
         logits: bool = False,
     ) -> dict[str, Any]:
@@ -92,10 +93,8 @@ class DistillModule(nn.Module):
         if logits:
             hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
             return {"logits": self.head.logits(hidden_ND)[:, : self.vocab_limit].float()}
-        statistics = log_partition, logit_std
-        targets = TopK(
-            topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, *statistics, tail_samples=tail_samples
-        )
+        teacher = topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, log_partition, logit_std
+        targets = TopK(*teacher, tail_samples=tail_samples, candidates=candidates)
         hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
         if measure:
             return {"metrics": self.metrics(hidden_ND, targets, labels)}
@@ -152,5 +151,5 @@ class DistillModule(nn.Module):
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
     """A batch as the keywords of :meth:`DistillModule.forward`."""
-    counts = {"batch_targets": torch.tensor(batch.batch_targets), "tail_samples": batch.tail_samples}
-    return {**batch.tensors(), **counts}
+    beyond = {"tail_samples": batch.tail_samples, "candidates": batch.candidates}
+    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets), **beyond}

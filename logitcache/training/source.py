@@ -95,7 +95,7 @@ class Source:
         if len({_teacher(cache) for cache in self.caches}) > 1:
             notes.append(f"the caches are of different teachers ({self.teachers()}): the student learns from them all")
         ks = [cache.ranked for cache in self.caches]
-        if len({(cache.top_k, cache.ranked) for cache in self.caches}) > 1:
+        if len(set(map(_entries, self.caches))) > 1:
             notes.append(
                 f"the caches hold the top {', '.join(map(str, ks))} of each position: the first {min(ks)} are used, "
                 "all else counts as residual mass"
@@ -105,6 +105,11 @@ class Source:
         if left < held:
             notes.append(f"{stream.layout.lengths}: {held - left:,} of {held:,} sequences are left out")
         return notes
+
+
+def _entries(cache: Cache) -> tuple[int, int | None, int | None]:
+    origin = cache.manifest.provenance
+    return origin.top_k, origin.tail_samples, origin.candidates
 
 
 def _teacher(cache: Cache) -> tuple[str, str | None]:

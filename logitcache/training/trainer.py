@@ -80,12 +80,16 @@ class DistillTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         return self.feed
 
-    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # Copied as they are: under DeepSpeed the Trainer would round the teacher's log-probs to half precision.
-        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
+        device = self.args.device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs = model(**inputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,19 +266,19 @@ def test_candidates_of_a_reference_student_make_s_ld_exact_for_it() -> None:
     generator = torch.Generator().manual_seed(5)
     teacher, student = (torch.randn(30, 400, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
     targets, full = lc.TopK.from_logits(teacher, 16), lc.TopK.from_logits(teacher, 400)
-    more = losses.with_candidates(targets, teacher, student, extra=8)
-    assert more.k == 24
-    assert (more.logprobs[:, :16] == targets.logprobs).all()
+    more = lc.TopK.from_logits(teacher, 24, candidates=8, reference=student)
+    assert (more.k, more.ranked) == (24, 16)
+    torch.testing.assert_close(more.logprobs[:, :16], targets.logprobs)
     assert (more.logprobs.diff(dim=1) <= 0).all()
     total = torch.cat([more.logprobs, more.residual_logprob[:, None]], 1).logsumexp(1)
     torch.testing.assert_close(total, torch.zeros_like(total))
     assert metrics.s_ld_coverage(student, targets).mean() < 0.3
     assert metrics.s_ld_coverage(student, more).mean() == 1
-    loss = losses.get("s_ld", ranked=16)
-    torch.testing.assert_close(loss(student, more), losses.get("s_ld")(student, full))
+    loss = losses.get("s_ld")
+    torch.testing.assert_close(loss(student, more), loss(student, full))
     # For another student the bound still is the 16th value, not that of the least candidate.
     other = torch.randn(30, 400, generator=generator, dtype=torch.float64) * 2
-    assert (loss(other, more) - losses.get("s_ld")(other, more)).abs().mean() > 1e-3
+    assert (loss(other, more) - loss(other, replace(more, candidates=0))).abs().mean() > 1e-3
 
 
 def test_coverage_advice_names_a_k_to_dump() -> None:

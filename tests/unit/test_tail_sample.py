@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from cache_builder import build_cache, make_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache.cache import ShardFormatName, convert_cache, decode_shard, encode_shard, verify_cache
-from logitcache.cache.encoding import Encoding
-from logitcache.cli.main import app
-from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
+from logitcache.errors import TargetsError
 from logitcache.losses import metrics
+from logitcache.losses.bild import bound
 from logitcache.losses.tail import estimated
-from logitcache.share import merge
-from logitcache.streaming import Mixture
 from logitcache.tail_sample import log_weights
 
 V, K, M = 60, 12, 5
@@ -177,8 +168,8 @@ def test_the_top_is_told_from_the_sample() -> None:
         torch.testing.assert_close(loss(student, targets), loss(student, ranked))
     assert torch.equal(metrics.overlap_at_k(student, targets, K), metrics.overlap_at_k(student, ranked, K))
     # What isn't listed lies below the last ranked value, not below the least that was drawn.
-    assert torch.equal(lc.losses.bild.bound(targets), lc.losses.bild.bound(targets, K - M))
-    with pytest.raises(TargetsError, match=f"the last {M} are one sample of the tail; keep all, or at most {K - M}"):
+    torch.testing.assert_close(bound(targets), bound(replace(ranked, residual_logprob=targets.residual_logprob)))
+    with pytest.raises(TargetsError, match=f"only the first {K - M} are the teacher's top; keep all, or at most"):
         targets.top(K - 1)
     assert targets[:2].tail_samples == M
     assert lc.TopK.cat([targets, targets]).tail_samples == M
@@ -188,74 +179,5 @@ def test_the_top_is_told_from_the_sample() -> None:
 
 @pytest.mark.parametrize(("samples", "draws"), [(K, torch.rand(1)), (-1, torch.rand(1)), (2, None), (2, torch.rand(3))])
 def test_what_can_not_be_drawn_is_refused(samples: int, draws: Tensor | None) -> None:
-    with pytest.raises(TargetsError, match="tail_samples"):
+    with pytest.raises(TargetsError, match=r"tail_samples|needs draws"):
         lc.TopK.from_logits(teacher_logits(), K, tail_samples=samples, draws=draws)
-
-
-# In a cache
-
-FORMATS: tuple[ShardFormatName, ...] = ("zarr", "arrow")
-
-
-def sampled_cache(root: Path, shard_format: ShardFormatName = "zarr", samples: int = 2, seeds: range = range(2)) -> str:
-    shards = [replace(make_arrays(seed), tail_samples=samples) for seed in seeds]
-    return build_cache(root, shard_format, shards, tail_samples=samples)
-
-
-@pytest.mark.parametrize("shard_format", FORMATS)
-def test_a_shard_says_how_many_entries_are_drawn(shard_format: ShardFormatName) -> None:
-    arrays = make_arrays(0)
-    drawn = replace(arrays, tail_samples=2)
-    payload = encode_shard(drawn, Encoding(), shard_format)
-    assert decode_shard(payload, shard_format).tail_samples == 2
-    assert b"tail_samples" in payload
-    # Without a sample nothing is said: such shards are what they were before there were samples.
-    assert b"tail_samples" not in encode_shard(arrays, Encoding(), shard_format)
-    with pytest.raises(TargetsError, match="tail_samples = 5 of K = 5"):
-        encode_shard(replace(arrays, tail_samples=5), Encoding(), shard_format)
-
-
-def test_a_cache_gives_the_sample_on(tmp_path: Path) -> None:
-    sampled_cache(tmp_path / "cache")
-    cache = lc.open(tmp_path / "cache")
-    assert (cache.top_k, cache.ranked) == (5, 3)
-    assert cache[3].targets.tail_samples == 2
-    assert all(batch.targets.tail_samples == 2 for batch in lc.stream(cache, batch_size=2))
-    assert verify_cache(tmp_path / "cache", deep=True).ok
-    shown = CliRunner().invoke(app, ["info", str(tmp_path / "cache")])
-    assert "top 3 and 2 drawn from the rest of 300" in " ".join(shown.output.split())
-
-
-def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> None:
-    build_cache(tmp_path / "cache", shards=[replace(make_arrays(0), tail_samples=1)], tail_samples=2)
-    with pytest.raises(CorruptCacheError, match="holds tail_samples = 1, the cache says 2"):
-        lc.open(tmp_path / "cache")[0]
-
-
-def test_converting_keeps_the_sample_or_cuts_it_whole(tmp_path: Path) -> None:
-    sampled_cache(tmp_path / "cache")
-    convert_cache(tmp_path / "cache", tmp_path / "arrow", shard_format="arrow")
-    assert lc.open(tmp_path / "arrow").ranked == 3
-    convert_cache(tmp_path / "cache", tmp_path / "cut", top_k=3)
-    cut = lc.open(tmp_path / "cut")
-    assert (cut.top_k, cut.ranked, cut[3].targets.tail_samples) == (3, 3, 0)
-    assert "tail_samples" not in json.loads((tmp_path / "cut" / "manifest.json").read_text())["provenance"]
-    with pytest.raises(ConfigError, match="the last 2 are one sample of the tail; keep all, or at most 3"):
-        convert_cache(tmp_path / "cache", tmp_path / "torn", top_k=4)
-    assert not (tmp_path / "torn").exists()
-
-
-def test_merging_and_mixing(tmp_path: Path) -> None:
-    sampled_cache(tmp_path / "one")
-    sampled_cache(tmp_path / "two", seeds=range(2, 4))
-    build_cache(tmp_path / "whole", shards=[make_arrays(seed) for seed in range(4, 6)])
-    merge([tmp_path / "one", tmp_path / "two"], tmp_path / "both", duplicates="drop")
-    assert lc.open(tmp_path / "both").ranked == 3
-    with pytest.raises(lc.LogitCacheError, match="tail samples is 2 in one and 0 in the other"):
-        merge([tmp_path / "one", tmp_path / "whole"], tmp_path / "none")
-    one, two, whole = (lc.open(tmp_path / name) for name in ("one", "two", "whole"))
-    assert next(iter(lc.stream([one, two], batch_size=2))).targets.tail_samples == 2
-    mixture = Mixture([one, whole])
-    shard = mixture.read_shard(0)
-    assert (mixture.top_k, shard.k, shard.tail_samples) == (3, 3, 0)
-    assert np.allclose(shard.residual_logprob_N, one.read_shard(0).top(3).residual_logprob_N)

@@ -1,0 +1,35 @@
+"""The reference student of a dump: it reads the corpus beside the teacher, and says which ids s-LD will ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from logitcache.dump.config import DumpConfig
+from logitcache.errors import ConfigError, ModelError, TokenizerMismatchError
+from logitcache.teacher import TeacherFiles, find_teacher, load_config, load_tokenizer
+
+
+def find_reference(config: DumpConfig, tokenizer: Any, max_length: int) -> TeacherFiles | None:
+    """The reference that a dump names, if it names one, checked against the teacher's ``tokenizer``.
+
+    Raises:
+        ModelError: it can't be found or read.
+        TokenizerMismatchError: it numbers tokens otherwise than the teacher.
+        ConfigError: it doesn't take sequences of ``max_length`` tokens.
+    """
+    if config.reference is None:
+        return None
+    try:
+        files = find_teacher(config.reference)
+        own = load_config(files, trust_remote_code=config.trust_remote_code).get_text_config()
+        theirs = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"the reference can't be used: {error}") from error
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise TokenizerMismatchError(
+            f"the reference {config.reference} has another tokenizer than the teacher: take a student of its family"
+        )
+    limit = getattr(own, "max_position_embeddings", None)
+    if limit and max_length > limit:
+        raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the reference takes")
+    return files
