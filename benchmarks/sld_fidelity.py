@@ -123,8 +123,8 @@ def measure(
             coverage[k] += float(losses.metrics.s_ld_coverage(student_NV, targets.top(k)).sum())
         for name, (k, loss) in known.items():
             tallies[name] = tallies[name].plus(compare(gradient(loss, student_NV, targets.top(k)), exact_Nk))
-        more = losses.with_candidates(targets.top(64), teacher_NV, references[number] @ weight_VD.T, 16)
-        tallies[UNION] = tallies[UNION].plus(compare(gradient(s_ld(ranked=64), student_NV, more), exact_Nk))
+        more = lc.TopK.from_logits(teacher_NV, 80, candidates=16, reference=references[number] @ weight_VD.T)
+        tallies[UNION] = tallies[UNION].plus(compare(gradient(s_ld(), student_NV, more), exact_Nk))
     count = len(teacher_ND)
     return {
         "kl": distance / count,
