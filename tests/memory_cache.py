@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitcache.cache import ShardArrays
 
@@ -25,6 +26,9 @@ class MemoryCache:
 
     def read_shard(self, index: int) -> ShardArrays:
         return self._shards[index]
+
+    def read_lengths(self, index: int) -> NDArray[np.int64]:
+        return np.diff(self._shards[index].offsets_S1)
 
     @classmethod
     def random(

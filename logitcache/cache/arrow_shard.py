@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+import mmap
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -63,18 +64,37 @@ class ArrowShards:
             raise CorruptCacheError("two columns have the same name")
         return StoredShard({name: _from_column(name, batch.column(i)) for i, name in enumerate(names)}, attributes)
 
+    def read_one(self, file: BinaryIO, name: str) -> NDArray[Any]:
+        """Return one array of a shard's file; of the rest, only the schema and the sizes are read.
+
+        Raises:
+            CorruptCacheError: the file isn't a shard in this format, or has no such array.
+        """
+        try:
+            # Mapped, so that only the pages that are looked at are read.
+            batch = _read_batch(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), name)
+            return _from_column(name, batch.column(0))
+        except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:
+            raise CorruptCacheError(
+                f"not an Arrow shard: {str(error).splitlines()[0] if str(error) else error!r}"
+            ) from error
+
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
         """Bytes of an array's buffer, with the length before it."""
         return 8 + len(pa.Codec("zstd", ZSTD_LEVEL).compress(np.ascontiguousarray(array), asbytes=True))
 
 
-def _read_batch(payload: bytes | memoryview) -> pa.RecordBatch:
+def _read_batch(payload: bytes | memoryview, only: str | None = None) -> pa.RecordBatch:
     claimed = claimed_bytes(payload, compressed=True)
     if claimed > size_limit(len(payload)):
         raise ValueError(f"its arrays claim {claimed:,} bytes, too many for a file of {len(payload):,}")
     reader = pa.ipc.open_file(pa.BufferReader(payload), options=pa.ipc.IpcReadOptions(use_threads=False))
     for field in reader.schema:
         _shape(field.name, field.type)
+    if only is not None:
+        place = reader.schema.names.index(only)
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=[place])
+        reader = pa.ipc.open_file(pa.BufferReader(payload), options=options)
     if reader.num_record_batches != 1:
         raise ValueError(f"it holds {reader.num_record_batches} record batches, not 1")
     batch = reader.get_batch(0)

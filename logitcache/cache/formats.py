@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -33,6 +33,13 @@ class ShardFormat(Protocol):
 
         Raises:
             CorruptCacheError: the payload isn't what :meth:`write` would have written.
+        """
+
+    def read_one(self, file: BinaryIO, name: str) -> NDArray[Any]:
+        """Return one array of a shard's file, and read little else.
+
+        Raises:
+            CorruptCacheError: the file isn't a shard in this format, or has no such array.
         """
 
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:

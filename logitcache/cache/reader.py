@@ -21,11 +21,11 @@ from torch import Tensor
 
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.export import to_arrow, to_datasets
-from logitcache.cache.files import read_checked
-from logitcache.cache.formats import decode_shard
+from logitcache.cache.files import open_sized, read_checked
+from logitcache.cache.formats import decode_shard, get_format
 from logitcache.cache.manifest import TOKENIZER_DIR, Manifest
 from logitcache.cache.table import ShardEntry, ShardTable
-from logitcache.errors import CorruptCacheError, ModelError
+from logitcache.errors import CorruptCacheError, MissingFileError, ModelError
 from logitcache.topk import TopK
 
 #: Decoded shards kept in memory: one that is being read, and room for a few readers.
@@ -177,6 +177,26 @@ class Cache(Sequence[CachedSequence]):
         check_content(arrays, entry, self.manifest, self.shard_address(entry))
         return arrays
 
+    def read_lengths(self, index: int) -> NDArray[np.int64]:
+        """Tokens ``[S]`` of each sequence of a shard, without reading the rest of it.
+
+        They are checked against the shard table. That nothing of the shard was altered is left to :meth:`read_shard`.
+
+        Raises:
+            IndexError: there is no such shard.
+            CorruptCacheError: the shard is missing, has another size, or other sequences than the table says.
+        """
+        entry = self.shards[index]
+        try:
+            lengths_S = self._lengths(entry)
+        except MissingFileError:
+            raise
+        except CorruptCacheError as error:
+            raise CorruptCacheError(f"{self.shard_address(entry)}: {error}") from error
+        if lengths_S.shape != (entry.sequences,) or int(lengths_S.sum()) != entry.tokens:
+            raise CorruptCacheError(f"{self.shard_address(entry)} holds other sequences than the cache says")
+        return lengths_S
+
     def shard_address(self, entry: ShardEntry) -> str:
         """Where a shard's file is, for messages."""
         return str(self.root / entry.path)
@@ -215,6 +235,11 @@ class Cache(Sequence[CachedSequence]):
     def _payload(self, entry: ShardEntry) -> bytes:
         """A shard's bytes, checked. A cache whose shards lie elsewhere overrides this."""
         return read_checked(self.root, entry.path, entry.bytes, entry.sha256)
+
+    def _lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
+        """The array alone, from the shard's file. A cache whose shards lie elsewhere overrides this."""
+        with open_sized(self.root, entry.path, entry.bytes) as file:
+            return get_format(self.manifest.shard_format).read_one(file, "sequence_lengths").astype(np.int64)
 
     def _decoded(self, shard: int) -> _Decoded:
         with self._lock:

@@ -12,9 +12,9 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numcodecs import zstd
@@ -80,6 +80,25 @@ class ZarrShards:
             )
         return StoredShard(arrays, attributes)
 
+    def read_one(self, file: BinaryIO, name: str) -> NDArray[Any]:
+        """Return one array of a shard's file; of the rest, only the zip's directory is read.
+
+        Raises:
+            CorruptCacheError: the file isn't a shard in this format, or has no such array.
+        """
+
+        def content(start: int, end: int) -> memoryview:
+            file.seek(start)
+            return memoryview(file.read(end - start))
+
+        size = file.seek(0, io.SEEK_END)
+        wanted = {info.orig_filename: info for info in _directory(file) if info.orig_filename.startswith(f"{name}/")}
+        members = {key: _stored(info, content, size) for key, info in wanted.items()}
+        shape, dtype = _shape_and_dtype(members, name)
+        if math.prod(shape) * dtype.itemsize > size_limit(size):
+            raise CorruptCacheError(f"the array {name} claims a shape of {shape}, too large for its file")
+        return _read_chunk(members, name, shape, dtype)
+
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
         """Bytes of an array's chunk."""
         return len(_compress(name, np.ascontiguousarray(array))) if array.size else 0
@@ -125,26 +144,36 @@ def _array_metadata(name: str, shape: tuple[int, ...], dtype: str) -> dict[str, 
 
 def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
     """Names and contents of the zip's files, as views: each must be stored as it is, once, and lie inside the file."""
-    try:
-        infos = zipfile.ZipFile(io.BytesIO(view)).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, IndexError) as error:
-        raise CorruptCacheError(f"not a zip file: {error}") from error
     names = set()
-    for info in infos:
+    for info in _directory(io.BytesIO(view)):
         name = info.orig_filename
         if name in names:
             raise CorruptCacheError(f"the zip file holds {name[:80]!r} twice")
         names.add(name)
-        start = info.header_offset + _LOCAL_HEADER + len(name.encode()) + len(info.extra)
-        end = start + info.file_size
-        plain = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size and not info.extra
-        local_name = view[info.header_offset + _LOCAL_HEADER : start]
-        if not plain or info.flag_bits or local_name != name.encode() or end > len(view):
-            raise CorruptCacheError(f"the zip file's entry {name[:80]!r} is not a plain stored file")
-        content = view[start:end]
-        if name.endswith(_METADATA) and zlib.crc32(content) != info.CRC:  # chunks bring checksums of their own
-            raise CorruptCacheError(f"{name[:80]}: the zip file's checksum doesn't match")
-        yield name, content
+        yield name, _stored(info, lambda start, end: view[start:end], len(view))
+
+
+def _directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
+    try:
+        return zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, IndexError) as error:
+        raise CorruptCacheError(f"not a zip file: {error}") from error
+
+
+def _stored(info: zipfile.ZipInfo, content_of: Callable[[int, int], memoryview], size: int) -> memoryview:
+    """The content of one entry of a zip file of ``size`` bytes, which ``content_of`` reads from and to."""
+    name = info.orig_filename
+    start = info.header_offset + _LOCAL_HEADER + len(name.encode()) + len(info.extra)
+    end = start + info.file_size
+    plain = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size and not info.extra
+    if not plain or info.flag_bits or end > size or info.header_offset < 0:
+        raise CorruptCacheError(f"the zip file's entry {name[:80]!r} is not a plain stored file")
+    if content_of(info.header_offset + _LOCAL_HEADER, start) != name.encode():
+        raise CorruptCacheError(f"the zip file's entry {name[:80]!r} is not a plain stored file")
+    content = content_of(start, end)
+    if name.endswith(_METADATA) and zlib.crc32(content) != info.CRC:  # chunks bring checksums of their own
+        raise CorruptCacheError(f"{name[:80]}: the zip file's checksum doesn't match")
+    return content
 
 
 def _parse(members: _Members, name: str) -> dict[str, Any]:

@@ -10,7 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from logitcache.cache.files import write_file
+from logitcache.cache.formats import decode_shard
 from logitcache.cache.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
@@ -108,6 +112,11 @@ class RemoteCache(Cache):
                 f"{self.shard_address(entry)} isn't on this machine, and offline mode asks no store: "
                 "unset LOGITCACHE_OFFLINE, or `logitcache pull` the cache first"
             ) from error
+
+    def _lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
+        # The shard has to come here anyway, to be trained on.
+        lengths: NDArray[np.int64] = np.diff(decode_shard(self._payload(entry), self.manifest.shard_format).offsets_S1)
+        return lengths
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Here, and only here, with what the URL says of user and password: another process has to log in as well.

@@ -60,7 +60,7 @@ EVERY_LENGTH = LengthFilter()
 
 
 class Lengths:
-    """The lengths of a cache's sequences, shard by shard; each shard is read once, when it is first asked for."""
+    """The lengths of a cache's sequences, shard by shard; each shard's are read once, when first asked for."""
 
     def __init__(self, cache: Readable) -> None:
         self._cache = cache
@@ -69,7 +69,7 @@ class Lengths:
     def of(self, shard: int) -> NDArray[np.int32]:
         """``[S]`` tokens of each sequence of a shard."""
         if shard not in self._known:
-            self._known[shard] = np.diff(self._cache.read_shard(shard).offsets_S1).astype(np.int32)
+            self._known[shard] = self._cache.read_lengths(shard).astype(np.int32)
         return self._known[shard]
 
     def read_all(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from logitcache.cache.arrays import ShardArrays
@@ -29,6 +31,7 @@ class Readable(Protocol):
     @property
     def shards(self) -> Any: ...
     def read_shard(self, index: int) -> ShardArrays: ...
+    def read_lengths(self, index: int) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ class Mixture:
         absent = {f"{name}_N": None for name, kept in self._statistics.items() if not kept}
         return replace(arrays if arrays.k == self.top_k else arrays.top(self.top_k), **absent)  # type: ignore[arg-type]
 
+    def read_lengths(self, index: int) -> NDArray[np.int64]:
+        """Tokens of each sequence of one shard. Raises as the cache's own ``read_lengths`` does."""
+        component = self.component_of(index)
+        lengths_S: NDArray[np.int64] = self.caches[component].read_lengths(index - self.starts[component])
+        return lengths_S
+
     def component_of(self, shard: int) -> int:
         return bisect_right(self.starts, shard) - 1
 

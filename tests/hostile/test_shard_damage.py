@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -249,3 +250,29 @@ def test_arrays_changed_at_random(shard_format: ShardFormatName) -> None:
         # What is read after all is a shard that makes sense.
         encode_arrays(decoded, Encoding(preset="exact"))
     assert 0 < read < CHANGES // 5 / 2
+
+
+@any_format
+def test_one_array_of_a_damaged_file(shard_format: ShardFormatName) -> None:
+    """Whatever is changed or cut off, either the array comes out or the damage is told."""
+    chance = random.Random(11)
+    payload = encode_shard(random_shard(4, [60, 0, 40], 3000, 7), Encoding(), shard_format)
+    reader, outcomes = get_format(shard_format), {"read": 0, "refused": 0}
+    with tempfile.TemporaryFile() as file:
+        for _ in range(CHANGES // 5):
+            damaged = bytearray(payload)
+            for _ in range(chance.randint(1, 4)):
+                damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+            if chance.random() < 0.2:
+                del damaged[chance.randrange(len(damaged)) :]
+            file.seek(0)
+            file.truncate()
+            file.write(damaged)
+            file.flush()
+            try:
+                reader.read_one(file, "sequence_lengths")
+            except CorruptCacheError:
+                outcomes["refused"] += 1
+            else:
+                outcomes["read"] += 1
+    assert min(outcomes.values()) > 0

@@ -281,3 +281,25 @@ def test_a_tokenizer_that_asks_for_code_is_refused(tmp_path: Path) -> None:
         lc.open(tmp_path / "none").load_tokenizer()
     with pytest.raises(ConfigError, match=r"tokenizer\.evil\.py"):
         build_cache(tmp_path / "code", tokenizer={"evil.py": b"print()"})
+
+
+def test_lengths_alone(root: Path, tmp_path: Path) -> None:
+    cache = lc.open(root)
+    for index, arrays in enumerate(SHARDS):
+        assert cache.read_lengths(index).tolist() == np.diff(arrays.offsets_S1).tolist()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(root, damaged)
+    cache = lc.open(damaged)
+    first = damaged / cache.shards[0].path
+    content = first.read_bytes()
+    first.write_bytes(bytes(len(content)))
+    with pytest.raises(CorruptCacheError, match=cache.shards[0].path):
+        cache.read_lengths(0)
+    first.write_bytes(content[:-1])
+    with pytest.raises(CorruptCacheError, match="cut off or altered"):
+        cache.read_lengths(0)
+    first.unlink()
+    with pytest.raises(CorruptCacheError, match="is missing"):
+        cache.read_lengths(0)
+    with pytest.raises(IndexError):
+        cache.read_lengths(99)

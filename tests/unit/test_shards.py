@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from shard_strategies import random_shard, shards
 
 from logitcache.cache import Encoding, ShardArrays, ShardFormatName, calibrate, decode_shard, encode_shard
 from logitcache.cache.encoding import encode_arrays
-from logitcache.errors import ConfigError, TargetsError
+from logitcache.cache.formats import get_format
+from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
 
 FORMATS: list[ShardFormatName] = ["zarr", "arrow"]
 ENCODINGS = [
@@ -181,3 +183,33 @@ def test_shard_that_readers_would_take_for_a_bomb(
     assert encode_shard(arrays, Encoding(), shard_format)
     with pytest.raises(TargetsError, match="make shards smaller"):
         encode_shard(alike, Encoding(), shard_format)
+
+
+@any_format
+@many
+@given(arrays=shards())
+def test_one_array_can_be_read_by_itself(shard_format: ShardFormatName, arrays: ShardArrays) -> None:
+    payload = encode_shard(arrays, Encoding(), shard_format)
+    with tempfile.TemporaryFile() as file:
+        file.write(payload)
+        file.flush()
+        lengths = get_format(shard_format).read_one(file, "sequence_lengths")
+        assert lengths.dtype == np.uint32
+        assert lengths.tolist() == np.diff(arrays.offsets_S1).tolist()
+        with pytest.raises(CorruptCacheError):
+            get_format(shard_format).read_one(file, "sequence_widths")
+
+
+def test_of_a_zip_file_hardly_more_is_read_than_the_array() -> None:
+    class Counted(io.BytesIO):
+        total = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            content = super().read(size)
+            Counted.total += len(content)
+            return content
+
+    payload = encode_shard(random_shard(0, [200] * 40, 49_152, 64), Encoding(), "zarr")
+    lengths = get_format("zarr").read_one(Counted(payload), "sequence_lengths")
+    assert lengths.tolist() == [200] * 40
+    assert Counted.total < 8_000 < len(payload) / 50
