@@ -61,7 +61,7 @@ def _lead(config: DumpConfig, processes: Team, report: Report, stop: threading.E
         return ready
     job = resolve(config, processes.size)
     if (config.out / MANIFEST_NAME).exists():
-        return _finished_by_others(job)
+        return _finished_by_others(job, config)
     plan = _plan(job, report, stop)
     job = _as_planned(job, plan, config)
     check_resume(plan.settings, settings_of(job, Stamps.from_json(plan.stamps)), config.out)
@@ -113,15 +113,22 @@ def prepare_output(out: Path, *, dry: bool = False) -> Cache | None:
     return None
 
 
-def _finished_by_others(job: Job) -> Cache:
+def _finished_by_others(job: Job, asked: DumpConfig) -> Cache:
     """The finished cache, if this process is a late worker of the dump that made it.
+
+    Where ``asked`` leaves the batch size open it is the first worker's; another device would choose another.
 
     Raises:
         OutputExistsError: it isn't.
     """
     out = job.config.out
-    if job.config.world_size > 1 and _saved_config(out) == config_yaml(job.config):
-        return open_cache(out)
+    saved = _saved_config(out)
+    if job.config.world_size > 1 and saved is not None:
+        theirs, ours = yaml.safe_load(saved), yaml.safe_load(config_yaml(job.config))
+        if asked.batch_tokens is None:
+            ours["batch_tokens"] = theirs.get("batch_tokens")
+        if ours == theirs:
+            return open_cache(out)
     raise OutputExistsError(f"output {out} already holds a finished cache: choose another --out")
 
 

@@ -72,14 +72,18 @@ class Audit:
         rest_A = torch.full_like(full.residual_logprob, -torch.inf)
         return TopK(full.ids[shared_AV].reshape(shape), logprobs_AW, rest_A, self._limit)
 
-    def choose(self, loss: Loss, logits: Logits) -> Loss:
-        """The loss with the fill that follows the exact s-LD best for the student as it is."""
+    def choose(self, loss: Loss, logits: Logits) -> tuple[Loss, GradientMatch | None]:
+        """The loss with the fill that follows the exact s-LD best for the student as it is, and how closely it does.
+
+        A loss that has no student-led half, or drops pairs, stays as it is; the first has no match.
+        """
         led = student_led(loss)
         if led is None or led.missing == "drop":
-            return loss
+            return loss, self.match(loss, logits)
         parts = [(logits(batch), self.targets_of(batch)) for batch in self._measuring]
-        fill, _ = best_fill(led, [(rows, full.to(rows.device)) for rows, full in parts], self.k, self._completion())
-        return with_fill(loss, fill)
+        on_device = [(rows, full.to(rows.device)) for rows, full in parts]
+        fill, match = best_fill(led, on_device, self.k, self._completion())
+        return with_fill(loss, fill), match
 
     def match(self, loss: Loss, logits: Logits) -> GradientMatch | None:
         """How closely s-LD from the cache follows the exact one now; None for a loss without a student-led half."""
@@ -132,7 +136,6 @@ def choose_fill(audit: Audit, module: DistillModule) -> list[str]:
         chosen = [audit.choose(module.loss, logits)]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(chosen)
-        module.loss = chosen[0]
-        match = audit.match(module.loss, logits)
+        module.loss, match = chosen[0]
     module.train(training)
     return [] if match is None else [describe(module.loss, match)]

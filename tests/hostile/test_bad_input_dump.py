@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,20 @@ def test_column_is_not_there(run: Any, tmp_path: Path) -> None:
     settings = {"data": [str(tmp_path / "rows.parquet")]}
     refused(run, tmp_path / "out", DataError, "the columns are title, body", text_column="text", **settings)
     assert len(run(text_column="body", **settings)) == 1
+
+
+def test_a_worker_that_comes_after_the_end_gets_the_cache(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    digest = run(out=out, batch_tokens=None, rank=0, world_size=2).digest
+    # Another device would have room for another batch; the first worker's choice held for all.
+    monkeypatch.setattr(import_module("logitcache.dump.settings"), "automatic_batch_tokens", lambda *_: 4096)
+    assert run(out=out, batch_tokens=None, rank=1, world_size=2).digest == digest
+    with pytest.raises(OutputExistsError, match="already holds a finished cache"):
+        run(out=out, batch_tokens=4096, rank=1, world_size=2)
+    with pytest.raises(OutputExistsError, match="already holds a finished cache"):
+        run(out=out, batch_tokens=None, top_k=7, rank=1, world_size=2)
 
 
 def test_output_exists(run: Any, tmp_path: Path) -> None:
