@@ -8,7 +8,8 @@ from logitcache.cache.formats import ShardFormatName, decode_shard, encode_shard
 from logitcache.cache.manifest import Card, Manifest, Provenance, Teacher, require_writer_features
 from logitcache.cache.opening import open_cache
 from logitcache.cache.publish import finalize_cache, publish_shard, remove_scratch
-from logitcache.cache.reader import Cache, CachedSequence
+from logitcache.cache.reader import Cache
+from logitcache.cache.sequence import CachedSequence
 from logitcache.cache.table import ShardEntry
 from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
 from logitcache.cache.verify import Fault, VerifyReport, verify_cache

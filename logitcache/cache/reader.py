@@ -1,6 +1,6 @@
 """Reading a cache: sequences by index, each with its targets; every file checked before it is decoded.
 
-Shape legend: L tokens of a sequence, M of its positions with targets, K entries a position, S sequences of a shard.
+Shape legend: S sequences of a shard.
 """
 
 from __future__ import annotations
@@ -8,64 +8,24 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from logitcache.cache.arrays import ShardArrays
 from logitcache.cache.export import to_arrow, to_datasets
-from logitcache.cache.files import open_sized, read_checked
+from logitcache.cache.files import open_sized, read_checked, storage_error
 from logitcache.cache.formats import decode_shard, get_format
 from logitcache.cache.manifest import TOKENIZER_DIR, Manifest
+from logitcache.cache.sequence import CachedSequence, DecodedSequences
 from logitcache.cache.table import ShardEntry, ShardTable
 from logitcache.errors import CorruptCacheError, MissingFileError, ModelError
-from logitcache.topk import TopK
 
 #: Decoded shards kept in memory: one that is being read, and room for a few readers.
 KEPT_SHARDS = 4
-
-
-@dataclass(frozen=True, eq=False)
-class CachedSequence:
-    """One sequence and the teacher's predictions in it.
-
-    Attributes:
-        token_ids: ``[L]`` int64.
-        target_mask: ``[L]`` bool, True where a position has targets.
-        targets: the teacher's top K at those positions, M rows.
-        digest: 32 hex digits, the sequence's identity.
-    """
-
-    token_ids: Tensor
-    target_mask: Tensor
-    targets: TopK
-    digest: str
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """``[M]`` int64: row m of ``targets`` predicts the token after ``token_ids[positions[m]]``."""
-        return self.target_mask.nonzero()[:, 0]
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """``[M]`` int64: the token that really came next at each position."""
-        return self.token_ids[self.positions + 1]
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    def __repr__(self) -> str:
-        return (
-            f"CachedSequence({len(self):,} tokens, {len(self.targets):,} targets × top {self.targets.k} "
-            f"of {self.targets.vocab_size:,}, digest {self.digest[:12]}…)"
-        )
 
 
 class CacheSlice(Sequence[CachedSequence]):
@@ -106,7 +66,7 @@ class Cache(Sequence[CachedSequence]):
         self.manifest = manifest
         self.digest = digest
         self.shards = shards
-        self._kept: OrderedDict[int, _Decoded] = OrderedDict()
+        self._kept: OrderedDict[int, DecodedSequences] = OrderedDict()
         self._lock = threading.Lock()
         self._shard_locks: dict[int, threading.Lock] = {}
 
@@ -185,6 +145,7 @@ class Cache(Sequence[CachedSequence]):
         Raises:
             IndexError: there is no such shard.
             CorruptCacheError: the shard is missing, has another size, or other sequences than the table says.
+            StorageError: the system refused.
         """
         entry = self.shards[index]
         try:
@@ -239,9 +200,12 @@ class Cache(Sequence[CachedSequence]):
     def _lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
         """The array alone, from the shard's file. A cache whose shards lie elsewhere overrides this."""
         with open_sized(self.root, entry.path, entry.bytes) as file:
-            return get_format(self.manifest.shard_format).read_one(file, "sequence_lengths").astype(np.int64)
+            try:
+                return get_format(self.manifest.shard_format).read_one(file, "sequence_lengths").astype(np.int64)
+            except OSError as error:
+                raise storage_error("read", self.root / entry.path, error) from error
 
-    def _decoded(self, shard: int) -> _Decoded:
+    def _decoded(self, shard: int) -> DecodedSequences:
         with self._lock:
             if shard in self._kept:
                 self._kept.move_to_end(shard)
@@ -251,7 +215,7 @@ class Cache(Sequence[CachedSequence]):
             with self._lock:
                 if shard in self._kept:
                     return self._kept[shard]
-            decoded = _Decoded(self.read_shard(shard))
+            decoded = DecodedSequences(self.read_shard(shard))
             with self._lock:
                 self._kept[shard] = decoded
                 self._shard_locks.pop(shard, None)
@@ -281,44 +245,6 @@ def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, pa
         found = getattr(arrays, name)
         if found != value:
             raise CorruptCacheError(f"{path} holds {name} = {found:,}, the cache says {value:,}")
-
-
-class _Decoded:
-    """A decoded shard, and where each sequence's targets begin."""
-
-    def __init__(self, arrays: ShardArrays) -> None:
-        self.arrays = arrays
-        before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.target_mask_L, dtype=np.int64)])
-        self.target_offsets_S1: NDArray[np.int64] = before_L1[arrays.offsets_S1]
-
-    def sequence(self, index: int) -> CachedSequence:
-        arrays = self.arrays
-        tokens = slice(int(arrays.offsets_S1[index]), int(arrays.offsets_S1[index + 1]))
-        rows = slice(int(self.target_offsets_S1[index]), int(self.target_offsets_S1[index + 1]))
-        return CachedSequence(
-            token_ids=_tensor(arrays.token_ids_L[tokens], np.int64),
-            target_mask=_tensor(arrays.target_mask_L[tokens], np.bool_),
-            targets=TopK(
-                ids=_tensor(arrays.topk_ids_NK[rows], np.int64),
-                logprobs=_tensor(arrays.topk_logprobs_NK[rows], np.float32),
-                residual_logprob=_tensor(arrays.residual_logprob_N[rows], np.float32),
-                vocab_size=arrays.vocab_size,
-                log_partition=_optional(arrays.log_partition_N, rows),
-                logit_std=_optional(arrays.logit_std_N, rows),
-                tail_samples=arrays.tail_samples,
-                candidates=arrays.candidates,
-            ),
-            digest=arrays.sequence_digests_S16[index].tobytes().hex(),
-        )
-
-
-def _tensor(values: NDArray[Any], dtype: type[np.generic]) -> Tensor:
-    # A copy, so that a caller who writes into a sequence doesn't alter the shard kept in memory.
-    return torch.from_numpy(np.array(values, dtype=dtype, order="C"))
-
-
-def _optional(values_N: NDArray[np.float32] | None, rows: slice) -> Tensor | None:
-    return None if values_N is None else _tensor(values_N[rows], np.float32)
 
 
 def _reopen(root: Path, digest: str) -> Cache:

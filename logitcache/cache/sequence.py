@@ -1,0 +1,92 @@
+"""One sequence of a cache as tensors, cut from its decoded shard.
+
+Shape legend: L tokens of a sequence or shard, M positions of a sequence with targets, N of a shard, K entries each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.cache.arrays import ShardArrays
+from logitcache.topk import TopK
+
+
+@dataclass(frozen=True, eq=False)
+class CachedSequence:
+    """One sequence and the teacher's predictions in it.
+
+    Attributes:
+        token_ids: ``[L]`` int64.
+        target_mask: ``[L]`` bool, True where a position has targets.
+        targets: the teacher's top K at those positions, M rows.
+        digest: 32 hex digits, the sequence's identity.
+    """
+
+    token_ids: Tensor
+    target_mask: Tensor
+    targets: TopK
+    digest: str
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``[M]`` int64: row m of ``targets`` predicts the token after ``token_ids[positions[m]]``."""
+        return self.target_mask.nonzero()[:, 0]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """``[M]`` int64: the token that really came next at each position."""
+        return self.token_ids[self.positions + 1]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"CachedSequence({len(self):,} tokens, {len(self.targets):,} targets × top {self.targets.k} "
+            f"of {self.targets.vocab_size:,}, digest {self.digest[:12]}…)"
+        )
+
+
+class DecodedSequences:
+    """A decoded shard, and where each sequence's targets begin."""
+
+    def __init__(self, arrays: ShardArrays) -> None:
+        self.arrays = arrays
+        before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.target_mask_L, dtype=np.int64)])
+        self.target_offsets_S1: NDArray[np.int64] = before_L1[arrays.offsets_S1]
+
+    def sequence(self, index: int) -> CachedSequence:
+        arrays = self.arrays
+        tokens = slice(int(arrays.offsets_S1[index]), int(arrays.offsets_S1[index + 1]))
+        rows = slice(int(self.target_offsets_S1[index]), int(self.target_offsets_S1[index + 1]))
+        return CachedSequence(
+            token_ids=_tensor(arrays.token_ids_L[tokens], np.int64),
+            target_mask=_tensor(arrays.target_mask_L[tokens], np.bool_),
+            targets=TopK(
+                ids=_tensor(arrays.topk_ids_NK[rows], np.int64),
+                logprobs=_tensor(arrays.topk_logprobs_NK[rows], np.float32),
+                residual_logprob=_tensor(arrays.residual_logprob_N[rows], np.float32),
+                vocab_size=arrays.vocab_size,
+                log_partition=_optional(arrays.log_partition_N, rows),
+                logit_std=_optional(arrays.logit_std_N, rows),
+                tail_samples=arrays.tail_samples,
+                candidates=arrays.candidates,
+            ),
+            digest=arrays.sequence_digests_S16[index].tobytes().hex(),
+        )
+
+
+def _tensor(values: NDArray[Any], dtype: type[np.generic]) -> Tensor:
+    # A copy, so that a caller who writes into a sequence doesn't alter the shard kept in memory.
+    return torch.from_numpy(np.array(values, dtype=dtype, order="C"))
+
+
+def _optional(values_N: NDArray[np.float32] | None, rows: slice) -> Tensor | None:
+    return None if values_N is None else _tensor(values_N[rows], np.float32)
