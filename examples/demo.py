@@ -21,6 +21,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 import logitcache as lc
+from logitcache.cli.common import warnings_in_a_line
 from logitcache.progress import progress_bars
 from logitcache.student import make_student
 
@@ -157,4 +158,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with warnings_in_a_line():
+        main()
