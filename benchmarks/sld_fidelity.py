@@ -67,9 +67,11 @@ def without(model: Any, dropped: tuple[int, ...]) -> Iterator[None]:
     layers = model.model.layers
     model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(layers) if index not in dropped)
     model.config.num_hidden_layers = len(model.model.layers)
-    yield
-    model.model.layers = layers
-    model.config.num_hidden_layers = len(layers)
+    try:
+        yield
+    finally:
+        model.model.layers = layers
+        model.config.num_hidden_layers = len(layers)
 
 
 def exact_gradient(student_NV: Tensor, teacher_NV: Tensor, k: int = 8, temperature: float = 3.0) -> Tensor:

@@ -1,11 +1,10 @@
-"""What a row of the cache says about the values it lacks: a network trained to fill them in, against the default fill.
+"""What the numbers in a row of the cache say of the values it lacks: a network trained to fill them, and the default.
 
     python -m benchmarks.sld_limit
 
-The network sees everything that s-LD has at hand in a row: rank, the student's eight values, which of them are listed
-and with what value, the bound, the residual, the entropy and the profile of the listed log-probs. It is trained on the
-error of the gradient itself, with other students on other text. Where it doesn't do better than a bound and two
-numbers, no fill will that has no more to go by.
+The network sees the numbers that s-LD has at hand in a row: rank, the student's eight values, which of them are listed
+and with what value, the bound, the residual, the entropy and the profile of the listed log-probs; not which words they
+belong to. It is trained on the error of the gradient itself, with other students on other text.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class TopK:
             raise TargetsError(
                 f"K = {self.k} entries a position; it must be from 1 to the vocabulary's {self.vocab_size}"
             )
-        _check_beyond(self.k, self.tail_samples, self.candidates)
+        check_beyond(self.k, self.tail_samples, self.candidates)
         dtype = self.logprobs.dtype
         if not dtype.is_floating_point:
             raise TargetsError(f"logprobs are {dtype}; they must be floating point")
@@ -124,7 +124,7 @@ class TopK:
         vocab_size = logits.shape[1]
         if not 1 <= k <= vocab_size:
             raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
-        _check_beyond(k, tail_samples, candidates)
+        check_beyond(k, tail_samples, candidates)
         for name, count, given in (("draws [N]", tail_samples, draws), ("reference [N, W]", candidates, reference)):
             if count and (given is None or len(given) != len(logits)):
                 raise TargetsError(f"what to keep beyond the top needs {name}, a row for each of the logits'")
@@ -227,7 +227,8 @@ class TopK:
         )
 
 
-def _check_beyond(k: int, tail_samples: int, candidates: int) -> None:
+def check_beyond(k: int, tail_samples: int, candidates: int) -> None:
+    """Raise ``TargetsError`` unless so many of k entries can stand beyond the ranked ones."""
     for name, count in (("tail_samples", tail_samples), ("candidates", candidates)):
         if not 0 <= count < k:
             raise TargetsError(f"{name} {count} of K = {k} entries; it must be from 0 to {k - 1}")

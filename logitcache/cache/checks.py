@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays
 from logitcache.errors import TargetsError
+from logitcache.topk import check_beyond
 
 
 def last_positions(offsets_S1: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -39,11 +40,7 @@ def check_arrays(arrays: ShardArrays) -> None:
             )
     if not 1 <= k <= arrays.vocab_size <= 1 << 32:
         raise TargetsError(f"K = {k} of a vocabulary of {arrays.vocab_size}: need 1 <= K <= V <= 2^32")
-    for name in ("tail_samples", "candidates"):
-        if not 0 <= getattr(arrays, name) < k:
-            raise TargetsError(f"{name} = {getattr(arrays, name)} of K = {k} entries: need 0 <= {name} < K")
-    if arrays.tail_samples and arrays.candidates:
-        raise TargetsError("a shard holds a sample of the tail or candidates, not both")
+    check_beyond(k, arrays.tail_samples, arrays.candidates)
     if targets * k >= 1 << 32:
         raise TargetsError(f"{targets} positions of {k} entries are too many for one shard: make shards smaller")
     if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 0).any():

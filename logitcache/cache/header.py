@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitcache.cache.encoding_values import ValueKind
-from logitcache.errors import CorruptCacheError
+from logitcache.errors import CorruptCacheError, TargetsError
+from logitcache.topk import check_beyond
 from logitcache.validation import first_fault
 
 FORMAT_VERSION: Literal[1] = 1
@@ -62,10 +63,10 @@ def read_header(attributes: Mapping[str, Any]) -> Header:
         raise CorruptCacheError(f"the shard's header is not valid: {first_fault(error)}") from error
     if header.top_k > header.vocab_size:
         raise CorruptCacheError(f"the shard's header says top_k {header.top_k} of a vocabulary of {header.vocab_size}")
-    beyond = header.tail_samples or 0, header.candidates or 0
-    if sum(beyond) >= header.top_k or min(beyond) > 0:
-        told = f"tail_samples {beyond[0]} and candidates {beyond[1]} of top_k {header.top_k}"
-        raise CorruptCacheError(f"the shard's header says {told}")
+    try:
+        check_beyond(header.top_k, header.tail_samples or 0, header.candidates or 0)
+    except TargetsError as error:
+        raise CorruptCacheError(f"the shard's header says {error}") from error
     is_power_of_two = header.step > 0 and np.frexp(header.step)[0] == 0.5
     if is_power_of_two != (header.values == "steps"):
         raise CorruptCacheError(f"the shard's header says step {header.step} for values stored as {header.values}")

@@ -18,7 +18,8 @@ from logitcache.cache.calibrate import Calibration
 from logitcache.cache.canonical import MAX_INTEGER, canonical_json, parse_canonical
 from logitcache.cache.encoding import Encoding
 from logitcache.cache.formats import ShardFormatName
-from logitcache.errors import CacheFormatError, ConfigError
+from logitcache.errors import CacheFormatError, ConfigError, TargetsError
+from logitcache.topk import check_beyond
 from logitcache.validation import first_fault
 
 FORMAT_VERSION = 1
@@ -119,9 +120,10 @@ class Provenance(Frozen):
     def _fits(self) -> Provenance:
         if self.top_k > self.vocab_size:
             raise ValueError(f"top_k {self.top_k} of a vocabulary of {self.vocab_size}")
-        beyond = self.tail_samples or 0, self.candidates or 0
-        if sum(beyond) >= self.top_k or min(beyond) > 0:
-            raise ValueError(f"tail_samples {beyond[0]} and candidates {beyond[1]} of top_k {self.top_k}")
+        try:
+            check_beyond(self.top_k, self.tail_samples or 0, self.candidates or 0)
+        except TargetsError as error:
+            raise ValueError(str(error)) from error
         return self
 
 

@@ -22,7 +22,7 @@ from logitcache.cache.formats import decode_shard, get_format
 from logitcache.cache.manifest import TOKENIZER_DIR, Manifest
 from logitcache.cache.sequence import CachedSequence, DecodedSequences
 from logitcache.cache.table import ShardEntry, ShardTable
-from logitcache.errors import CorruptCacheError, MissingFileError, ModelError
+from logitcache.errors import CorruptCacheError, ModelError
 
 #: Decoded shards kept in memory: one that is being read, and room for a few readers.
 KEPT_SHARDS = 4
@@ -148,12 +148,13 @@ class Cache(Sequence[CachedSequence]):
             StorageError: the system refused.
         """
         entry = self.shards[index]
-        try:
-            lengths_S = self._lengths(entry)
-        except MissingFileError:
-            raise
-        except CorruptCacheError as error:
-            raise CorruptCacheError(f"{self.shard_address(entry)}: {error}") from error
+        with open_sized(self.root, entry.path, entry.bytes) as file:
+            try:
+                lengths_S = get_format(self.manifest.shard_format).read_one(file, "sequence_lengths").astype(np.int64)
+            except CorruptCacheError as error:
+                raise CorruptCacheError(f"{self.shard_address(entry)}: {error}") from error
+            except OSError as error:
+                raise storage_error("read", self.root / entry.path, error) from error
         if lengths_S.shape != (entry.sequences,) or int(lengths_S.sum()) != entry.tokens:
             raise CorruptCacheError(f"{self.shard_address(entry)} holds other sequences than the cache says")
         return lengths_S
@@ -196,14 +197,6 @@ class Cache(Sequence[CachedSequence]):
     def _payload(self, entry: ShardEntry) -> bytes:
         """A shard's bytes, checked. A cache whose shards lie elsewhere overrides this."""
         return read_checked(self.root, entry.path, entry.bytes, entry.sha256)
-
-    def _lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
-        """The array alone, from the shard's file. A cache whose shards lie elsewhere overrides this."""
-        with open_sized(self.root, entry.path, entry.bytes) as file:
-            try:
-                return get_format(self.manifest.shard_format).read_one(file, "sequence_lengths").astype(np.int64)
-            except OSError as error:
-                raise storage_error("read", self.root / entry.path, error) from error
 
     def _decoded(self, shard: int) -> DecodedSequences:
         with self._lock:

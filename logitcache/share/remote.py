@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.cache.files import write_file
-from logitcache.cache.formats import decode_shard
 from logitcache.cache.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
@@ -113,10 +112,10 @@ class RemoteCache(Cache):
                 "unset LOGITCACHE_OFFLINE, or `logitcache pull` the cache first"
             ) from error
 
-    def _lengths(self, entry: ShardEntry) -> NDArray[np.int64]:
-        # The shard has to come here anyway, to be trained on.
-        lengths: NDArray[np.int64] = np.diff(decode_shard(self._payload(entry), self.manifest.shard_format).offsets_S1)
-        return lengths
+    def read_lengths(self, index: int) -> NDArray[np.int64]:
+        """Tokens of each sequence of a shard. The shard has to come here anyway, to be trained on: it is read whole."""
+        lengths_S: NDArray[np.int64] = np.diff(self.read_shard(index).offsets_S1)
+        return lengths_S
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Here, and only here, with what the URL says of user and password: another process has to log in as well.

@@ -102,7 +102,7 @@ class DistillModule(nn.Module):
         if stats.coverage is not None:
             # Stays on the device until it is asked for.
             self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
-            self._counted, self._listed = self._counted + stats.tokens, targets.ranked
+            self._counted, self._listed = self._counted + stats.tokens, targets.k
         if stats.tokens == 0:
             total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
         # A step may hold no targets at all: its loss is 0 then, and not 0/0.

@@ -11,6 +11,9 @@ from make_caches import save_llama, save_tokenizer
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
+from logitcache.dump.config import make_config
+from logitcache.dump.run import new_plan
+from logitcache.dump.settings import resolve
 from logitcache.errors import ResumeMismatchError, TokenizerMismatchError
 from logitcache.losses import metrics
 from logitcache.losses.bild import SLD
@@ -83,10 +86,6 @@ def test_another_reference_is_another_dump(
     settings: dict[str, Any] = {"data": [str(text)], "top_k": 8, "max_length": 64, "min_mass": 0, "candidates": 4}
     out = tmp_path / "out"
     (out / ".dump").mkdir(parents=True)
-    from logitcache.dump.config import make_config
-    from logitcache.dump.run import new_plan
-    from logitcache.dump.settings import resolve
-
     config = make_config({"teacher": str(tiny_llama_dir), "reference": str(student), "out": out, **settings})
     new_plan(resolve(config), out, lambda *_: None)
     with pytest.raises(ResumeMismatchError, match="reference was"):

@@ -97,9 +97,9 @@ def test_a_shard_says_what_its_last_entries_are(shard_format: ShardFormatName, k
     plain = encode_shard(arrays, Encoding(), shard_format)
     assert not any(name.encode() in plain for name in KINDS)
     too_many: dict[str, Any] = {kind: 5}
-    with pytest.raises(TargetsError, match=f"{kind} = 5 of K = 5"):
+    with pytest.raises(TargetsError, match=f"{kind} 5 of K = 5 entries"):
         encode_shard(replace(arrays, **too_many), Encoding(), shard_format)
-    with pytest.raises(TargetsError, match="not both"):
+    with pytest.raises(TargetsError, match="1 tail samples and 1 candidates: a row holds one or the other"):
         encode_shard(replace(arrays, tail_samples=1, candidates=1), Encoding(), shard_format)
 
 
