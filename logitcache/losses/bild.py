@@ -21,9 +21,10 @@ from logitcache.losses.tail import look_up
 from logitcache.topk import TopK
 
 MISSING = ("bound", "drop")
-# How far a fill follows an estimate below the bound; fitted, like the offsets, on text and students apart from those
-# that benchmarks/sld_fidelity.py measures on.
-_TRUST = 0.6
+# How far a fill follows an estimate below the bound: little near the teacher, since ids that a student likes are more
+# probable than the estimate knows, and further where more ids are missing; of the slope so much is left. Fitted, like
+# the offsets, on text and students apart from those that benchmarks/sld_fidelity.py measures on.
+_TRUST, _TRUST_SLOPE, _SLOPE_SHARE = 0.2, 0.6, 0.75
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class SLD(SparseLoss):
     * ``drop``: every pair with a missing value is left out.
 
     ``completion`` (a ``Completion``, or the path of a saved one) gives an estimate e of each missing value; the fill is
-    then b − ``offset`` − 0.6 · max(b − e, 0) − half the ``slope`` · (share missing).
+    then b − ``offset`` − 0.75 · ``slope`` · m − (0.2 + 0.6 m) · max(b − e, 0), where m is the share missing.
 
     The bound is taken from the ranked entries; a sample of the tail and candidates hold lower values.
     """
@@ -111,7 +112,8 @@ class SLD(SparseLoss):
         if self.completion.mean_V.device != ids_Nk.device:
             object.__setattr__(self, "completion", self.completion.to(ids_Nk.device))
         below_Nk = (bound_N1 - self.completion.predict(targets, ids_Nk)).clamp_min(0)
-        return bound_N1 - self.offset - _TRUST * below_Nk - self.slope / 2 * missing_N1
+        trust_N1 = _TRUST + _TRUST_SLOPE * missing_N1
+        return bound_N1 - self.offset - _SLOPE_SHARE * self.slope * missing_N1 - trust_N1 * below_Nk
 
     def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
         return difference_kl(selection.teacher_NC, student_NC, selection.usable_NC, self.temperature)
