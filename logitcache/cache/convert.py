@@ -92,10 +92,11 @@ def convert_cache(
     root = _new_directory(out)
     entries, calibration = _convert_shards(source, root, plan, workers, progress)
     max_error, residual_max_error = plan.bounds(manifest)
-    beyond = {} if plan.top_k == source.top_k else {"tail_samples": None, "candidates": None}
-    settings = manifest.provenance.settings | {
-        _SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}
-    }
+    whole = plan.top_k == source.top_k
+    # What stood beyond the top is cut off, and so is nobody's choice any more.
+    beyond = {} if whole else {"tail_samples": None, "candidates": None}
+    kept = {name: value for name, value in manifest.provenance.settings.items() if whole or name != "reference"}
+    settings = kept | {_SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}}
     software = manifest.provenance.software | {"logitcache": importlib.metadata.version("logitcache")}
     digest = finalize_cache(
         root,

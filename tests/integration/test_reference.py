@@ -11,6 +11,7 @@ from make_caches import save_llama, save_tokenizer
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
+from logitcache.cache import convert_cache
 from logitcache.dump.config import make_config
 from logitcache.dump.run import new_plan
 from logitcache.dump.settings import resolve
@@ -68,6 +69,14 @@ def test_s_ld_from_the_cache_is_exact_for_the_reference(liked: lc.Cache, student
         for name, targets in (("candidates", sequence.targets), ("top", lc.TopK.from_logits(teacher_NV, 32))):
             cosines[name] += compare(gradient(loss, student_NV, targets), exact_Nk).cosine / len(liked)
     assert cosines["candidates"] > 0.9999 > 0.95 > cosines["top"]
+
+
+def test_a_cache_without_its_candidates_names_no_reference(liked: lc.Cache, tmp_path: Path) -> None:
+    convert_cache(liked, tmp_path / "arrow", shard_format="arrow")
+    convert_cache(liked, tmp_path / "cut", top_k=16)
+    kept, cut = (lc.open(tmp_path / name).manifest.provenance for name in ("arrow", "cut"))
+    assert kept.settings["reference"] == liked.manifest.provenance.settings["reference"]
+    assert (cut.candidates, "reference" in cut.settings) == (None, False)
 
 
 def test_training_reads_the_candidates(liked: lc.Cache, student: Path, tmp_path: Path) -> None:
