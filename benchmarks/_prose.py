@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import logitcache as lc
+from benchmarks._teacher import REPO, TEACHER
 from logitcache.cache import ShardArrays
 
-REPO = Path(__file__).resolve().parent.parent
-TEACHER = Path(os.environ.get("LOGITCACHE_TEACHER", REPO / ".models" / "SmolLM2-135M-Instruct"))
 TOP_K = 128
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._teacher import parse, teacher_parser
 from benchmarks.train_step import exact_bild
 from logitcache.student import make_student
 
@@ -154,19 +154,13 @@ class Comparison:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
-    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser = teacher_parser(__doc__)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=4, help="sequences of 128 tokens a step")
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=[RECOMMENDED, "bild + residual_kl"])
     parser.add_argument("--layers", type=int, nargs="*", default=LAYERS, help="of the teacher, that the student keeps")
     parser.add_argument("--held-out-tokens", type=int, default=2048)
-    options = parser.parse_args()
-    if not options.teacher.exists():
-        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
-        return 1
-    torch.set_num_threads(2)
+    options = parse(parser)
     teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

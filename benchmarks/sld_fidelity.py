@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._teacher import parse, teacher_parser
 from logitcache import losses
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import GradientMatch, best_fill, compare, gradient
@@ -193,20 +193,13 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
-    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser = teacher_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=1536, help="tokens measured on")
     parser.add_argument("--audit-rows", type=int, default=128, help="so many to learn from, and to decide")
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="write a picture there")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if not options.teacher.exists():
-        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
-        return 1
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     results = run(options)
     print(json.dumps(results, indent=2)) if options.json else report(results)
     if options.plot:

@@ -9,11 +9,8 @@ belong to. It is trained on the error of the gradient itself, with other student
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._teacher import parse, teacher_parser
 from benchmarks.sld_fidelity import DATA, MEASURED, STUDENTS, exact_gradient, hidden_states, s_ld, without
 from logitcache.losses.bild import bound
 from logitcache.losses.fidelity import compare
@@ -114,17 +112,10 @@ def learn(rows: list[Rows], steps: int) -> Fill:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
-    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser = teacher_parser(__doc__)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--teaching-tokens", type=int, default=6144)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    if not options.teacher.exists():
-        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
-        return 1
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.teacher)
     texts = tuple(f"train/{path.name}" for path in sorted((DATA / "train").glob("*.txt")))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._teacher import parse, teacher_parser
 from benchmarks.sld_fidelity import AUDITED, CONTEXT, DATA, MEASURED, exact_gradient, hidden_states, s_ld, without
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import GradientMatch, compare, gradient
@@ -90,14 +90,11 @@ def measure(
             student_NV, targets = logits_NV.detach(), lc.TopK.from_logits(teacher_NV, K)
             distance += float((teacher_NV.exp() * (teacher_NV - student_NV.log_softmax(1))).sum())
             coverage += float(lc.losses.metrics.s_ld_coverage(student_NV, targets).sum())
-            exact_Nk, ids_Nk = (
-                exact_gradient(student_NV, teacher_NV),
-                student_NV.topk(fills["default"].k, dim=1).indices,
-            )
+            exact_Nk = exact_gradient(student_NV, teacher_NV)
             found = {name: gradient(loss, student_NV, targets) for name, loss in fills.items()}
             for name, gradient_Nk in found.items():
                 tallies[name] = tallies[name].plus(compare(gradient_Nk, exact_Nk))
-            weights.add(logits_NV, ids_Nk, found["default"], exact_Nk)
+            weights.add(logits_NV, student_NV.topk(exact_Nk.shape[1], dim=1).indices, found["default"], exact_Nk)
     default = tallies["default"]
     return Result(
         dropped,
@@ -166,19 +163,12 @@ def plot(results: list[Result], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
-    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser = teacher_parser(__doc__)
     parser.add_argument("--students", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="write a picture there")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if not options.teacher.exists():
-        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
-        return 1
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     results = run(options)
     print(json.dumps([asdict(result) for result in results], indent=2)) if options.json else report(results)
     if options.plot:

@@ -9,10 +9,8 @@ beside the student and takes the exact BiLD of all logits. The ways take turns i
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._teacher import parse, teacher_parser
 from logitcache import losses
 
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "train"
@@ -100,20 +99,13 @@ def measure(steps: dict[str, Callable[[], Tensor]], student: Any, rounds: int) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("LOGITCACHE_TEACHER", ".models/SmolLM2-135M-Instruct")
-    parser.add_argument("--teacher", type=Path, default=Path(default), help="see examples/get_teacher.py")
+    parser = teacher_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if not options.teacher.exists():
-        print(f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher", file=sys.stderr)
-        return 1
-    torch.set_num_threads(options.threads)
+    options = parse(parser)
     teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
     student = cut_student(teacher, options.layers)
     steps = ways(teacher, student, tokens_from(options.teacher, options.tokens), options.top_k)

@@ -13,7 +13,7 @@ from logitcache.errors import ConfigError
 SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "file")
 _URL = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _FOLDED = re.compile(rf"^({'|'.join(SCHEMES)}):/(?=[^/])")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -78,7 +78,7 @@ def parse_reference(text: str) -> Reference:
     url = url.rstrip("/")
     if not name:
         return Reference(url)
-    if _DIGEST.fullmatch(name):
+    if DIGEST.fullmatch(name):
         return Reference(url, digest=name)
     if _TAG.fullmatch(name):
         return Reference(url, tag=name)

@@ -7,15 +7,14 @@ import io
 from typing import BinaryIO
 
 from logitcache.errors import CorruptCacheError, MissingFileError
-from logitcache.share.retry import TransientError, retried
+from logitcache.share.retry import Arrivals, retried
 from logitcache.share.stores import NotThereError, OversizeError, Store
 
 
 def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> None:
     """Download into ``file`` from its beginning, and try again what arrives damaged.
 
-    Bytes that were altered on the way differ from one try to the next. The same wrong bytes twice are what the store
-    holds: then the file is named.
+    What is wrong twice in the same way is what the store holds: then the file is named.
 
     Raises:
         MissingFileError: the store has no such file.
@@ -23,7 +22,7 @@ def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> No
         RemoteError: it refused, or didn't answer in time.
     """
     address = store.address(path)
-    seen: set[str] = set()
+    arrivals = Arrivals()
 
     def attempt() -> None:
         file.seek(0)
@@ -39,12 +38,9 @@ def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> No
             found = digest.hexdigest() if file.tell() == size else f"{file.tell():,} bytes"
         except OversizeError:
             found = f"more than {size:,} bytes"
-        if found == sha256:
-            return
-        if found in seen:
-            raise CorruptCacheError(f"{address} was altered: it should have {size:,} bytes and SHA-256 {sha256[:12]}…")
-        seen.add(found)
-        raise TransientError("it arrived damaged")
+        if found != sha256:
+            altered = f"{address} was altered: it should have {size:,} bytes and SHA-256 {sha256[:12]}…"
+            raise arrivals.error(found, CorruptCacheError(altered))
 
     try:
         retried(attempt, f"read {address}", store.policy)

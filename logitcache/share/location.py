@@ -24,14 +24,13 @@ from logitcache.cache.manifest import (
     manifest_digest,
 )
 from logitcache.errors import CacheNotFoundError, CorruptCacheError
-from logitcache.share.retry import TransientError, retried
+from logitcache.share.retry import Arrivals, retried
 from logitcache.share.stores import NotThereError, Store
-from logitcache.url import Reference
+from logitcache.url import DIGEST, Reference
 
 CACHES_DIR = "caches"
 TAGS_DIR = "tags"
 LATEST = "latest"
-_TAG_READS = 3
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,10 @@ def read_manifest(location: Location) -> Found | None:
             raise CorruptCacheError(f"{location.url}/{MANIFEST_DIGEST_NAME} is missing") from None
         if line == digest_line(raw):
             return Found(location, raw, manifest_digest(raw))
-        if (raw, line) in seen:
-            raise CorruptCacheError(
-                f"{location.url}/{MANIFEST_NAME} and {MANIFEST_DIGEST_NAME} don't belong together: one was altered"
-            )
-        seen.add((raw, line))
-        raise TransientError("it arrived damaged")
+        altered = f"{location.url}/{MANIFEST_NAME} and {MANIFEST_DIGEST_NAME} don't belong together: one was altered"
+        raise arrivals.error((raw, line), CorruptCacheError(altered))
 
-    seen: set[tuple[bytes, bytes]] = set()
+    arrivals = Arrivals()
     try:
         return retried(attempt, f"read {location.url}/{MANIFEST_NAME}", store.policy)
     except NotThereError:
@@ -156,13 +151,15 @@ def read_tag(store: Store, tag: str) -> str | None:
     Raises:
         CorruptCacheError: the tag holds something else.
     """
-    text = ""
-    # No digest vouches for a tag's own content, so an answer cut short on its way shows here only: ask again.
-    for _ in range(_TAG_READS):
-        try:
-            text = store.get(f"{TAGS_DIR}/{tag}", 256).decode("ascii", "replace").strip()
-        except NotThereError:
-            return None
-        if text.startswith("sha256:") and len(text) == 71 and not set(text[7:]) - set("0123456789abcdef"):
-            return text
-    raise CorruptCacheError(f"{store.address(f'{TAGS_DIR}/{tag}')} holds {text[:80]!r}, which is not a digest")
+    address, arrivals = store.address(f"{TAGS_DIR}/{tag}"), Arrivals()
+
+    def attempt() -> str:
+        text = store.get(f"{TAGS_DIR}/{tag}", 256).decode("ascii", "replace").strip()
+        if not DIGEST.fullmatch(text):
+            raise arrivals.error(text, CorruptCacheError(f"{address} holds {text[:80]!r}, which is not a digest"))
+        return text
+
+    try:
+        return retried(attempt, f"read {address}", store.policy)
+    except NotThereError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,6 +51,20 @@ class RetryPolicy:
     def time_for(self, size: int) -> float:
         """Seconds that a transfer of ``size`` bytes may take."""
         return self.stall + size / self.slowest
+
+
+class Arrivals:
+    """Wrong answers to one question: what was altered on its way differs by try, what the store holds doesn't."""
+
+    def __init__(self) -> None:
+        self._seen: set[Hashable] = set()
+
+    def error(self, answer: Hashable, altered: Exception) -> Exception:
+        """What to raise for a wrong answer: ``altered`` if the same one came before, else a TransientError."""
+        if answer in self._seen:
+            return altered
+        self._seen.add(answer)
+        return TransientError("it arrived damaged")
 
 
 def retried(action: Callable[[], T], what: str, policy: RetryPolicy) -> T:

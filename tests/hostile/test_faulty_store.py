@@ -14,6 +14,8 @@ from share_tools import assert_same_content, files_of, make_cache, s3
 import logitcache as lc
 from logitcache.errors import LogitCacheError, RemoteError, StorageError
 from logitcache.share import catalogue, merge, open_remote, pull, push, tag, verify
+from logitcache.share.location import read_tag
+from logitcache.share.stores import Store
 from logitcache.streaming import stream
 
 pytestmark = pytest.mark.hostile
@@ -83,6 +85,19 @@ def test_every_kind_alone(
         pull(pushed, tmp_path / "copy")
         assert proxy.failed[fault]
     assert files_of(tmp_path / "copy") == files_of(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("fault", ["corrupted", "shortened"])
+def test_a_tag_that_arrives_damaged_is_asked_for_again(
+    s3: S3Server, pushed: str, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    digest = open_remote(pushed).digest
+    tag(f"{pushed}@{digest}", "v1")
+    with FaultyProxy(s3.s3, 0.3, (fault,), seed=7) as proxy:
+        through(proxy, monkeypatch)
+        store = Store(pushed)
+        assert {read_tag(store, "v1") for _ in range(10)} == {digest}
+        assert proxy.failed[fault] > 1
 
 
 @pytest.mark.parametrize("fault", [None, *REQUEST_FAULTS, *BODY_FAULTS])

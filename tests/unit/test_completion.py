@@ -7,6 +7,7 @@ import torch
 
 import logitcache as lc
 from logitcache import losses
+from logitcache.losses import bild
 
 RANK, VOCAB, K = 6, 200, 24
 
@@ -52,6 +53,24 @@ def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(completion: losses.C
     assert losses.metrics.s_ld_coverage(student, targets).mean() < 0.85
     assert 1 - completed < 0.75 * (1 - plain)
     torch.testing.assert_close(gradient(losses.get("s_ld", completion=completion), full), exact)
+
+
+def test_an_estimate_counts_for_more_the_more_of_a_row_is_missing(completion: losses.Completion) -> None:
+    """The fill, against its formula, on rows that lack from one to all of the student's ids."""
+    logits = teacher_logits(8, seed=6)
+    targets = lc.TopK.from_logits(logits, K)
+    order = logits.argsort(1, descending=True)
+    # Row r asks for 7 - r listed ids and r + 1 that aren't, one of them the least probable of all.
+    ids = torch.stack([torch.cat([order[r, : 7 - r], order[r, VOCAB - 1 - r :]]) for r in range(8)])
+    known = (ids[:, :, None] == targets.ids[:, None, :]).any(2)
+    bound = torch.minimum(targets.logprobs[:, -1], targets.residual_logprob)[:, None]
+    share = torch.arange(1, 9)[:, None] / 8
+    below = (bound - completion.predict(targets, ids)).clamp_min(0)
+    expected = bound - 0.5 - 0.75 * 2.0 * share - (0.2 + 0.6 * share) * below
+    loss = losses.get("s_ld", completion=completion, offset=0.5, slope=2.0)
+    assert isinstance(loss, bild.SLD)
+    torch.testing.assert_close(loss.fill(targets, ids, known), expected)
+    assert (below[:, -1] > 1).all()
 
 
 def test_saved_and_named_in_a_line_of_text(completion: losses.Completion, tmp_path: Path) -> None:
