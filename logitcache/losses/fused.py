@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from logitcache.losses.base import Loss, SparseLoss
+from logitcache.losses.sparse_rows import rows_times, scatter_rows
 from logitcache.topk import TopK
 
 # Logits of one chunk, in bytes: large enough that the matrix product runs at full speed, small beside the weight.
@@ -133,9 +134,9 @@ class _SparseHead(torch.autograd.Function):
         gradient_NC = gradient_NC * upstream
         hidden = weight = bias = None
         if ctx.needs_input_grad[0]:
-            hidden = _rows_times(weight_VD, ids_NC, gradient_NC).to(hidden_ND.dtype)
+            hidden = rows_times(weight_VD, ids_NC, gradient_NC).to(hidden_ND.dtype)
         if ctx.needs_input_grad[1]:
-            weight = _scatter_rows(hidden_ND, ids_NC, gradient_NC, weight_VD)
+            weight = scatter_rows(hidden_ND, ids_NC, gradient_NC, weight_VD)
         if ctx.needs_input_grad[2]:
             bias_V = gradient_NC.new_zeros(weight_VD.shape[0])
             bias = bias_V.index_add_(0, ids_NC.flatten(), gradient_NC.flatten()).to(ctx.bias_dtype)
@@ -245,38 +246,6 @@ def _chunks(hidden_ND: Tensor, head: LinearHead) -> Iterator[tuple[slice, Tensor
         if head.softcap is not None:
             logits_BV.div_(head.softcap).tanh_().mul_(head.softcap)
         yield rows, logits_BV
-
-
-def _rows_times(weight_VD: Tensor, ids_NC: Tensor, gradient_NC: Tensor) -> Tensor:
-    """``[N, D]``: Σ over C of gradient · weight row, in the gradient's dtype."""
-    if weight_VD.dtype == gradient_NC.dtype:
-        return functional.embedding_bag(ids_NC, weight_VD, mode="sum", per_sample_weights=gradient_NC)
-    step = max(1, CHUNK_BYTES // (8 * ids_NC.shape[1] * weight_VD.shape[1]))
-    rows_ND = gradient_NC.new_empty(len(ids_NC), weight_VD.shape[1])
-    for start in range(0, len(ids_NC), step):
-        some = slice(start, start + step)
-        rows_BCD = weight_VD[ids_NC[some]].to(gradient_NC.dtype)
-        rows_ND[some] = torch.einsum("bc,bcd->bd", gradient_NC[some], rows_BCD)
-    return rows_ND
-
-
-def _scatter_rows(hidden_ND: Tensor, ids_NC: Tensor, gradient_NC: Tensor, weight_VD: Tensor) -> Tensor:
-    """``[V, D]``: each touched row's Σ of gradient · hidden, in the weight's dtype; zero elsewhere.
-
-    The (position, id) pairs are sorted by id, so that one weighted bag of hidden states gives one row: no row
-    is added to twice, which keeps it deterministic, and only the result is as large as the weight.
-    """
-    order = ids_NC.flatten().argsort(stable=True)
-    touched, counts = torch.unique_consecutive(ids_NC.flatten()[order], return_counts=True)
-    offsets = counts.cumsum(0) - counts
-    rows_UD = functional.embedding_bag(
-        order // ids_NC.shape[1],
-        hidden_ND.to(gradient_NC.dtype),
-        offsets,
-        mode="sum",
-        per_sample_weights=gradient_NC.flatten()[order],
-    )
-    return torch.zeros_like(weight_VD).index_copy_(0, touched, rows_UD.to(weight_VD.dtype))
 
 
 def _join(pieces: list[Tensor], parts: int) -> Tensor:

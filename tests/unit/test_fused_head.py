@@ -9,7 +9,7 @@ from torch import Tensor
 
 import logitcache as lc
 from logitcache import losses
-from logitcache.losses import fused
+from logitcache.losses import fused, sparse_rows
 
 SPECS = [*losses.names(), "bild=1.0,top_kl=0.5", "bild(k=4)=1.0,cross_entropy=0.1"]
 HEADS: dict[str, dict[str, Any]] = {
@@ -25,6 +25,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last of them ragged."""
     monkeypatch.setattr(fused, "CHUNK_BYTES", 0)
     monkeypatch.setattr(fused, "_LEAST_CHUNK", 7)
+    monkeypatch.setattr(sparse_rows, "_STEP_BYTES", 0)
     warnings.filterwarnings("ignore", message=".*shape of the teacher's tail.*")
 
 

@@ -2,12 +2,12 @@
 
 import math
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_cases import random_case
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,17 +23,6 @@ ANY_TEMPERATURE = ("forward_kl", "reverse_kl", "jsd", "tvd", "nkd")
 @pytest.fixture(autouse=True)
 def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*shape of the teacher's tail.*")
-
-
-def random_case(
-    n: int = 6, v: int = 40, k: int = 40, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, lc.TopK, Tensor]:
-    generator = torch.Generator().manual_seed(n * 1000 + v)
-    student = torch.randn(n, v, generator=generator, dtype=dtype) * 2
-    targets = lc.TopK.from_logits(torch.randn(n, v, generator=generator, dtype=dtype) * 2, k, statistics=True)
-    labels = torch.randint(0, v, (n,), generator=generator)
-    labels[1] = -100
-    return student, targets, labels
 
 
 # Names, settings, mixes
@@ -223,70 +212,6 @@ def test_a_missing_statistic_is_named(name: str) -> None:
     torch.testing.assert_close(losses.get(name)(student, bare_full), losses.get(name)(student, full))
 
 
-# s-LD from a cache
-
-
-def test_s_ld_is_exact_where_the_targets_hold_the_students_ids() -> None:
-    student, full, _ = random_case(n=40, v=60, k=60)
-    truncated = full.top(52)
-    covered = metrics.s_ld_coverage(student, truncated) == 1
-    assert 0 < covered.sum() < 40
-    exact, ours = losses.get("s_ld")(student, full), losses.get("s_ld")(student, truncated)
-    torch.testing.assert_close(ours[covered], exact[covered])
-    assert (ours[~covered] != exact[~covered]).all()
-
-
-def test_a_missing_value_is_filled_below_its_bound() -> None:
-    student = torch.tensor([[5.0, 4.0, 3.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    teacher = torch.tensor([[5.0, 0.0, 0.0, 4.0, 3.0, 0.0]], dtype=torch.float64)
-    targets = lc.TopK.from_logits(teacher, 3)
-    filled = torch.minimum(targets.logprobs[:, 2], targets.residual_logprob) - 0.5 - 1.2 * 2 / 3
-    values = torch.cat([targets.logprobs[:, :1], filled[:, None], filled[:, None]], 1)
-    rows = torch.tensor([[0, 0, 1]]), torch.tensor([[1, 2, 2]])
-    p = ((values[0, rows[0]] - values[0, rows[1]]) / 3).log_softmax(1)
-    q = ((student[0, rows[0]] - student[0, rows[1]]) / 3).log_softmax(1)
-    expected = (p.exp() * (p - q)).sum(1)
-    torch.testing.assert_close(losses.get("s_ld", k=3, offset=0.5, slope=1.2)(student, targets), expected)
-
-
-def test_pairs_with_a_missing_value_can_be_left_out() -> None:
-    student, full, _ = random_case(n=40, v=60, k=60)
-    loss = losses.get("s_ld", missing="drop")
-    torch.testing.assert_close(loss(student, full), losses.get("s_ld")(student, full))
-    none_known = lc.TopK.from_logits(torch.tensor([[0.0, 0.0, 9.0]]), 1)
-    logits = torch.tensor([[3.0, 2.0, -9.0]], requires_grad=True)
-    value = losses.get("s_ld", k=2, missing="drop")(logits, none_known)
-    value.sum().backward()
-    assert value == 0
-    assert logits.grad is not None
-    assert (logits.grad == 0).all()
-
-
-def test_candidates_of_a_reference_student_make_s_ld_exact_for_it() -> None:
-    generator = torch.Generator().manual_seed(5)
-    teacher, student = (torch.randn(30, 400, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
-    targets, full = lc.TopK.from_logits(teacher, 16), lc.TopK.from_logits(teacher, 400)
-    more = lc.TopK.from_logits(teacher, 24, candidates=8, reference=student)
-    assert (more.k, more.ranked) == (24, 16)
-    torch.testing.assert_close(more.logprobs[:, :16], targets.logprobs)
-    assert (more.logprobs.diff(dim=1) <= 0).all()
-    total = torch.cat([more.logprobs, more.residual_logprob[:, None]], 1).logsumexp(1)
-    torch.testing.assert_close(total, torch.zeros_like(total))
-    assert metrics.s_ld_coverage(student, targets).mean() < 0.3
-    assert metrics.s_ld_coverage(student, more).mean() == 1
-    loss = losses.get("s_ld")
-    torch.testing.assert_close(loss(student, more), loss(student, full))
-    # For another student the bound still is the 16th value, not that of the least candidate.
-    other = torch.randn(30, 400, generator=generator, dtype=torch.float64) * 2
-    assert (loss(other, more) - loss(other, replace(more, candidates=0))).abs().mean() > 1e-3
-
-
-def test_coverage_advice_names_a_k_to_dump() -> None:
-    assert metrics.coverage_advice(0.95, 64) is None
-    assert "--top-k 128" in (metrics.coverage_advice(0.86, 64) or "")
-    assert "--top-k 512" in (metrics.coverage_advice(0.3, 64) or "")
-
-
 # Numerics
 
 
@@ -361,37 +286,3 @@ def test_half_precision_logits_are_worked_on_in_float32(name: str) -> None:
     rounded = student.bfloat16()
     ours = losses.get(name)(rounded, targets, labels)
     torch.testing.assert_close(ours, losses.get(name)(rounded.float(), targets, labels), rtol=0, atol=0)
-
-
-# Metrics
-
-
-def test_metrics_against_their_definitions() -> None:
-    student, full, labels = random_case(n=30, v=50, k=50)
-    targets = full.top(12)
-    top = student.topk(8, 1).indices
-    overlap = [
-        len(set(mine.tolist()) & set(theirs[:8].tolist())) / 8 for mine, theirs in zip(top, full.ids, strict=True)
-    ]
-    covered = [
-        len(set(mine.tolist()) & set(theirs[:12].tolist())) / 8 for mine, theirs in zip(top, full.ids, strict=True)
-    ]
-    torch.testing.assert_close(metrics.overlap_at_k(student, targets), torch.tensor(overlap))
-    torch.testing.assert_close(metrics.s_ld_coverage(student, targets), torch.tensor(covered))
-    agreement = (student.argmax(1) == full.ids[:, 0]).float()
-    torch.testing.assert_close(metrics.top1_agreement(student, targets), agreement)
-    entropy = metrics.cross_entropy(student, labels)
-    assert entropy[1].isnan()
-    keep = labels != -100
-    torch.testing.assert_close(entropy[keep].mean(), functional.cross_entropy(student, labels))
-
-
-@settings(max_examples=60, deadline=None)
-@given(v=st.integers(2, 3000), k=st.integers(1, 9), seed=st.integers(0, 99), ties=st.booleans())
-def test_the_students_top_is_found_as_sorting_finds_it(v: int, k: int, seed: int, ties: bool) -> None:
-    logits = torch.randn(3, v, generator=torch.Generator().manual_seed(seed))
-    logits = logits.round() if ties else logits
-    k = min(k, v)
-    ids = losses.student_top.student_top_ids(logits, k)
-    torch.testing.assert_close(logits.gather(1, ids), logits.topk(k, 1).values)
-    assert all(len(set(row.tolist())) == k for row in ids)
