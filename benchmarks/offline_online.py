@@ -7,8 +7,9 @@ Both trainings of a pair see the same tokens in the same order, with the same op
 teacher's own values for both halves, and the KL goes over the whole vocabulary. Offline, s-LD's missing values are
 filled in, and the KL has the ids that aren't listed as one event. Three caches are tried: the top 64; the top 48 and 16
 ids that the student likes at the start; the top 40 and 24 ids drawn from the rest, where the KL is that of the sample.
-The students are then measured by the whole KL on held-out text. Exits with 1 if the run with BiLD and
-drawn ids ends 2 % or more off.
+With audit rows, every 60th position of the same text with every id, what stands for missing values is chosen as
+`logitcache train --audit` does it. The students are then measured by the whole KL on held-out text, once for each of
+`--seeds`, which order the samples. Exits with 1 if the run with BiLD and drawn ids ends 2 % or more off on average.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,32 +33,35 @@ import logitcache as lc
 from benchmarks._teacher import parse, teacher_parser
 from benchmarks.train_step import exact_bild
 from logitcache.student import make_student
+from logitcache.training.audit import Audit
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 TRAIN, HELD_OUT = DATA / "train" / "*.txt", DATA / "heldout" / "1964_lyndon_b_johnson.txt"
 LENGTH, TOP_K, LIMIT = 128, 64, 0.02
 LAYERS = tuple(layer for layer in range(30) if layer not in (10, 20))
-#: Name of a loss's part to its weight.
-Parts = dict[str, float]
+#: Names of losses that are added up.
+Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A loss, and what its cache holds beyond the top."""
+    """A loss, what its cache holds beyond the top, and whether audit rows choose s-LD's fill."""
 
     parts: Parts
     candidates: int = 0
     tail_samples: int = 0
+    audit: bool = False
 
 
 RUNS = {
-    "bild, 16 candidates": Run({"bild": 1.0}, candidates=16),
-    "bild + residual_kl, 16 candidates": Run({"bild": 1.0, "residual_kl": 1.0}, candidates=16),
-    "bild + forward_kl, 24 drawn": Run({"bild": 1.0, "forward_kl": 1.0}, tail_samples=24),
-    "bild": Run({"bild": 1.0}),
-    "bild + residual_kl": Run({"bild": 1.0, "residual_kl": 1.0}),
-    "forward_kl, 24 drawn": Run({"forward_kl": 1.0}, tail_samples=24),
-    "residual_kl": Run({"residual_kl": 1.0}),
+    "bild, 16 candidates": Run(("bild",), candidates=16),
+    "bild + residual_kl, 16 candidates": Run(("bild", "residual_kl"), candidates=16),
+    "bild + forward_kl, 24 drawn": Run(("bild", "forward_kl"), tail_samples=24),
+    "bild": Run(("bild",)),
+    "bild, audit rows": Run(("bild",), audit=True),
+    "bild + residual_kl": Run(("bild", "residual_kl")),
+    "forward_kl, 24 drawn": Run(("forward_kl",), tail_samples=24),
+    "residual_kl": Run(("residual_kl",)),
 }
 RECOMMENDED = "bild + forward_kl, 24 drawn"
 
@@ -94,21 +99,28 @@ def online(teacher: Any, student: Any, parts: Parts) -> Callable[[lc.Batch], Ten
 
     def loss(batch: lc.Batch) -> Tensor:
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-        with torch.no_grad():
-            teacher_NV = teacher(**inputs).logits.flatten(0, 1)[batch.target_index]
+        teacher_NV = logits_at(teacher, batch)
         student_NV = student(**inputs).logits.flatten(0, 1)[batch.target_index]
-        values = [weight * exact.get(name, whole_kl)(teacher_NV, student_NV).mean() for name, weight in parts.items()]
-        return torch.stack(values).sum()
+        return torch.stack([exact.get(name, whole_kl)(teacher_NV, student_NV).mean() for name in parts]).sum()
 
     return loss
 
 
-def offline(student: Any, parts: Parts) -> Callable[[lc.Batch], Tensor]:
+def offline(student: Any, parts: Parts, audit: Audit | None) -> Callable[[lc.Batch], Tensor]:
     model = lc.losses.loss_model(student)
-    function = lc.losses.parse(",".join(f"{name}={weight}" for name, weight in parts.items()))
+    function = lc.losses.parse(",".join(f"{name}=1.0" for name in parts))
+    if audit is not None:
+        function, _ = audit.choose(function, partial(logits_at, student))
     return lambda batch: model.loss(
         function, batch.input_ids, batch.target_index, batch.targets, batch.labels, position_ids=batch.position_ids
     )[0]
+
+
+@torch.no_grad()
+def logits_at(model: Any, batch: lc.Batch) -> Tensor:
+    """``[N, V]`` at the positions that have targets."""
+    logits: Tensor = model(input_ids=batch.input_ids, position_ids=batch.position_ids).logits
+    return logits.flatten(0, 1)[batch.target_index]
 
 
 class Comparison:
@@ -116,38 +128,54 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace, place: Path, teacher: Any, tokenizer: Any) -> None:
         self._options, self._place, self._teacher, self._tokenizer = options, place, teacher, tokenizer
-        self._caches: dict[tuple[int, int], lc.Cache] = {}
+        self._caches: dict[str, lc.Cache] = {}
+        self._measured: dict[tuple[Run | None, int, bool], float] = {}
 
-    def pair(self, run: Run) -> dict[str, float]:
-        """Final KL of both ways, and the size of the cache."""
-        cache = self._cache(run)
+    def pair(self, run: Run) -> dict[str, Any]:
+        """Final KL of both ways by seed, and the size of the cache."""
+        totals = self._cache(run).manifest.totals
         # All caches hold the same text, but each has an order of its own: online training follows it, too.
-        online, offline = self.kl_after(run, "online"), self.kl_after(run, "offline")
-        size = cache.manifest.totals.bytes / cache.manifest.totals.targets
-        return {"online": online, "offline": offline, "ratio": round(offline / online, 4), "bytes": round(size, 1)}
+        with_teacher, from_cache = (
+            [self.kl_after(run, seed, is_online=is_online) for seed in self._options.seeds]
+            for is_online in (True, False)
+        )
+        size = round(totals.bytes / totals.targets, 1)
+        ratio = round(sum(from_cache) / sum(with_teacher), 4)
+        return {"online": with_teacher, "offline": from_cache, "ratio": ratio, "bytes": size}
 
-    def kl_after(self, run: Run | None, way: str | None) -> float:
-        student = AutoModelForCausalLM.from_pretrained(self._place / "student", dtype=torch.float32).train()
-        if run is not None:
-            batches = list(
-                islice(lc.stream(self._cache(run), batch_size=self._options.batch, epochs=None), self._options.steps)
-            )
-            loss = online(self._teacher, student, run.parts) if way == "online" else offline(student, run.parts)
-            train(student, batches, loss)
-        return held_out_kl(self._teacher, student, self._tokenizer, self._options.held_out_tokens)
+    def kl_after(self, run: Run | None, seed: int = 0, *, is_online: bool = False) -> float:
+        """Nats on held-out text; None trains nothing. A student that learnt online before isn't trained again."""
+        if run is not None and is_online:
+            run = replace(run, audit=False)  # With the teacher at hand nothing is missing.
+        key = (run, seed, is_online)
+        if key not in self._measured:
+            student = AutoModelForCausalLM.from_pretrained(self._place / "student", dtype=torch.float32).train()
+            if run is not None:
+                samples = lc.stream(self._cache(run), batch_size=self._options.batch, epochs=None, seed=seed)
+                batches = list(islice(samples, self._options.steps))
+                audit = self._audit(run) if run.audit else None
+                loss = online(self._teacher, student, run.parts) if is_online else offline(student, run.parts, audit)
+                train(student, batches, loss)
+            kl = held_out_kl(self._teacher, student, self._tokenizer, self._options.held_out_tokens)
+            self._measured[key] = round(kl, 4)
+        return self._measured[key]
 
     def _cache(self, run: Run) -> lc.Cache:
-        key = run.candidates, run.tail_samples
+        settings: dict[str, Any] = {"reference": str(self._place / "student")} if run.candidates else {}
+        return self._dumped(top_k=TOP_K, candidates=run.candidates, tail_samples=run.tail_samples, **settings)
+
+    def _audit(self, run: Run) -> Audit:
+        rows = self._dumped(top_k="all", every=60, preset="half")
+        return Audit(rows, (self._cache(run),), rows.vocab_size)
+
+    def _dumped(self, **settings: Any) -> lc.Cache:
+        key = json.dumps(settings)
         if key not in self._caches:
-            settings: dict[str, Any] = {"reference": str(self._place / "student")} if run.candidates else {}
             self._caches[key] = lc.dump(
                 teacher=str(self._options.teacher),
                 data=[str(TRAIN)],
-                out=self._place / "-".join(map(str, key)),
-                top_k=TOP_K,
+                out=self._place / f"cache{len(self._caches)}",
                 max_length=LENGTH,
-                candidates=run.candidates,
-                tail_samples=run.tail_samples,
                 **settings,
             )
         return self._caches[key]
@@ -159,6 +187,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4, help="sequences of 128 tokens a step")
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=[RECOMMENDED, "bild + residual_kl"])
     parser.add_argument("--layers", type=int, nargs="*", default=LAYERS, help="of the teacher, that the student keeps")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the order of samples")
     parser.add_argument("--held-out-tokens", type=int, default=2048)
     options = parse(parser)
     teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
@@ -166,7 +195,7 @@ def main() -> int:
         place = Path(folder)
         make_student(options.teacher, place / "student", layers=options.layers)
         comparison = Comparison(options, place, teacher, AutoTokenizer.from_pretrained(options.teacher))
-        results: dict[str, Any] = {"steps": options.steps, "before": comparison.kl_after(None, None), "runs": {}}
+        results: dict[str, Any] = {"steps": options.steps, "before": comparison.kl_after(None), "runs": {}}
         for name in options.runs:
             results["runs"][name] = comparison.pair(RUNS[name])
             print(name, results["runs"][name], file=sys.stderr)

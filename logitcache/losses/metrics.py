@@ -61,18 +61,21 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(labels == IGNORED_LABEL, torch.nan, values_N)
 
 
-def coverage_advice(coverage: float, targets_k: int, k: int = 8) -> str | None:
+def coverage_advice(coverage: float, targets_k: int, k: int = 8, *, audited: bool = False) -> str | None:
     """A warning in one line if too many of the student's top k are missing from the targets, else None.
 
     What s-LD loses depends on the share that it has to fill in: below 0.9 its gradient's cosine with the exact one
     falls under about .96 (see docs/losses.md). A doubling of K takes away about 0.3 of what is missing, and more near
-    the teacher; the K advised is where that reaches 0.9, at most eight times the present K.
+    the teacher; the K advised is where that reaches 0.9, at most eight times the present K. Audit rows need no other
+    cache, so they are advised first, unless they are in use (``audited``).
     """
     if coverage >= _ENOUGH:
         return None
     doublings = math.ceil(math.log((1 - _ENOUGH) / (1 - coverage)) / math.log(0.7))
     wanted = targets_k * 2 ** min(doublings, 3)
+    audit = "" if audited else "set its fill by audit rows (--audit), "
     return (
         f"only {coverage:.0%} of the student's top {k} ids are among the {targets_k} that the cache holds, and s-LD "
-        f"fills in the rest: dump with --reference STUDENT or --top-k {wanted}, or use t_ld until the student is closer"
+        f"fills in the rest: {audit}dump with --reference STUDENT or --top-k {wanted}, or use t_ld until the student "
+        "is closer"
     )

@@ -99,7 +99,7 @@ class DistillTrainer(Trainer):
         if "loss" in logs and (seen := self._module().take_coverage()) is not None:
             coverage, listed = seen
             logs = {**logs, "s_ld_coverage": round(coverage, 4)}
-            advice = coverage_advice(coverage, listed)
+            advice = coverage_advice(coverage, listed, audited=self._audit is not None)
             if advice and not self._advised:
                 self._advised = True
                 warnings.warn(advice, LogitCacheWarning, stacklevel=2)

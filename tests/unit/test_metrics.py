@@ -45,3 +45,8 @@ def test_coverage_advice_names_a_k_to_dump() -> None:
     assert metrics.coverage_advice(0.95, 64) is None
     assert "--top-k 128" in (metrics.coverage_advice(0.86, 64) or "")
     assert "--top-k 512" in (metrics.coverage_advice(0.3, 64) or "")
+
+
+def test_coverage_advice_names_audit_rows_until_they_are_in_use() -> None:
+    assert "--audit" in (metrics.coverage_advice(0.5, 64) or "")
+    assert "--audit" not in (metrics.coverage_advice(0.5, 64, audited=True) or "--audit")
