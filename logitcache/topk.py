@@ -145,13 +145,16 @@ class TopK:
         values_NK = work_NV.gather(1, ids_NK)
         # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
         rest_N = work_NV.scatter_(1, ids_NK, -math.inf).exp_().sum(1).log_()
+        # From here on relative to the first: where it is far above the K-th, its own log-prob would lose digits.
+        first_N1 = values_NK[:, :1]
+        values_NK, rest_N = values_NK - first_N1, rest_N - first_N1[:, 0]
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
         return cls(
             ids=ids_NK,
             logprobs=values_NK - log_partition_N[:, None],
             residual_logprob=rest_N - log_partition_N,
             vocab_size=vocab_size,
-            log_partition=log_partition_N + shift_N1[:, 0] if statistics else None,
+            log_partition=log_partition_N + (shift_N1 + first_N1)[:, 0] if statistics else None,
             logit_std=logit_std_N,
             tail_samples=tail_samples,
             candidates=candidates,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import logitcache as lc
@@ -15,6 +15,7 @@ logit_rows = st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=5, max_s
 
 
 @given(rows=logit_rows, k=st.integers(1, 5))
+@example(rows=[[0.0, 0.0, 6384.0, 6384.0, -10000.0]], k=5)
 @settings(max_examples=200, deadline=None)
 def test_top_and_residual_mass_make_one(rows: list[list[float]], k: int) -> None:
     logits_NV = torch.tensor(rows, dtype=torch.float64)
