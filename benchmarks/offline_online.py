@@ -98,9 +98,9 @@ def online(teacher: Any, student: Any, parts: Parts) -> Callable[[lc.Batch], Ten
     exact = {"bild": lambda teacher_NV, student_NV: exact_bild(student_NV, teacher_NV)}
 
     def loss(batch: lc.Batch) -> Tensor:
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-        teacher_NV = logits_at(teacher, batch)
-        student_NV = student(**inputs).logits.flatten(0, 1)[batch.target_index]
+        with torch.no_grad():
+            teacher_NV = logits_at(teacher, batch)
+        student_NV = logits_at(student, batch)
         return torch.stack([exact.get(name, whole_kl)(teacher_NV, student_NV).mean() for name in parts]).sum()
 
     return loss
@@ -110,13 +110,13 @@ def offline(student: Any, parts: Parts, audit: Audit | None) -> Callable[[lc.Bat
     model = lc.losses.loss_model(student)
     function = lc.losses.parse(",".join(f"{name}=1.0" for name in parts))
     if audit is not None:
-        function, _ = audit.choose(function, partial(logits_at, student))
+        with torch.no_grad():
+            function, _ = audit.choose(function, partial(logits_at, student))
     return lambda batch: model.loss(
         function, batch.input_ids, batch.target_index, batch.targets, batch.labels, position_ids=batch.position_ids
     )[0]
 
 
-@torch.no_grad()
 def logits_at(model: Any, batch: lc.Batch) -> Tensor:
     """``[N, V]`` at the positions that have targets."""
     logits: Tensor = model(input_ids=batch.input_ids, position_ids=batch.position_ids).logits
