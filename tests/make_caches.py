@@ -27,6 +27,7 @@ from logitcache.cache import (
 )
 from logitcache.topk import TopK
 
+TEXT = Path(__file__).resolve().parents[1] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 NO_DIGEST = "sha256:" + "0" * 64
 
 

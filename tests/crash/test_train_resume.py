@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_caches import cache_of_model, save_tokenizer, text_sequences
+from make_caches import TEXT, cache_of_model, save_tokenizer, text_sequences
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from logitcache.cache import Cache
 
 pytestmark = pytest.mark.crash
-TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 KILLS = 20 if os.environ.get("LOGITCACHE_FULL_CRASH") else 2
 STEPS = 24
 

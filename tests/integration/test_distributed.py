@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_sequences
 from transformers import AutoModelForCausalLM
 
 from logitcache.cache import Cache
 
 pytestmark = pytest.mark.integration
-TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 RANKS = Path(__file__).with_name("ranks.py")
 
 

@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from dump_tools import TINY, check_every_row
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    CohereConfig,
-    Gemma2Config,
-    GPT2Config,
-    GraniteConfig,
-    PhiConfig,
 )
 
 import logitcache as lc
@@ -29,8 +24,6 @@ from logitcache.losses.tail import estimated
 from logitcache.teacher import TransformersTeacher
 
 pytestmark = pytest.mark.integration
-
-TINY = {"max_length": 64, "shard_tokens": 256, "batch_tokens": 256, "min_mass": 0.0, "top_k": 16}
 
 
 @pytest.fixture(scope="session")
@@ -58,28 +51,6 @@ def mixed_rows(tmp_path_factory: pytest.TempPathFactory, heldout_text: Path) -> 
     for name, rows in files.items():
         (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [str(root / name) for name in files]
-
-
-@torch.no_grad()
-def check_every_row(cache: lc.Cache, teacher: Path | str, noise: float, dtype: torch.dtype = torch.float32) -> None:
-    """The teacher's log-probs for one sequence at a time, against the cache.
-
-    ``noise`` is what batching may change in nats: other kernels for other shapes.
-    """
-    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval()
-    bound = cache.manifest.encoding.bound + noise
-    for sequence in cache:
-        logits = model(input_ids=sequence.token_ids[None]).logits[0, sequence.positions].float()
-        own = logits.log_softmax(1)
-        stored = sequence.targets
-        assert torch.equal(sequence.labels, sequence.token_ids[sequence.positions + 1])
-        assert torch.equal(sequence.positions, sequence.target_mask.nonzero()[:, 0])
-        assert (own.gather(1, stored.ids) - stored.logprobs).abs().max() <= bound
-        # The ranked ids are the top: nothing left out is larger than what was kept, but for noise.
-        outside = own.scatter(1, stored.ids, -torch.inf)
-        least = own.gather(1, stored.ids[:, : cache.ranked]).min(1).values
-        assert (outside.max(1).values <= least + 2 * noise).all()
-        assert (outside.logsumexp(1) - stored.residual_logprob).abs().max() <= bound
 
 
 def test_smollm2_every_row(smollm2_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
@@ -165,45 +136,6 @@ def test_statistics_give_raw_logits_back(tiny_llama_dir: Path, mixed_rows: list[
     raw = targets.logprobs + targets.log_partition[:, None]
     torch.testing.assert_close(raw, logits.gather(1, targets.ids), atol=1e-4, rtol=0)
     torch.testing.assert_close(targets.logit_std, logits.std(1), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, dtype: str) -> None:
-    cache = lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", dtype=dtype, **TINY)
-    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    assert cache.manifest.provenance.teacher.dtype == str(torch_dtype).removeprefix("torch.")
-    check_every_row(cache, tiny_llama_dir, noise=0.02, dtype=torch_dtype)
-
-
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-ARCHITECTURES = {
-    "gemma2": Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=16, final_logit_softcapping=2.0),
-    "cohere": CohereConfig(**SMALL, num_key_value_heads=2, logit_scale=0.25),
-    "granite": GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=0.25),
-    "phi": PhiConfig(**SMALL, num_key_value_heads=2),
-    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2),
-}
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_heads_that_change_their_logits(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, name: str) -> None:
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    config = ARCHITECTURES[name]
-    config.vocab_size, config.initializer_range = len(tokenizer), 0.5
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = 2
-    model = AutoModelForCausalLM.from_config(config)
-    if name == "phi":
-        torch.nn.init.normal_(model.lm_head.bias)
-    model.save_pretrained(tmp_path / name)
-    tokenizer.save_pretrained(tmp_path / name)
-    cache = lc.dump(teacher=str(tmp_path / name), data=mixed_rows[:1], out=tmp_path / "out", **TINY)
-    check_every_row(cache, tmp_path / name, noise=2e-3)
-
-
-def test_device_map(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
-    cache = lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", device_map="auto", **TINY)
-    check_every_row(cache, tiny_llama_dir, noise=1e-4)
 
 
 def test_low_mass_names_the_k_that_would_do(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
@@ -317,19 +249,3 @@ def test_batch_that_does_not_fit_is_halved(
     tight = lc.dump(**settings, out=tmp_path / "tight")
     assert roomy.manifest.totals.targets == tight.manifest.totals.targets
     check_every_row(tight, tiny_llama_dir, noise=1e-4)
-
-
-@pytest.mark.skipif("LOGITCACHE_GGUF" not in os.environ, reason="set LOGITCACHE_GGUF to a small .gguf file")
-def test_gguf_teacher(heldout_text: Path, tmp_path: Path) -> None:
-    """A GGUF file, and the same weights saved as an ordinary directory, give the same targets."""
-    from logitcache.teacher import find_teacher, load_model, load_tokenizer
-
-    path = os.environ["LOGITCACHE_GGUF"]
-    text = tmp_path / "address.txt"
-    text.write_text(heldout_text.read_text()[:1000])
-    cache = lc.dump(teacher=path, data=[str(text)], out=tmp_path / "out", max_length=128)
-    assert cache.manifest.provenance.teacher.name == Path(path).stem
-    files = find_teacher(path)
-    load_model(files, dtype=torch.float32, device=torch.device("cpu")).save_pretrained(tmp_path / "saved")
-    load_tokenizer(files).save_pretrained(tmp_path / "saved")
-    check_every_row(cache, tmp_path / "saved", noise=2e-3)

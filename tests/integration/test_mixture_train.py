@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_sequences
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -18,7 +18,6 @@ from logitcache.cli.main import app
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
-TEXT = DATA / "train" / "1961_john_f_kennedy.txt"
 
 
 @pytest.fixture(scope="module")

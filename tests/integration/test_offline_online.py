@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_sequences
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
@@ -15,7 +15,6 @@ from logitcache.cache import Cache
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
-TEXT = DATA / "train" / "1961_john_f_kennedy.txt"
 STEPS, BATCH = 50, 4
 SETTINGS: dict[str, Any] = {
     "batch_size": BATCH,

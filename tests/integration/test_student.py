@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from make_caches import cache_of_model, save_tokenizer, text_sequences
+from make_caches import TEXT, cache_of_model, save_tokenizer, text_sequences
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,7 +24,6 @@ from logitcache.cli.main import app
 from logitcache.student import even_layers, find_layers, make_student, most_influential
 
 pytestmark = pytest.mark.integration
-TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 SHAPE: dict[str, Any] = {
     "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2,
     "num_key_value_heads": 1,

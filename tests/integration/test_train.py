@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from make_caches import TEXT
+from train_tools import assert_equal, losses_of, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
@@ -22,48 +22,6 @@ from logitcache.cache import Cache
 from logitcache.training.run import plan
 
 pytestmark = pytest.mark.integration
-TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
-
-
-@pytest.fixture(scope="module")
-def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher with decided opinions, and a tokenizer of 600 words of its own."""
-    place = tmp_path_factory.mktemp("teacher")
-    tokenizer = save_tokenizer(place / "tokenizer", TEXT)
-    return save_llama(place / "teacher", tokenizer, seed=0, sharpness=20)
-
-
-@pytest.fixture(scope="module")
-def student_dir(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another random model of the same shape, with the same tokenizer."""
-    return save_llama(tmp_path_factory.mktemp("student") / "student", teacher_dir, seed=1)
-
-
-@pytest.fixture(scope="module")
-def cache(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    model = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
-    sequences = text_sequences(teacher_dir, TEXT, 48, 22)
-    return cache_of_model(tmp_path_factory.mktemp("cache") / "cache", model, sequences, teacher_dir)
-
-
-@pytest.fixture(scope="module")
-def held_out(teacher_dir: Path, heldout_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    model = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
-    sequences = text_sequences(teacher_dir, heldout_text, 48, 8)
-    return cache_of_model(tmp_path_factory.mktemp("held-out") / "cache", model, sequences, teacher_dir)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForCausalLM.from_pretrained(path).state_dict())
-
-
-def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def losses_of(result: lc.TrainResult) -> list[float]:
-    return [entry["loss"] for entry in result.history if "loss" in entry]
 
 
 def test_a_student_comes_closer_and_loads_like_any_model(
@@ -139,7 +97,7 @@ def test_neither_the_teacher_nor_a_second_model_is_needed(
     teacher = tmp_path / "the-teacher"
     shutil.copytree(teacher_dir, teacher)
     text = tmp_path / "text.txt"
-    text.write_text(" ".join((TEXT).read_text().split()[:300]))
+    text.write_text(" ".join(TEXT.read_text().split()[:300]))
     lc.dump(teacher=str(teacher), data=[str(text)], out=tmp_path / "dumped", top_k=16, max_length=32)
     teacher.rename(tmp_path / "gone")
     script = textwrap.dedent(
@@ -201,79 +159,6 @@ def test_trainer_arguments_pass_through(cache: Cache, student_dir: Path, tmp_pat
     with pytest.raises(lc.LogitCacheError, match="no_such is not a field"):
         lc.train(cache=cache.root, student=student_dir, out=tmp_path / "c", trainer={"no_such": 1.0})
     assert not (tmp_path / "c").exists()
-
-
-def test_half_precision_stays_close(cache: Cache, student_dir: Path, tmp_path: Path) -> None:
-    full = lc.train(cache=cache.root, student=student_dir, out=tmp_path / "a", batch_size=8, checkpoint_every=0)
-    mixed = lc.train(
-        cache=cache.root,
-        student=student_dir,
-        out=tmp_path / "b",
-        batch_size=8,
-        checkpoint_every=0,
-        mixed_precision="bf16",
-        trainer={"use_cpu": True},
-    )
-    assert losses_of(mixed) == pytest.approx(losses_of(full), rel=0.05)
-    assert losses_of(mixed) != losses_of(full)
-
-
-def test_lora_trains_adapters_only(cache: Cache, held_out: Cache, student_dir: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    result = lc.train(
-        cache=cache.root,
-        student=student_dir,
-        out=tmp_path / "out",
-        eval_cache=held_out.root,
-        loss="forward_kl",
-        batch_size=4,
-        learning_rate=1e-2,
-        lora_rank=4,
-        max_steps=8,
-    )
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-    adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    base = weights(student_dir)
-    found = adapted.state_dict()
-    changed = [name for name in found if "lora_" in name and "lora_B" in name and bool(found[name].any())]
-    assert changed
-    for name, value in base.items():
-        own = name if name in found else name.replace(".weight", ".base_layer.weight")
-        assert torch.equal(found[own], value)
-    assert result.after is not None
-    assert lc.evaluate(held_out, tmp_path / "out").kl == pytest.approx(result.after.kl, abs=1e-6)
-
-
-@pytest.mark.parametrize("rows", [-300, 128])
-def test_padded_vocabularies_go_together(
-    cache: Cache, held_out: Cache, teacher_dir: Path, student_dir: Path, tmp_path: Path, rows: int
-) -> None:
-    """The same tokenizer, another number of rows in the head: a larger head's padding takes no part.
-
-    A smaller head than the tokenizer needs is refused; that is tested with the hostile input.
-    """
-    words = cache.vocab_size
-    if rows < 0:
-        teacher = AutoModelForCausalLM.from_pretrained(teacher_dir)
-        teacher.resize_token_embeddings(words - rows)  # the teacher's is padded
-        sequences = text_sequences(teacher_dir, TEXT, 32, 6)
-        used = cache_of_model(tmp_path / "padded", teacher.eval(), sequences, teacher_dir, k=64)
-        student = student_dir
-    else:
-        used = cache
-        torch.manual_seed(3)
-        student = tmp_path / "student"
-        shutil.copytree(student_dir, student)
-        larger = AutoModelForCausalLM.from_pretrained(student)
-        larger.resize_token_embeddings(words + rows)
-        larger.save_pretrained(student)
-    result = lc.train(cache=used.root, student=student, out=tmp_path / "out", batch_size=3, eval_cache=used.root)
-    assert len(result.notes) == 1
-    assert "head has" in result.notes[0]
-    assert all(math.isfinite(loss) for loss in losses_of(result))
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert saved.get_output_embeddings().weight.shape[0] == (words if rows < 0 else words + rows)
 
 
 def test_steps_without_targets_change_nothing(cache: Cache, student_dir: Path, tmp_path: Path) -> None:

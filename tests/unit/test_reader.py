@@ -6,30 +6,22 @@ import builtins
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cache_builder import TOP_K, VOCAB, build_cache, make_arrays, make_provenance, publish
-from transformers import AutoTokenizer
+from cache_builder import TOP_K, VOCAB, build_cache, make_arrays
 
 import logitcache as lc
 from logitcache.cache import (
     CachedSequence,
-    Encoding,
     ShardArrays,
-    finalize_cache,
-    tokenizer_digest,
-    tokenizer_files,
     verify_cache,
 )
 from logitcache.cache.reader import KEPT_SHARDS
 from logitcache.errors import (
-    CacheNotFoundError,
-    ConfigError,
     CorruptCacheError,
     MissingDependencyError,
 )
@@ -43,10 +35,6 @@ def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path: Path = tmp_path_factory.mktemp("reader") / request.param
     build_cache(path, request.param, SHARDS)
     return path
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def expected_sequences() -> list[tuple[ShardArrays, slice, slice]]:
@@ -199,88 +187,6 @@ def test_an_empty_cache(tmp_path: Path) -> None:
     assert list(cache) == []
     assert cache.to_arrow().read_all().num_rows == 0
     assert verify_cache(tmp_path / "cache", deep=True).ok
-
-
-# Writing ---------------------------------------------------------------------------------------------------------
-
-
-def test_places_without_a_cache(tmp_path: Path) -> None:
-    with pytest.raises(CacheNotFoundError, match="does not exist"):
-        lc.open(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CacheNotFoundError, match="is a file"):
-        lc.open(tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheNotFoundError, match="is not a cache"):
-        lc.open(tmp_path / "empty")
-    publish(tmp_path / "unfinished", SHARDS, "zarr")
-    with pytest.raises(CacheNotFoundError, match="unfinished cache"):
-        lc.open(tmp_path / "unfinished")
-
-
-def test_a_cache_may_be_reached_through_a_link_and_as_a_string(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(root)
-    assert lc.open(str(tmp_path / "link"))[0].digest == lc.open(root)[0].digest
-
-
-def test_a_cache_on_read_only_storage(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "cache")
-    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = snapshot(tmp_path / "cache")
-    assert len(list(lc.open(tmp_path / "cache"))) == 8
-    assert verify_cache(tmp_path / "cache", deep=True).ok
-    assert snapshot(tmp_path / "cache") == before
-    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
-        path.chmod(0o755)
-
-
-def test_notes_beside_a_cache_are_allowed(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "cache")
-    for name in ("README.md", "LICENSE", ".gitattributes"):
-        (tmp_path / "cache" / name).write_text("for people")
-    assert lc.open(tmp_path / "cache").digest == lc.open(root).digest
-    assert verify_cache(tmp_path / "cache").ok
-
-
-def test_a_shard_of_another_k_is_named(tmp_path: Path) -> None:
-    entries = publish(tmp_path, [make_arrays(0), make_arrays(1, k=3)], "zarr")
-    finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
-    with pytest.raises(CorruptCacheError, match=rf"{entries[1].path} holds k = 3, the cache says 5"):
-        lc.open(tmp_path)[-1]
-
-
-def test_totals_are_the_tables(tmp_path: Path) -> None:
-    entries = [replace(entry, tokens=entry.tokens + 1) for entry in publish(tmp_path, SHARDS, "zarr")]
-    finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
-    with pytest.raises(CorruptCacheError, match="holds tokens = 16, the cache says 17"):
-        lc.open(tmp_path)[0]
-
-
-def test_the_tokenizer_travels(tmp_path: Path, tiny_llama_dir: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    files = tokenizer_files(tokenizer)
-    assert str(tiny_llama_dir).encode() not in b"".join(files.values())
-    build_cache(tmp_path / "cache", tokenizer=files, tokenizer_digest=tokenizer_digest(tokenizer))
-    loaded = lc.open(tmp_path / "cache").load_tokenizer()
-    text = "The state of the union – 1964.\n"
-    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert tokenizer_digest(loaded) == tokenizer_digest(tokenizer)
-    assert tokenizer_files(loaded) == files
-    loaded.add_tokens(["<new>"])
-    assert tokenizer_digest(loaded) != tokenizer_digest(tokenizer)
-
-
-def test_a_tokenizer_that_asks_for_code_is_refused(tmp_path: Path) -> None:
-    code = b'{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'
-    build_cache(tmp_path / "cache", tokenizer={"tokenizer_config.json": code})
-    with pytest.raises(lc.LogitCacheError, match="can't load the tokenizer"):
-        lc.open(tmp_path / "cache").load_tokenizer()
-    build_cache(tmp_path / "none", tokenizer={})
-    with pytest.raises(lc.LogitCacheError, match="carries no tokenizer"):
-        lc.open(tmp_path / "none").load_tokenizer()
-    with pytest.raises(ConfigError, match=r"tokenizer\.evil\.py"):
-        build_cache(tmp_path / "code", tokenizer={"evil.py": b"print()"})
 
 
 def test_lengths_alone(root: Path, tmp_path: Path) -> None:

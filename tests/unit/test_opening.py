@@ -1,0 +1,81 @@
+"""Opening a cache: what is one, what isn't, and what may lie beside it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cache_builder import build_cache, make_arrays, make_provenance, publish
+
+import logitcache as lc
+from logitcache.cache import Encoding, finalize_cache, verify_cache
+from logitcache.errors import CacheNotFoundError, CorruptCacheError
+
+FORMATS = ("zarr", "arrow")
+SHARDS = [make_arrays(seed, lengths) for seed, lengths in enumerate([(6, 0, 1, 9), (), (3,), (0, 0, 12)])]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("opening") / request.param
+    build_cache(path, request.param, SHARDS)
+    return path
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_places_without_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(CacheNotFoundError, match="does not exist"):
+        lc.open(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CacheNotFoundError, match="is a file"):
+        lc.open(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CacheNotFoundError, match="is not a cache"):
+        lc.open(tmp_path / "empty")
+    publish(tmp_path / "unfinished", SHARDS, "zarr")
+    with pytest.raises(CacheNotFoundError, match="unfinished cache"):
+        lc.open(tmp_path / "unfinished")
+
+
+def test_a_cache_may_be_reached_through_a_link_and_as_a_string(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert lc.open(str(tmp_path / "link"))[0].digest == lc.open(root)[0].digest
+
+
+def test_a_cache_on_read_only_storage(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "cache")
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = snapshot(tmp_path / "cache")
+    assert len(list(lc.open(tmp_path / "cache"))) == 8
+    assert verify_cache(tmp_path / "cache", deep=True).ok
+    assert snapshot(tmp_path / "cache") == before
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_notes_beside_a_cache_are_allowed(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "cache")
+    for name in ("README.md", "LICENSE", ".gitattributes"):
+        (tmp_path / "cache" / name).write_text("for people")
+    assert lc.open(tmp_path / "cache").digest == lc.open(root).digest
+    assert verify_cache(tmp_path / "cache").ok
+
+
+def test_a_shard_of_another_k_is_named(tmp_path: Path) -> None:
+    entries = publish(tmp_path, [make_arrays(0), make_arrays(1, k=3)], "zarr")
+    finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
+    with pytest.raises(CorruptCacheError, match=rf"{entries[1].path} holds k = 3, the cache says 5"):
+        lc.open(tmp_path)[-1]
+
+
+def test_totals_are_the_tables(tmp_path: Path) -> None:
+    entries = [replace(entry, tokens=entry.tokens + 1) for entry in publish(tmp_path, SHARDS, "zarr")]
+    finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
+    with pytest.raises(CorruptCacheError, match="holds tokens = 16, the cache says 17"):
+        lc.open(tmp_path)[0]
