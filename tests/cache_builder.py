@@ -103,3 +103,8 @@ def build_cache(
         calibration=measured,
         card=Card(licence="CC0-1.0", corpus="random", contact="nobody"),
     )
+
+
+FORMATS: tuple[ShardFormatName, ...] = ("zarr", "arrow")
+#: Empty sequences, an empty shard, and sequences without any targets.
+SHARDS = [make_arrays(seed, lengths) for seed, lengths in enumerate([(6, 0, 1, 9), (), (3,), (0, 0, 12)])]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_sequences
 from transformers import AutoModelForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
@@ -30,12 +30,11 @@ DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache, a held-out cache and a student."""
     place = tmp_path_factory.mktemp("command")
-    text = DATA / "train" / "1961_john_f_kennedy.txt"
-    tokenizer = save_tokenizer(place / "tokenizer", text)
+    tokenizer = save_tokenizer(place / "tokenizer", TEXT)
     teacher_dir = save_llama(place / "teacher", tokenizer, seed=0, sharpness=20)
     save_llama(place / "student", tokenizer, seed=1)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
-    for name, source in (("cache", text), ("held-out", DATA / "heldout" / "1964_lyndon_b_johnson.txt")):
+    for name, source in (("cache", TEXT), ("held-out", DATA / "heldout" / "1964_lyndon_b_johnson.txt")):
         cache_of_model(place / name, teacher, text_sequences(tokenizer, source, 32, 8), tokenizer, k=32)
     return place
 

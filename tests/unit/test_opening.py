@@ -7,25 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cache_builder import build_cache, make_arrays, make_provenance, publish
+from cache_builder import SHARDS, make_arrays, make_provenance, publish
+from share_tools import files_of
 
 import logitcache as lc
 from logitcache.cache import Encoding, finalize_cache, verify_cache
 from logitcache.errors import CacheNotFoundError, CorruptCacheError
-
-FORMATS = ("zarr", "arrow")
-SHARDS = [make_arrays(seed, lengths) for seed, lengths in enumerate([(6, 0, 1, 9), (), (3,), (0, 0, 12)])]
-
-
-@pytest.fixture(scope="module", params=FORMATS)
-def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("opening") / request.param
-    build_cache(path, request.param, SHARDS)
-    return path
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_places_without_a_cache(tmp_path: Path) -> None:
@@ -51,10 +38,10 @@ def test_a_cache_on_read_only_storage(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "cache")
     for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    before = snapshot(tmp_path / "cache")
+    before = files_of(tmp_path / "cache")
     assert len(list(lc.open(tmp_path / "cache"))) == 8
     assert verify_cache(tmp_path / "cache", deep=True).ok
-    assert snapshot(tmp_path / "cache") == before
+    assert files_of(tmp_path / "cache") == before
     for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
         path.chmod(0o755)
 

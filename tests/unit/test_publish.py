@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_builder import build_cache, make_arrays, make_provenance, publish
+from cache_builder import FORMATS, SHARDS, build_cache, make_arrays, make_provenance, publish
+from share_tools import files_of
 
 import logitcache as lc
 from logitcache.cache import (
@@ -31,35 +32,29 @@ from logitcache.errors import (
     StorageError,
 )
 
-FORMATS = ("zarr", "arrow")
-SHARDS = [make_arrays(seed, lengths) for seed, lengths in enumerate([(6, 0, 1, 9), (), (3,), (0, 0, 12)])]
 TOKENIZER_FILES = {"tokenizer.json": b'{"a": 1}', "tokenizer_config.json": b'{"b": 2}'}
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_equal_input_gives_equal_directories(tmp_path: Path, shard_format: Any) -> None:
     digests = {build_cache(tmp_path / name, shard_format, SHARDS) for name in ("one", "two")}
     assert len(digests) == 1
-    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
 def test_finishing_twice_changes_nothing(tmp_path: Path) -> None:
     build_cache(tmp_path / "cache")
-    before = snapshot(tmp_path / "cache")
+    before = files_of(tmp_path / "cache")
     build_cache(tmp_path / "cache")
-    assert snapshot(tmp_path / "cache") == before
+    assert files_of(tmp_path / "cache") == before
 
 
 def test_a_finished_cache_is_never_overwritten(tmp_path: Path) -> None:
     build_cache(tmp_path / "cache")
-    before = snapshot(tmp_path / "cache")
+    before = files_of(tmp_path / "cache")
     with pytest.raises(OutputExistsError, match="already holds another cache"):
         build_cache(tmp_path / "cache", positions="completion")
-    assert snapshot(tmp_path / "cache") == before
+    assert files_of(tmp_path / "cache") == before
 
 
 def test_equal_shards_are_one_file(tmp_path: Path) -> None:
@@ -87,7 +82,7 @@ def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
     publish(root, [make_arrays(99)], "zarr")
     build_cache(root, "zarr", SHARDS)
     build_cache(tmp_path / "fresh", "zarr", SHARDS)
-    assert snapshot(root) == snapshot(tmp_path / "fresh")
+    assert files_of(root) == files_of(tmp_path / "fresh")
     assert not (root / ".dump").exists()
 
 
@@ -212,7 +207,7 @@ def test_a_crash_while_finishing_leaves_no_cache_or_the_whole_one(
         with pytest.raises(CacheNotFoundError, match="unfinished cache: run the same `logitcache dump` command again"):
             lc.open(root)
     finalize_cache(root, entries, *rest)
-    assert snapshot(root) == snapshot(tmp_path / "fresh")
+    assert files_of(root) == files_of(tmp_path / "fresh")
 
 
 # Opening ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cache_builder import TOP_K, VOCAB, build_cache, make_arrays
+from cache_builder import SHARDS, TOP_K, VOCAB, build_cache, make_arrays
 
 import logitcache as lc
 from logitcache.cache import (
@@ -25,16 +25,6 @@ from logitcache.errors import (
     CorruptCacheError,
     MissingDependencyError,
 )
-
-FORMATS = ("zarr", "arrow")
-SHARDS = [make_arrays(seed, lengths) for seed, lengths in enumerate([(6, 0, 1, 9), (), (3,), (0, 0, 12)])]
-
-
-@pytest.fixture(scope="module", params=FORMATS)
-def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("reader") / request.param
-    build_cache(path, request.param, SHARDS)
-    return path
 
 
 def expected_sequences() -> list[tuple[ShardArrays, slice, slice]]:
