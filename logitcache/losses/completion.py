@@ -76,8 +76,10 @@ class Completion:
         # An entry of -inf says only that the id is impossible.
         possible_NK = targets.logprobs > -torch.inf
         surprise_NK = torch.where(possible_NK, targets.logprobs - self.mean_V[targets.ids], 0)
-        evidence_NR1 = (weighted_NKR1.mT @ surprise_NK.float()[:, :, None])[:, :, 0]
-        state_NR1 = torch.linalg.solve(precision_NR1R1, evidence_NR1)
+        evidence_NR11 = weighted_NKR1.mT @ surprise_NK.float()[:, :, None]
+        # A precision is positive definite; and torch's batched LU goes wrong, often silently, with several threads
+        # and some 160 unknowns.
+        state_NR1 = torch.cholesky_solve(evidence_NR11, torch.linalg.cholesky(precision_NR1R1))[:, :, 0]
         seen_NC = (self.factor_VR[ids_NC] @ state_NR1[:, :rank, None])[:, :, 0]
         estimate_NC: Tensor = self.mean_V[ids_NC] + seen_NC + state_NR1[:, rank:]
         return estimate_NC.to(targets.logprobs.dtype)

@@ -36,6 +36,25 @@ def test_missing_values_of_a_low_rank_teacher_are_recovered(completion: losses.C
     assert (truth - truth.mean(1, keepdim=True)).std() > 2
 
 
+def test_estimates_of_a_high_rank_are_those_of_the_rows_one_by_one() -> None:
+    """Many rows at once, several threads, 181 unknowns: where a batched LU gives noise or NaN."""
+    high = losses.Completion.fit([torch.randn(400, VOCAB, generator=torch.Generator().manual_seed(7))], rank=180)
+    targets = lc.TopK.from_logits(teacher_logits(400, seed=8), K)
+    asked = torch.arange(8).expand(400, -1)
+    together = high.predict(targets, asked)
+    for row in range(0, 400, 57):
+        ids = targets.ids[row]
+        factor_KR1, asked_CR1 = (
+            torch.cat([high.factor_VR[some], torch.ones(len(some), 1)], 1).double() for some in (ids, asked[row])
+        )
+        prior_R1R1 = torch.diag(torch.cat([torch.ones(180), torch.tensor([1e4])])).double()
+        covariance_KK = factor_KR1 @ prior_R1R1 @ factor_KR1.T + torch.diag(high.noise_V[ids].double())
+        surprise_K = (targets.logprobs[row] - high.mean_V[ids]).double()
+        weights_CK = asked_CR1 @ prior_R1R1 @ factor_KR1.T
+        expected = high.mean_V[asked[row]] + weights_CK @ torch.linalg.solve(covariance_KK, surprise_K)
+        torch.testing.assert_close(together[row].double(), expected, rtol=1e-3, atol=1e-2)
+
+
 def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(completion: losses.Completion) -> None:
     logits = teacher_logits(60, seed=3)
     student = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(4)) * 2.5
