@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitcache.cache import Cache
-from logitcache.heads import Head, find_head
+from logitcache.heads import Head, evaluating, find_head
 from logitcache.losses import metrics
 from logitcache.pairing import load_student, pair
 from logitcache.progress import Report, silent
@@ -163,12 +163,9 @@ def evaluate(
     model = load_student(student, dtype=dtype) if named else student
     fit = pair(opened, model, student if named else None)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    was_training = model.training
-    model.to(target).eval()
-    try:
+    model.to(target)
+    with evaluating(model):
         return _measure(opened, model, fit.vocab_limit, batch_size, target, report).mean()
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ Shape legend: N positions, D hidden width, V words in the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,19 +98,27 @@ def _logit_scale(config: Any) -> float:
     return 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
-@torch.no_grad()
-def _check(model: Any, head: Head) -> None:
-    """Compare with the model's own logits on a few tokens; dropout is off meanwhile."""
-    was_training = model.training
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout; afterwards each of its modules is as it was, frozen ones too."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def _check(model: Any, head: Head) -> None:
+    """Compare with the model's own logits on a few tokens."""
+    with evaluating(model):
         device = model.get_input_embeddings().weight.device
         ids = torch.arange(1, 9, device=device)[None] % head.vocab_size
         own = model(input_ids=ids, use_cache=False).logits[0].float()
         hidden = head.body(input_ids=ids, use_cache=False).last_hidden_state[0]
         ours = head.logits(hidden).float().to(own.device)
-    finally:
-        model.train(was_training)
     if own.shape != ours.shape or not _close(ours, own):
         raise ModelError(
             f"{type(model).__name__} changes its logits after the head in a way that is not known here "

@@ -40,7 +40,7 @@ def draw_tail(logits_NV: Tensor, ids_NK: Tensor, drawn: int, draws_N: Tensor) ->
     below_NV = masses_NV.cumsum(1, dtype=torch.float64)
     wanted_N1 = drawn - certain_N1
     # A little below 1, so that no point is rounded up to the total.
-    shift_N1 = draws_N.to(below_NV)[:, None].clamp_max(1 - 2.0**-32)
+    shift_N1 = draws_N.to(below_NV)[:, None].clamp(0, 1 - 2.0**-32)
     points_NM = (shift_N1 + places_M) / wanted_N1.clamp_min(1) * below_NV[:, -1:]
     # The first id whose running total passes the point; such an id has a mass above 0.
     found_NM = torch.searchsorted(below_NV, points_NM, right=True).clamp_max(logits_NV.shape[1] - 1)

@@ -129,32 +129,30 @@ class TopK:
             if count and (given is None or len(given) != len(logits)):
                 raise TargetsError(f"what to keep beyond the top needs {name}, a row for each of the logits'")
         logits_NV = logits.detach()
-        values_NK, ids_NK = _ordered_topk(logits_NV, k)
+        ids_NK = _top_ids(logits_NV, k)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        values_NK = values_NK.to(wide)
-        # Relative to the K-th value nothing outside the top overflows, and what lies not far below it doesn't vanish.
-        last_N1 = values_NK[:, -1:]
-        shift_N1 = torch.where(last_N1.isfinite(), last_N1, values_NK[:, :1])
         work_NV = logits_NV if overwrite and logits_NV.dtype == wide else logits_NV.to(wide, copy=True)
-        work_NV.sub_(shift_N1)
         logit_std_N = work_NV.std(1) if statistics else None
         if draws is not None and tail_samples:
             ids_NK = draw_tail(work_NV, ids_NK, tail_samples, draws)
         if reference is not None and candidates:
             ids_NK = prefer(work_NV, ids_NK, candidates, reference)
         values_NK = work_NV.gather(1, ids_NK)
-        # The mass outside the top is summed on its own: one minus the mass inside would cancel to noise.
-        rest_N = work_NV.scatter_(1, ids_NK, -math.inf).exp_().sum(1).log_()
-        # From here on relative to the first: where it is far above the K-th, its own log-prob would lose digits.
-        first_N1 = values_NK[:, :1]
-        values_NK, rest_N = values_NK - first_N1, rest_N - first_N1[:, 0]
+        first_N = values_NK[:, 0]
+        # The mass outside the list is summed on its own, as one minus the mass inside would cancel to noise; and
+        # relative to its own largest, which may lie far below the list, or above candidates in it.
+        largest_N1 = work_NV.scatter_(1, ids_NK, -math.inf).amax(1, keepdim=True)
+        largest_N1 = torch.where(largest_N1.isfinite(), largest_N1, 0)
+        rest_N = work_NV.sub_(largest_N1).exp_().sum(1).log_() + (largest_N1[:, 0] - first_N)
+        values_NK = values_NK - first_N[:, None]
+        # Log Σ exp relative to the first entry: at most log V, so that no log-prob loses digits to it.
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
         return cls(
             ids=ids_NK,
             logprobs=values_NK - log_partition_N[:, None],
             residual_logprob=rest_N - log_partition_N,
             vocab_size=vocab_size,
-            log_partition=log_partition_N + (shift_N1 + first_N1)[:, 0] if statistics else None,
+            log_partition=log_partition_N + first_N if statistics else None,
             logit_std=logit_std_N,
             tail_samples=tail_samples,
             candidates=candidates,
@@ -239,9 +237,9 @@ def check_beyond(k: int, tail_samples: int, candidates: int) -> None:
         raise TargetsError(f"{tail_samples} tail samples and {candidates} candidates: a row holds one or the other")
 
 
-def _ordered_topk(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and ids ``[N, k]``, descending; ties by ascending id, so that equal logits always give equal caches."""
+def _top_ids(logits_NV: Tensor, k: int) -> Tensor:
+    """Ids ``[N, k]`` by descending logit; ties by ascending id, so that equal logits always give equal caches."""
     values_NK, ids_NK = logits_NV.topk(k, dim=1)
     ids_NK, by_id_NK = ids_NK.sort(dim=1)
-    values_NK, by_value_NK = values_NK.gather(1, by_id_NK).sort(dim=1, descending=True, stable=True)
-    return values_NK, ids_NK.gather(1, by_value_NK)
+    by_value_NK = values_NK.gather(1, by_id_NK).sort(dim=1, descending=True, stable=True).indices
+    return ids_NK.gather(1, by_value_NK)

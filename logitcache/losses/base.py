@@ -35,6 +35,11 @@ class Loss(ABC):
         """True if the loss can't be computed without labels."""
         return False
 
+    @property
+    def reads_labels(self) -> bool:
+        """True if labels make a difference, so that each must be an id that the student has."""
+        return self.needs_labels
+
     def __call__(self, student_logits: Tensor, targets: TopK, labels: Tensor | None = None) -> Tensor:
         """Per-token loss ``[N]``.
 
@@ -47,6 +52,7 @@ class Loss(ABC):
             TargetsError: shapes don't fit, or the targets lack a statistic that the loss needs.
         """
         check_shapes(student_logits, targets, labels)
+        check_labels(self, labels, student_logits.shape[1])
         self.check_inputs(targets, labels)
         wide = torch.promote_types(student_logits.dtype, torch.float32)
         return self.per_token(student_logits.to(wide), to_dtype(targets, wide), labels)
@@ -107,13 +113,25 @@ def check_rows(rows: int, vocab_size: int, targets: TopK, labels: Tensor | None)
     """The same for a student whose logits don't exist yet (the fused head)."""
     if len(targets) != rows:
         raise TargetsError(f"the student has {rows} positions, the targets {len(targets)}; each needs its own row")
-    if labels is not None and tuple(labels.shape) != (rows,):
-        raise TargetsError(f"labels {tuple(labels.shape)} must be [N] = [{rows}]")
+    if labels is not None and (tuple(labels.shape) != (rows,) or labels.dtype != torch.int64):
+        raise TargetsError(f"labels {labels.dtype} {tuple(labels.shape)} must be torch.int64 [N] = [{rows}]")
     # A student may have fewer (padding) rows than the teacher; that only matters if a target names one of them.
     if vocab_size < targets.vocab_size and rows and int(targets.ids.max()) >= vocab_size:
         raise TargetsError(
             f"the targets name id {int(targets.ids.max())}, but the student has only {vocab_size} logits; "
             "check that both use the same tokenizer"
+        )
+
+
+def check_labels(loss: Loss, labels: Tensor | None, vocab_size: int) -> None:
+    """Raise ``TargetsError`` if the loss reads labels and one is neither -100 nor an id below V."""
+    # Compiled code doesn't stop to look at values.
+    if labels is None or not len(labels) or not loss.reads_labels or torch.compiler.is_compiling():
+        return
+    wrong_N = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= vocab_size))
+    if bool(wrong_N.any()):
+        raise TargetsError(
+            f"label {int(labels[wrong_N][0])} is none of the student's {vocab_size} ids; -100 leaves a position out"
         )
 
 

@@ -50,7 +50,7 @@ class TLD(SparseLoss):
         ids_Nk, teacher_Nk = targets.ids[:, :k], targets.logprobs[:, :k]
         usable_Nk = torch.ones_like(ids_Nk, dtype=torch.bool)
         lowest_N1 = bound(targets)[:, None] - 1
-        return Selection(ids_Nk, torch.where(teacher_Nk > -math.inf, teacher_Nk, lowest_N1), usable_Nk)
+        return Selection(ids_Nk, torch.where(teacher_Nk == -math.inf, lowest_N1, teacher_Nk), usable_Nk)
 
     def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
         return difference_kl(selection.teacher_NC, student_NC, selection.usable_NC, self.temperature)
@@ -88,6 +88,10 @@ class SLD(SparseLoss):
         check_not_negative(self.name, offset=self.offset, slope=self.slope)
         if isinstance(self.completion, str):
             object.__setattr__(self, "completion", Completion.load(self.completion))
+        elif not isinstance(self.completion, Completion | None):
+            raise ConfigError(
+                f"{self.name}: completion = {self.completion!r} is not allowed; it must be a Completion or a path"
+            )
         if self.missing not in MISSING:
             raise ConfigError(
                 f"{self.name}: missing = {self.missing!r} is not allowed; choose from {', '.join(MISSING)}"
@@ -96,7 +100,7 @@ class SLD(SparseLoss):
     def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
         ids_Nk = student_top_ids(logits_NV, min(self.k, logits_NV.shape[1]))
         teacher_Nk, listed_Nk = look_up(targets, ids_Nk)
-        known_Nk = listed_Nk & (teacher_Nk > -math.inf)
+        known_Nk = listed_Nk & (teacher_Nk != -math.inf)
         fill_Nk = self.fill(targets, ids_Nk, known_Nk)
         usable_Nk = known_Nk if self.missing == "drop" else torch.ones_like(known_Nk)
         coverage_N = listed_Nk.to(logits_NV.dtype).mean(1)
@@ -111,7 +115,10 @@ class SLD(SparseLoss):
         assert isinstance(self.completion, Completion)
         if self.completion.mean_V.device != ids_Nk.device:
             object.__setattr__(self, "completion", self.completion.to(ids_Nk.device))
-        below_Nk = (bound_N1 - self.completion.predict(targets, ids_Nk)).clamp_min(0)
+        # Of ids that only the student knows there is no estimate.
+        shared_Nk = ids_Nk < len(self.completion.mean_V)
+        estimate_Nk = self.completion.predict(targets, torch.where(shared_Nk, ids_Nk, 0))
+        below_Nk = torch.where(shared_Nk, bound_N1 - estimate_Nk, 0).clamp_min(0)
         trust_N1 = _TRUST + _TRUST_SLOPE * missing_N1
         return bound_N1 - self.offset - _SLOPE_SHARE * self.slope * missing_N1 - trust_N1 * below_Nk
 
@@ -155,7 +162,7 @@ def bound(targets: TopK) -> Tensor:
     ranked entries are known to be larger than all that aren't listed.
     """
     ranked_NR = targets.logprobs[:, : targets.ranked]
-    least_N = torch.where(ranked_NR > -math.inf, ranked_NR, 0).amin(1)
+    least_N = torch.where(ranked_NR == -math.inf, 0, ranked_NR).amin(1)
     residual_N = targets.residual_logprob
     return torch.where(residual_N > -math.inf, torch.minimum(least_N, residual_N), least_N)
 

@@ -45,27 +45,42 @@ class Completion:
         """Learn from audit rows: tensors ``[A, V]`` of the teacher's logits or log-probs, a few hundred rows in all.
 
         Raises:
-            TargetsError: there are no more rows than ``rank``.
+            TargetsError: the rows aren't of one vocabulary, aren't finite (but for -inf), or are no more than ``rank``.
         """
-        logits_AV = torch.cat([row.detach().float() for row in rows])
+        parts = [row.detach().float() for row in rows]
+        if not parts or any(part.dim() != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
+            raise TargetsError(f"audit rows {[tuple(part.shape) for part in parts]} must be [A, V], with one V")
+        logits_AV = torch.cat(parts)
         count, vocab_size = logits_AV.shape
         if not 0 < rank < min(count, vocab_size):
             raise TargetsError(f"rank {rank} needs more than {rank} audit rows and ids; there are {count} rows")
         logits_AV = logits_AV.log_softmax(1).clamp_min(_LEAST)
+        if not bool(logits_AV.isfinite().all()):
+            raise TargetsError("audit rows hold NaN, +inf, or nothing but -inf: a completion can't be learnt from them")
         mean_V = logits_AV.mean(0)
         # Each row's level is free: only what differs within a row is learnt.
         centred_AV = logits_AV - mean_V
         centred_AV = centred_AV - centred_AV.mean(1, keepdim=True)
-        values_A, vectors_AA = torch.linalg.eigh((centred_AV @ centred_AV.T).double() / count)
-        vectors_AR, values_R = vectors_AA[:, -rank:].float(), values_A[-rank:].float()
-        # Column r is the r-th principal direction over ids, as long as its standard deviation.
+        _, vectors_AA = torch.linalg.eigh((centred_AV @ centred_AV.T).double() / count)
+        vectors_AR = vectors_AA[:, -rank:].float()
+        # A column is a principal direction over ids, as long as its standard deviation: 0 where rows repeat.
         factor_VR = centred_AV.T @ vectors_AR / count**0.5
         noise_V = (centred_AV.square().mean(0) - factor_VR.square().sum(1)).clamp_min(_LEAST_NOISE)
-        assert values_R.min() > 0
         return cls(mean_V, factor_VR, noise_V)
 
     def predict(self, targets: TopK, ids_NC: Tensor) -> Tensor:
-        """Posterior mean ``[N, C]`` of the teacher's log-probs at ``ids_NC``, given each row's listed entries."""
+        """Posterior mean ``[N, C]`` of the teacher's log-probs at ``ids_NC``, given each row's listed entries.
+
+        Raises:
+            TargetsError: it was learnt from a smaller vocabulary than the targets'.
+        """
+        if len(self.mean_V) < targets.vocab_size:
+            raise TargetsError(f"the completion knows {len(self.mean_V)} ids, the targets {targets.vocab_size}")
+        # Half precision has no digits to spare for a precision matrix.
+        with torch.autocast(ids_NC.device.type, enabled=False):
+            return self._predict(targets, ids_NC)
+
+    def _predict(self, targets: TopK, ids_NC: Tensor) -> Tensor:
         known_NKR = self.factor_VR[targets.ids]
         known_NKR1 = torch.cat([known_NKR, torch.ones_like(known_NKR[:, :, :1])], 2)
         weighted_NKR1 = known_NKR1 / self.noise_V[targets.ids][:, :, None]
@@ -103,6 +118,13 @@ class Completion:
         """
         try:
             tensors = {name: value.float() for name, value in load_file(path).items()}
-            return cls(tensors["mean"], tensors["factor"], tensors["noise"])
+            completion = cls(tensors["mean"], tensors["factor"], tensors["noise"])
         except (OSError, KeyError, SafetensorError) as error:
             raise TargetsError(f"{path} is no completion file: {error}") from error
+        mean_V, factor_VR, noise_V = completion.mean_V, completion.factor_VR, completion.noise_V
+        if mean_V.dim() != 1 or noise_V.shape != mean_V.shape or factor_VR.shape[:-1] != mean_V.shape:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
+            raise TargetsError(f"{path} is no completion file: {shapes} must be mean [V], factor [V, R], noise [V]")
+        if not all(bool(value.isfinite().all()) for value in tensors.values()) or not bool((noise_V > 0).all()):
+            raise TargetsError(f"{path} is no completion file: it holds NaN or infinity, or noise that isn't above 0")
+        return completion

@@ -9,9 +9,10 @@ from torch import Tensor
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) in nats over the last dimension; both normalised log-probs. An event of p = 0 counts 0.
 
-    ``log_q`` must be finite wherever p > 0. Never negative: see ``not_negative``.
+    ``log_q`` must be finite wherever p > 0. Never negative: see ``not_negative``. NaN stays NaN: a model that has come
+    apart must not look like one that has nothing left to learn.
     """
-    possible = log_p > -torch.inf
+    possible = log_p != -torch.inf
     # Both factors are made finite before they meet: 0 * inf would be NaN forward, and again in the backward pass.
     log_p = torch.where(possible, log_p, 0)
     log_q = torch.where(possible, log_q, 0)
@@ -20,4 +21,10 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def not_negative(value: Tensor) -> Tensor:
     """Lift what rounding pushed below zero back to zero, and leave the gradient as it is."""
-    return value + (value.clamp_min(0) - value).detach()
+    return torch.where(value < 0, value - value.detach(), value)
+
+
+def log_probs(values: Tensor) -> Tensor:
+    """log_softmax over the last dimension; a row of nothing but -inf, in which no event is possible, stays as it is."""
+    impossible = (values == -torch.inf).all(-1, keepdim=True)
+    return torch.where(impossible, values, torch.where(impossible, 0, values).log_softmax(-1))

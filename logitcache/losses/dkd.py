@@ -34,6 +34,10 @@ class DKD(Loss):
         check_positive(self.name, temperature=self.temperature)
         check_not_negative(self.name, alpha=self.alpha, beta=self.beta)
 
+    @property
+    def reads_labels(self) -> bool:
+        return True
+
     def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
         logit_std(targets, self.name)
         warn_of_tail(targets, self.name, self.temperature, always=True)

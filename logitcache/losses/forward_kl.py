@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
-from logitcache.losses.divergence import kl
+from logitcache.losses.divergence import kl, log_probs
 from logitcache.losses.tail import complete, estimated, warn_of_tail
 from logitcache.topk import TopK
 
@@ -41,4 +41,4 @@ class ForwardKL(Loss):
             student_NK = (logits_NV / self.temperature).log_softmax(1).gather(1, targets.ids)
             return kl(estimated(targets, self.temperature), student_NK)
         teacher_NV = complete(targets, logits_NV) / self.temperature
-        return kl(teacher_NV.log_softmax(1), (logits_NV / self.temperature).log_softmax(1))
+        return kl(log_probs(teacher_NV), (logits_NV / self.temperature).log_softmax(1))

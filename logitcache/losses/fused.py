@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from logitcache.losses.base import Loss, SparseLoss
 from logitcache.losses.sparse_rows import rows_times, scatter_rows
@@ -41,12 +40,6 @@ class LinearHead:
     bias: Tensor | None = None
     softcap: float | None = None
     logit_scale: float = 1.0
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``[..., V]`` logits with gradient, float32 (float64 for float64), from hidden states ``[..., D]``."""
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(wide)
-        return self.finish(functional.linear(hidden.to(wide), self.weight.to(wide), bias))
 
     def finish(self, logits: Tensor) -> Tensor:
         """Scale and cap what the matrix product gave."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import ConfigError, TargetsError
-from logitcache.losses.base import IGNORED_LABEL, Loss, check_rows, check_shapes, to_dtype
+from logitcache.losses.base import IGNORED_LABEL, Loss, check_labels, check_positive, check_rows, check_shapes, to_dtype
 from logitcache.losses.bild import SLD
 from logitcache.losses.fused import Job, LinearHead, Tally, chunk_loss, fused_loss
 from logitcache.losses.mix import parts_of
@@ -101,6 +101,7 @@ def head_loss(
 ) -> tuple[Tensor, HeadStats]:
     """``linear_loss`` for a loss and a head that are built already, and what it saw on the way."""
     _check(hidden, head, targets, labels, reduction)
+    check_labels(loss, labels, head.weight.shape[0])
     loss.check_inputs(targets, labels)
     hidden, targets, labels = _kept(hidden, targets, labels)
     if len(targets) == 0:
@@ -122,6 +123,7 @@ def dense_loss(
 ) -> tuple[Tensor, HeadStats]:
     """The same from logits ``[N, V]`` that exist already, for a model whose output layer isn't linear."""
     check_shapes(logits, targets, labels)
+    check_labels(loss, labels, logits.shape[1])
     loss.check_inputs(targets, labels)
     logits, targets, labels = _kept(logits, targets, labels)
     if len(targets) == 0:
@@ -164,8 +166,9 @@ def _nothing(rows: Tensor, *others: Tensor | None) -> Tensor:
 def _check(hidden: Tensor, head: LinearHead, targets: TopK, labels: Tensor | None, reduction: str) -> None:
     if reduction not in ("mean", "sum"):
         raise ConfigError(f"reduction = {reduction!r} is not allowed; it must be mean or sum")
-    if head.softcap is not None and not head.softcap > 0:
-        raise ConfigError(f"softcap = {head.softcap!r} is not allowed; it must be above 0, or None for no cap")
+    if head.softcap is not None:
+        check_positive("linear_loss", softcap=head.softcap)
+    check_positive("linear_loss", logit_scale=head.logit_scale)
     if hidden.dim() != 2 or head.weight.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
         raise TargetsError(
             f"hidden {tuple(hidden.shape)} and weight {tuple(head.weight.shape)} must be [N, D] and [V, D]"

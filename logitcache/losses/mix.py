@@ -23,6 +23,10 @@ class Mix(Loss):
     def needs_labels(self) -> bool:
         return any(loss.needs_labels for _, loss in self.parts)
 
+    @property
+    def reads_labels(self) -> bool:
+        return any(loss.reads_labels for _, loss in self.parts)
+
     def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
         for _, loss in self.parts:
             loss.check_inputs(targets, labels)

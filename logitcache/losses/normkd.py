@@ -48,11 +48,12 @@ def normalised(logits_NV: Tensor, targets: TopK, loss: str, temperature: float) 
     # Differences are what counts; taking the maximum off first keeps a constant row exactly zero.
     teacher_NV = (teacher_NV - teacher_NV.amax(1, keepdim=True)) / scale_N[:, None]
     centred_NV = logits_NV - logits_NV.detach().amax(1, keepdim=True)
-    student_NV = centred_NV / (temperature * _student_std(logits_NV))[:, None]
+    student_NV = centred_NV / (temperature * _student_std(centred_NV))[:, None]
     return teacher_NV, student_NV, scale_N
 
 
 def _student_std(logits_NV: Tensor) -> Tensor:
+    """σ ``[N]`` with gradient; of logits far from 0 it would lose digits."""
     if not torch.isfinite(logits_NV).all():
         return finite_std(logits_NV).clamp_min(_LEAST_STD)
     # The root's slope at 0 is infinite, so the floor goes under the root.

@@ -120,6 +120,8 @@ def _settings(text: str, spec: str) -> dict[str, Any]:
         field, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"loss {spec!r}: {item!r} is no setting; {_SYNTAX}")
+        if field.strip() in settings:
+            raise ConfigError(f"loss {spec!r}: the setting {field.strip()!r} stands there twice")
         settings[field.strip()] = _value(value.strip())
     return settings
 

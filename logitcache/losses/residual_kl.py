@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logitcache.losses.base import Loss
-from logitcache.losses.divergence import kl
+from logitcache.losses.divergence import kl, log_probs
 from logitcache.topk import TopK
 
 
@@ -19,26 +19,17 @@ class ResidualKL(Loss):
 
     This is the unbiased way to use a truncated teacher: it assumes nothing of the tail's shape, is at most the full KL
     (by the data-processing inequality), and its minimum has the teacher's probabilities at every listed id. It
-    equals ``forward_kl`` at temperature 1, and costs less memory.
+    equals ``forward_kl`` at temperature 1, and costs less memory. A student that has only the listed ids can't
+    follow the rest: they are compared among themselves then.
     """
 
     name: ClassVar[str] = "residual_kl"
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
-        return kl(teacher_buckets(targets), student_buckets(logits_NV, targets))
-
-
-def teacher_buckets(targets: TopK) -> Tensor:
-    """Log-probs ``[N, K + 1]`` of the listed ids and of the rest; rows sum to 1 whatever the cache rounded."""
-    return torch.cat([targets.logprobs, targets.residual_logprob[:, None]], 1).log_softmax(1)
-
-
-def student_buckets(logits_NV: Tensor, targets: TopK) -> Tensor:
-    """The student's log-probs ``[N, K + 1]`` of the same events."""
-    listed_NK = logits_NV.gather(1, targets.ids)
-    if targets.k == logits_NV.shape[1]:
-        # No other ids: the last bucket is impossible for the teacher too, and any finite value serves.
-        listed_NK = listed_NK.log_softmax(1)
-        return torch.cat([listed_NK, torch.zeros_like(listed_NK[:, :1])], 1)
-    rest_N = logits_NV.scatter(1, targets.ids, -torch.inf).logsumexp(1)
-    return torch.cat([listed_NK, rest_N[:, None]], 1).log_softmax(1)
+        listed_NK = logits_NV.gather(1, targets.ids)
+        if targets.k == logits_NV.shape[1]:
+            return kl(log_probs(targets.logprobs), listed_NK.log_softmax(1))
+        rest_N = logits_NV.scatter(1, targets.ids, -torch.inf).logsumexp(1)
+        # Rows sum to 1 whatever the cache rounded.
+        teacher_NK1 = log_probs(torch.cat([targets.logprobs, targets.residual_logprob[:, None]], 1))
+        return kl(teacher_NK1, torch.cat([listed_NK, rest_N[:, None]], 1).log_softmax(1))

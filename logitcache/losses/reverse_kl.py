@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
-from logitcache.losses.divergence import kl
+from logitcache.losses.divergence import kl, log_probs
 from logitcache.losses.tail import complete, warn_of_tail
 from logitcache.topk import TopK
 
@@ -38,5 +38,5 @@ class ReverseKL(Loss):
         warn_of_tail(targets, self.name, self.temperature)
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
-        teacher_NV = (complete(targets, logits_NV) / self.temperature).log_softmax(1).clamp_min(_FLOOR)
+        teacher_NV = log_probs(complete(targets, logits_NV) / self.temperature).clamp_min(_FLOOR)
         return kl((logits_NV / self.temperature).log_softmax(1), teacher_NV)

@@ -22,7 +22,9 @@ def rows_times(weight_VD: Tensor, ids_NC: Tensor, gradient_NC: Tensor) -> Tensor
     for start in range(0, len(ids_NC), step):
         some = slice(start, start + step)
         rows_BCD = weight_VD[ids_NC[some]].to(gradient_NC.dtype)
-        rows_ND[some] = torch.einsum("bc,bcd->bd", gradient_NC[some], rows_BCD)
+        # A backward pass may run inside autocast, which would take this product to half precision.
+        with torch.autocast(rows_ND.device.type, enabled=False):
+            rows_ND[some] = torch.einsum("bc,bcd->bd", gradient_NC[some], rows_BCD)
     return rows_ND
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import LogitCacheWarning, TargetsError
+from logitcache.losses.divergence import log_probs
 from logitcache.tail_sample import log_weights
 from logitcache.topk import TopK
 
@@ -45,7 +46,7 @@ def estimated(targets: TopK, temperature: float) -> Tensor:
     # How much more than its own mass an entry stands for; -inf - -inf would be NaN.
     weights_NM = log_weights(drawn_NM, targets.residual_logprob)
     more_NM = torch.where(drawn_NM > -math.inf, weights_NM - drawn_NM, 0)
-    return torch.cat([ranked_NR / temperature, drawn_NM / temperature + more_NM], 1).log_softmax(1)
+    return log_probs(torch.cat([ranked_NR / temperature, drawn_NM / temperature + more_NM], 1))
 
 
 def look_up(targets: TopK, ids_NC: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logitcache.losses.base import Selection, SparseLoss, check_count, check_positive
-from logitcache.losses.divergence import kl
+from logitcache.losses.divergence import kl, log_probs
 from logitcache.topk import TopK
 
 
@@ -36,4 +36,4 @@ class TopKL(SparseLoss):
 
     def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
         teacher_NC = selection.teacher_NC / self.temperature
-        return kl(teacher_NC.log_softmax(1), (student_NC / self.temperature).log_softmax(1))
+        return kl(log_probs(teacher_NC), (student_NC / self.temperature).log_softmax(1))

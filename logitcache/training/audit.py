@@ -13,6 +13,7 @@ from torch import Tensor
 
 from logitcache.cache import Cache
 from logitcache.errors import TargetsError
+from logitcache.heads import evaluating
 from logitcache.losses import Completion, Loss
 from logitcache.losses.fidelity import GradientMatch, best_fill, s_ld_match, student_led, total, with_fill
 from logitcache.streaming import Batch, stream
@@ -130,12 +131,9 @@ def choose_fill(audit: Audit, module: DistillModule) -> list[str]:
         found: Tensor = module(**inputs, logits=True)["logits"]
         return found
 
-    training = module.training
-    module.eval()
-    with torch.no_grad():
+    with evaluating(module), torch.no_grad():
         chosen = [audit.choose(module.loss, logits)]
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(chosen)
         module.loss, match = chosen[0]
-    module.train(training)
     return [] if match is None else [describe(module.loss, match)]

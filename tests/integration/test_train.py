@@ -177,6 +177,21 @@ def test_steps_without_targets_change_nothing(cache: Cache, student_dir: Path, t
     assert_equal(weights(tmp_path / "out"), weights(student_dir))
 
 
+@pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "bild"])
+def test_a_student_that_comes_apart_stops_the_run(cache: Cache, student_dir: Path, tmp_path: Path, loss: str) -> None:
+    """A weight that became NaN: whatever the loss, it isn't 0."""
+    shutil.copytree(student_dir, tmp_path / "broken")
+    model = AutoModelForCausalLM.from_pretrained(student_dir)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(lc.LogitCacheError, match="the loss is nan at step 1: lower the learning rate"):
+        lc.train(
+            cache=cache.root, student=tmp_path / "broken", out=tmp_path / "out", loss=loss, batch_size=4, max_steps=2,
+            write_report=False,
+        )  # fmt: skip
+
+
 def test_a_plan_writes_nothing(cache: Cache, student_dir: Path, tmp_path: Path) -> None:
     planned: dict[str, Any] = plan(
         lc.TrainConfig(cache=str(cache.root), student=str(student_dir), out=tmp_path / "out", batch_size=4, epochs=2)

@@ -1,9 +1,11 @@
 """Estimates of the teacher values that targets don't hold."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import logitcache as lc
 from logitcache import losses
@@ -113,8 +115,49 @@ def test_what_is_no_completion_is_refused(tmp_path: Path) -> None:
         losses.get("bild", completion=str(tmp_path / "other"))
     with pytest.raises(lc.LogitCacheError, match="is no completion file"):
         losses.Completion.load(tmp_path / "missing")
+    good = {"mean": torch.zeros(9), "factor": torch.zeros(9, 2), "noise": torch.ones(9)}
+    for name, wrong in (("noise", torch.zeros(9)), ("mean", torch.full((9,), math.nan)), ("factor", torch.zeros(8, 2))):
+        save_file({**good, name: wrong}, tmp_path / "wrong")
+        with pytest.raises(lc.LogitCacheError, match="is no completion file: "):
+            losses.Completion.load(tmp_path / "wrong")
     with pytest.raises(lc.LogitCacheError, match="needs more than 64 audit rows"):
         losses.Completion.fit([teacher_logits(40, seed=1)], rank=64)
+
+
+def test_rows_that_repeat_teach_what_they_have() -> None:
+    """Prompts from a template say the same again and again."""
+    rows = teacher_logits(20, seed=9)
+    repeated = losses.Completion.fit([rows.repeat(4, 1)], rank=64)
+    once = losses.Completion.fit([rows], rank=19)
+    targets = lc.TopK.from_logits(teacher_logits(10, seed=10), K)
+    ids = torch.arange(8).expand(10, -1)
+    torch.testing.assert_close(repeated.predict(targets, ids), once.predict(targets, ids), rtol=1e-3, atol=5e-3)
+
+
+def test_rows_that_can_not_teach_are_refused() -> None:
+    rows = teacher_logits(100, seed=11)
+    for broken in (math.nan, math.inf):
+        with pytest.raises(lc.LogitCacheError, match="hold NaN"):
+            losses.Completion.fit([rows, torch.full((1, VOCAB), broken)], rank=RANK)
+    for parts in ([], [rows[0]], [rows, rows[:, 1:]]):
+        with pytest.raises(lc.LogitCacheError, match=r"must be \[A, V\]"):
+            losses.Completion.fit(parts, rank=RANK)
+
+
+def test_ids_that_only_the_student_has_take_the_plain_bound(completion: losses.Completion) -> None:
+    targets = lc.TopK.from_logits(teacher_logits(5, seed=13), K)
+    padded = torch.cat([teacher_logits(5, seed=14), torch.full((5, 8), 99.0)], 1)
+    completed, plain = losses.get("s_ld", completion=completion), losses.get("s_ld", slope=2.4 * 0.75)
+    # Its eight favourites are all padding, of which nothing is known.
+    torch.testing.assert_close(completed(padded, targets), plain(padded, targets))
+
+
+def test_a_completion_of_another_vocabulary_is_refused(completion: losses.Completion) -> None:
+    other = lc.TopK.from_logits(torch.randn(5, VOCAB + 1), K)
+    with pytest.raises(lc.LogitCacheError, match=f"knows {VOCAB} ids, the targets {VOCAB + 1}"):
+        losses.get("bild", completion=completion)(torch.randn(5, VOCAB + 1), other)
+    with pytest.raises(lc.LogitCacheError, match="completion = 7 is not allowed"):
+        losses.parse("bild(completion=7)")
 
 
 def test_impossible_entries_do_no_harm(completion: losses.Completion) -> None:

@@ -198,17 +198,6 @@ def test_half_precision_is_no_further_from_the_truth_than_the_naive_form(spec: s
         assert our_error <= naive_error * 1.02 + 1e-4, f"{name}: {our_error} against {naive_error}"
 
 
-def test_mixed_dtypes_under_autocast_stay_in_float32() -> None:
-    leaves, targets, labels = case()
-    expected = fused_loss("bild", leaves, targets, labels)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert fused_loss("bild", leaves, targets, labels) == expected
-    mixed = {"hidden": leaves["hidden"].detach().bfloat16().requires_grad_(), "weight": leaves["weight"]}
-    fused_loss("bild", mixed, targets, labels).backward()
-    assert mixed["hidden"].grad is not None
-    assert mixed["hidden"].grad.dtype == torch.bfloat16
-
-
 def test_float64_stays_float64() -> None:
     leaves, targets, labels = case(dtype=torch.float64, n=5, d=4, v=9, k=9)
     for spec in ("bild(k=3)", "forward_kl"):
@@ -250,7 +239,7 @@ def test_stats_report_parts_and_coverage() -> None:
     head = losses.LinearHead(leaves["weight"])
     mix = losses.parse("bild=1.0,bild(k=4)=1.0,cross_entropy=0.1")
     value, stats = losses.head_loss(mix, leaves["hidden"], head, targets, labels=labels)
-    logits = head.logits(leaves["hidden"])[1:]
+    logits = (leaves["hidden"] @ leaves["weight"].T)[1:]
     assert stats.tokens == 22
     assert set(stats.parts) == {"bild", "bild#2", "cross_entropy"}
     torch.testing.assert_close(stats.parts["bild"], losses.get("bild")(logits, targets[1:]).mean())

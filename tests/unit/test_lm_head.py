@@ -96,6 +96,14 @@ def test_equals_the_models_own_logits(name: str, tied: bool) -> None:
                 assert difference <= 2e-5 * value.grad.abs().max() + 1e-7, f"{spec} {key} {difference}"
 
 
+def test_reading_a_model_leaves_each_module_in_its_mode() -> None:
+    model = tiny("llama", tied=True).train()
+    model.model.layers[0].eval()  # as one does with layers that are frozen
+    before = [module.training for module in model.modules()]
+    losses.loss_model(model)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_a_head_that_is_not_linear_falls_back_to_dense_and_says_why() -> None:
     class Doubled(torch.nn.Linear):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -116,3 +116,29 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lc.TopK(ids_NK, torch.zeros(2, 3), torch.zeros(3), 10)
     with pytest.raises(lc.LogitCacheError, match="int64"):
         lc.TopK(ids_NK.int(), torch.zeros(2, 3), torch.zeros(2), 10)
+
+
+def test_candidates_may_lie_far_below_what_is_left_out() -> None:
+    """Ids masked with a large number that the reference likes all the same; what is listed least isn't the bound."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.cat([torch.randn(3, 6, generator=generator), torch.full((3, 44), -1e4)], 1)
+    liked = torch.arange(50.0).expand(3, -1)
+    targets = lc.TopK.from_logits(logits, 8, candidates=4, reference=liked)
+    exact = lc.TopK.from_logits(logits.double(), 8, candidates=4, reference=liked)
+    assert targets.logprobs.isfinite().all()
+    torch.testing.assert_close(targets.logprobs, exact.logprobs.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(targets.residual_logprob, exact.residual_logprob.float(), rtol=1e-6, atol=1e-6)
+    left = logits.log_softmax(1).scatter(1, targets.ids, -torch.inf).logsumexp(1)
+    torch.testing.assert_close(targets.residual_logprob, left, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tail_hundreds_of_nats_down_keeps_its_mass() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 200, generator=generator)
+    logits[:, :8] += torch.tensor([[110.0], [900.0]])
+    targets = lc.TopK.from_logits(logits, 8, statistics=True)
+    exact = lc.TopK.from_logits(logits.double(), 8, statistics=True)
+    torch.testing.assert_close(targets.residual_logprob, exact.residual_logprob.float(), rtol=1e-6, atol=1e-5)
+    assert targets.log_partition is not None
+    assert exact.log_partition is not None
+    torch.testing.assert_close(targets.log_partition, exact.log_partition.float(), rtol=1e-6, atol=1e-5)
