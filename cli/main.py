@@ -81,6 +81,11 @@ def main(
     """Dump a teacher's top-k logits once; distil many students from the cache."""
     if trusted_keys is not None:
         os.environ["LOGITCACHE_TRUSTED_KEYS"] = str(trusted_keys)
+    if named := os.environ.get("LOGITCACHE_TRUSTED_KEYS"):
+        from logitcache.share.signing import read_trusted
+
+        # A file that isn't there must not pass unnoticed in a command that opens no cache.
+        read_trusted(Path(named))
 
 
 def run() -> None:
@@ -93,7 +98,7 @@ def run() -> None:
             app(args=arguments)
     except SystemExit as stopped:
         if stopped.code == INTERRUPTED:
-            _leave()
+            _leave(arguments)
         raise
     except (LogitCacheError, OSError) as error:
         if "--debug" in sys.argv[1:]:
@@ -102,9 +107,10 @@ def run() -> None:
         raise SystemExit(1) from error
 
 
-def _leave() -> None:
+def _leave(arguments: list[str]) -> None:
     """After Ctrl-C: at once, even if a transfer's thread still waits for an answer."""
-    messages.print("[bold]interrupted[/]: run the same command again to go on")
+    resume = " with --resume" if "train" in arguments[:1] and "--resume" not in arguments else ""
+    messages.print(f"[bold]interrupted[/]: run the same command again{resume} to go on")
     sys.stdout.flush()
     if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
         os._exit(INTERRUPTED)

@@ -155,7 +155,9 @@ def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> N
                 for one in value:
                     console.print(f"  {describe_component(one)}", highlight=False)
                 continue
-            console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+            if value not in (None, []):
+                told = "; ".join(value) if name == "notes" else value
+                console.print(f"{name.replace('_', ' ')}: {told}", highlight=False)
         return
     with progress_bars(messages, enabled=is_first_rank()) as report:
         result = run(parsed, report=report)

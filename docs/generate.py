@@ -22,8 +22,9 @@ PAGE = Path(__file__).parent / "reference" / "cli.md"
 HEADER = """# Command line reference
 
 Generated from the program by `python docs/generate.py`. Each command has a guide with worked examples. Exit status: 0
-done, 1 an error that is explained in a line or two, 2 wrong usage. `--debug`, anywhere on the line, shows the traceback
-of an error.
+done, 1 an error that is explained in a line or two, 2 wrong usage (an option that there isn't, a value of the wrong
+kind), 130 ended by Ctrl-C (a dump ends after the shard at hand, with 1). `--debug`, anywhere on the line, shows the
+traceback of an error.
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from logitcache.errors import ModelError, TargetsError, TokenizerMismatchError
+from logitcache.hub import fetch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Text on which two tokenizers with equal vocabularies but other merges or other splitting come apart.
@@ -50,6 +51,8 @@ def load_student(name: str | Path, *, dtype: torch.dtype = torch.float32, attent
         raise ModelError(f"the student {name} {what}: give a directory that `save_pretrained` wrote, or a hub id")
     if local and not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
         raise ModelError(f"{path} is not a model: it has no config.json")
+    if not local:
+        fetch("student", str(name), ("config.json", "adapter_config.json"))
     extra = {} if attention is None else {"attn_implementation": attention}
     try:
         return AutoModelForCausalLM.from_pretrained(path if local else str(name), dtype=dtype, **extra)

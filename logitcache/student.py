@@ -60,11 +60,13 @@ def make_student(
     Raises:
         OutputExistsError: ``out`` exists.
         ModelError: the teacher can't be loaded, or its layers aren't a plain list.
-        ConfigError: more layers than there are, or a layer that isn't there.
+        ConfigError: more layers than there are, a layer that isn't there, or a list of them with ``importance_cache``.
     """
     out = Path(out)
     if out.exists():
         raise OutputExistsError(f"{out} exists: choose another --out, or remove it")
+    if not isinstance(layers, int) and importance_cache is not None:
+        raise ConfigError("importance chooses layers, so it goes with a number of them, not with a list")
     model = load_student(teacher)
     stack = find_layers(model)
     if not isinstance(layers, int):

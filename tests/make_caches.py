@@ -118,6 +118,7 @@ def write_cache(
     *,
     preset: str = "exact",
     shard_format: str = "zarr",
+    teacher: str = "test",
 ) -> Cache:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     encoding = Encoding(preset=preset)
@@ -125,7 +126,7 @@ def write_cache(
         publish_shard(root, encode_shard(arrays, encoding, shard_format), arrays, shard_format) for arrays in shards
     ]
     provenance = Provenance(
-        teacher=Teacher(name="test", weights_digest=NO_DIGEST, dtype="fp32", engine="test"),
+        teacher=Teacher(name=teacher, weights_digest=NO_DIGEST, dtype="fp32", engine="test"),
         tokenizer_digest=tokenizer_digest(tokenizer),
         corpus_digest=NO_DIGEST,
         top_k=shards[0].k,

@@ -115,12 +115,12 @@ class RowTokeniser:
                 raise DataError(f"{where}: there is no column {self._text_column!r}; {columns_of(row)}")
             return self._column(row, self._text_column, where)
         if "messages" in row:
-            return self._column(row, "messages", where)
+            return self._column(_no_text(row, "messages", where), "messages", where)
         if "prompt" in row and "completion" in row:
             return self._prompt_completion(row, where)
         for name in (*_TOKEN_COLUMNS, "text"):
             if name in row:
-                return self._column(row, name, where)
+                return self._column(row if name == "text" else _no_text(row, name, where), name, where)
         raise DataError(
             f"{where}: found no column text, messages, prompt and completion, or input_ids; {columns_of(row)}. "
             "Choose with --text-column"
@@ -178,6 +178,16 @@ class RowTokeniser:
             is_target.append(True)
         mask_L = np.asarray(is_target, dtype=np.bool_)
         return _Tokenised(ids, np.ones_like(mask_L) if self._positions == "all" else mask_L)
+
+
+def _no_text(row: Row, name: str, where: str) -> Row:
+    """The row, unless a column that must be a list is text: taken as a document it would teach its own notation."""
+    if isinstance(row[name], str) and row[name]:
+        raise DataError(
+            f"{where}: column {name!r} holds text, not a list (JSON that wasn't decoded?); decode it, or choose "
+            f"--text-column {name} to take it as plain text"
+        )
+    return row
 
 
 def columns_of(row: Row) -> str:

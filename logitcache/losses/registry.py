@@ -100,6 +100,8 @@ def parse(spec: str) -> Loss:
         if isinstance(weight, str) or not 0 <= weight < math.inf:
             raise ConfigError(f"loss {spec!r}: the weight {weight!r} of {match['name']} must be a number, 0 or above")
         parts.append((float(weight), get(match["name"], **_settings(match["settings"] or "", spec))))
+    if not any(weight for weight, _ in parts):
+        raise ConfigError(f"loss {spec!r} weighs nothing: give at least one part a weight above 0")
     if len(parts) == 1 and parts[0][0] == 1:
         return parts[0][1]
     return Mix(tuple(parts))

@@ -62,6 +62,8 @@ def catalogue(place: str | os.PathLike[str]) -> list[Listed]:
         RemoteError: the store refused, or didn't answer in time.
     """
     url = as_url(place)
+    if url is None and (Path(place) / CACHES_DIR).is_dir():  # a collection, as `push` makes one of a file:// URL
+        url = Path(place).absolute().as_uri()
     found = _local(Path(place)) if url is None else _remote(url)
     return sorted(found, key=lambda item: item.date or datetime.min.replace(tzinfo=UTC), reverse=True)
 

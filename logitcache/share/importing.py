@@ -35,6 +35,7 @@ from logitcache.cache import (
 )
 from logitcache.cache.manifest import MANIFEST_NAME
 from logitcache.errors import ConfigError, DataError, ModelError, OutputExistsError
+from logitcache.hub import fetch
 from logitcache.progress import Report, silent
 from logitcache.share.derive import CorpusDigest
 from logitcache.share.install import claimed
@@ -183,6 +184,8 @@ def _rows(kind: Kind, files: list[Path], tokenizer: Any) -> Iterator[Row]:
 def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    if not Path(name).is_dir():
+        fetch("tokenizer", name, ("tokenizer*",))
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

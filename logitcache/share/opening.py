@@ -52,8 +52,13 @@ def verify(
     Raises:
         CacheNotFoundError: there is no finished cache at this place.
         RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
+        SignatureError: the cache is sound, and none of the trusted keys signed it (see ``open_place``).
     """
     url = as_url(place)
     if url is None:
-        return verify_cache(place, deep, workers, progress)
-    return verify_remote(url, deep, workers or os.cpu_count() or 1, progress)
+        report = verify_cache(place, deep, workers, progress)
+    else:
+        report = verify_remote(url, deep, workers or os.cpu_count() or 1, progress)
+    if report.ok and os.environ.get(TRUSTED_KEYS_VARIABLE):
+        open_place(place)
+    return report

@@ -10,6 +10,7 @@ from typing import Any
 
 from logitcache.data import hash_file
 from logitcache.errors import MissingDependencyError, ModelError
+from logitcache.hub import fetch
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -81,18 +82,11 @@ def _gguf(teacher: str, path: Path) -> TeacherFiles:
     return TeacherFiles(path.stem, path.absolute().parent, gguf_file=path.name)
 
 
-def _from_hub(teacher: str, revision: str | None) -> TeacherFiles:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken"]
-    try:
-        directory = Path(snapshot_download(teacher, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"teacher {teacher} is neither a directory here nor a model that the hub gives: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+
+def _from_hub(teacher: str, revision: str | None) -> TeacherFiles:
+    directory = fetch("teacher", teacher, _PATTERNS, revision)
     return TeacherFiles(teacher, directory, revision=directory.name)
 
 

@@ -33,7 +33,7 @@ class Audit:
     Every other sequence teaches the completion; fills are chosen and measured on the rest.
 
     Args:
-        rows: a cache with K = V, from ``logitcache dump --top-k all --every 16``.
+        rows: a cache with K = V, from ``logitcache dump --top-k all --every 60``.
         caches: what is trained on; the rows must be of the same teacher.
         vocab_limit: W; ids below it are known to student and teacher.
 
@@ -45,7 +45,7 @@ class Audit:
         if rows.top_k != rows.vocab_size:
             raise TargetsError(
                 f"the audit cache {rows.root} holds {rows.top_k} of {rows.vocab_size} ids a position; audit rows need "
-                "all: dump them with --top-k all --every 16"
+                "all: dump them with --top-k all --every 60"
             )
         ours = {cache.manifest.provenance.teacher.weights_digest for cache in caches}
         if rows.manifest.provenance.teacher.weights_digest not in ours:

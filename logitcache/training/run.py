@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from logitcache.training.trainer import DistillTrainer
 
 CONFIG_NAME = "train_config.yaml"
+NOTHING_LEARNT = "no position met the conditions, so the student is what it was"
 # Settings that may differ on resuming: they don't change what is computed.
 _FREE = {
     "cache", "out", "resume", "write_report", "prefetch", "keep_checkpoints", "checkpoint_every", "log_every",
@@ -131,7 +132,11 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
         after=after,
         history=history,
         seconds=time.perf_counter() - started,
-        notes=(*run.notes, *([NO_PLOT] if len(files) == 2 else [])),
+        notes=(
+            *run.notes,
+            *([] if trainer.feed.met_targets else [NOTHING_LEARNT]),
+            *([NO_PLOT] if len(files) == 2 else []),
+        ),
         files=files,
     )
 
@@ -148,6 +153,8 @@ class Run:
         self.config, self._report = config, report
         self.loss = _loss(config)
         self.checkpoint = _place(config)
+        self.settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
+        self.state = None if self.checkpoint is None else checkpoints.read_state(Path(self.checkpoint), self.settings)
         self.source = Source.open(config)
         self.cache = self.source.first
         self.eval_cache = None if config.eval_cache is None else open_place(config.eval_cache)
@@ -170,7 +177,7 @@ class Run:
     @cached_property
     def notes(self) -> list[str]:
         """What the user should know about the caches, and about the pair of cache and student."""
-        return [*self.source.notes(self.train_stream()), *self.pairing.notes]
+        return [*self.source.notes(self.train_stream(), self.eval_cache), *self.pairing.notes]
 
     def _check_targets(self) -> None:
         """Refuse a loss that needs what the cache doesn't hold now, and not at the first step."""
@@ -186,10 +193,9 @@ class Run:
         config = self.config
         args = training_arguments(config, self)
         feed_stream = self.train_stream(args.process_index, args.world_size)
-        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
         done = 0 if self.checkpoint is None else checkpoints.step_of(Path(self.checkpoint))
-        if self.checkpoint is not None:
-            feed_stream.load_state_dict(checkpoints.read_state(Path(self.checkpoint), settings))
+        if self.state is not None:
+            feed_stream.load_state_dict(self.state)
         limit = self.pairing.vocab_limit
         module = DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size)
         if self.audit is not None:
@@ -203,7 +209,7 @@ class Run:
             feed=Feed(feed_stream, feed_stream.plan(0).order.samples, args.max_steps - done),
             eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
             tokenizer_dir=self.cache.tokenizer_dir,
-            settings=settings,
+            settings=self.settings,
             components=self.source.components(feed_stream),
             audit=self.audit,
             keep_checkpoints=config.keep_checkpoints,

@@ -89,9 +89,14 @@ class Source:
     def teachers(self) -> str:
         return ", ".join(dict.fromkeys(cache.manifest.provenance.teacher.name for cache in self.caches))
 
-    def notes(self, stream: Stream) -> list[str]:
-        """What the user should know about the caches."""
+    def notes(self, stream: Stream, held_out: Cache | None) -> list[str]:
+        """What the user should know about the caches, and the one that the student is measured against."""
         notes = []
+        if held_out is not None and _teacher(held_out) not in map(_teacher, self.caches):
+            other = held_out.manifest.provenance.teacher.name
+            notes.append(
+                f"the student is measured against another teacher ({other}) than it learns from ({self.teachers()})"
+            )
         if len({_teacher(cache) for cache in self.caches}) > 1:
             notes.append(f"the caches are of different teachers ({self.teachers()}): the student learns from them all")
         ks = [cache.ranked for cache in self.caches]

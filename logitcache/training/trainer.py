@@ -33,7 +33,7 @@ class Feed:
 
     def __init__(self, stream: Stream, epoch_samples: int, steps: int) -> None:
         self.stream, self._epoch_samples, self._steps = stream, epoch_samples, steps
-        self.waiting, self.tokens, self.epoch = 0.0, 0, 0.0
+        self.waiting, self.tokens, self.epoch, self.met_targets = 0.0, 0, 0.0, False
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches, left = iter(self.stream), self._steps
@@ -44,6 +44,7 @@ class Feed:
             if batch is None:
                 return
             self.tokens += batch.tokens
+            self.met_targets |= batch.batch_targets > 0
             left -= batch.ends_step
             self.epoch = batch.epoch + batch.samples_consumed / self._epoch_samples
             yield inputs_of(batch)

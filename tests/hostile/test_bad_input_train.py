@@ -30,6 +30,7 @@ from logitcache.errors import (
 )
 from logitcache.streaming.batches import keep_targets
 from logitcache.student import make_student
+from logitcache.training.run import plan
 
 pytestmark = pytest.mark.hostile
 Change = Callable[[dict[str, Any]], None]
@@ -149,6 +150,30 @@ def test_places_that_hold_no_student(settings: dict[str, Any], tmp_path: Path) -
     assert not settings["out"].exists()
 
 
+def test_a_name_that_neither_disk_nor_hub_knows(settings: dict[str, Any]) -> None:
+    """Refused in one line, without asking a hub that doesn't answer again and again."""
+    with pytest.raises(ModelError, match="student nobody/nothing is neither a directory here nor a model") as error:
+        lc.train(**{**settings, "student": "nobody/nothing"})
+    assert len(str(error.value).splitlines()) == 1
+    assert not settings["out"].exists()
+
+
+def test_a_held_out_cache_of_another_teacher_is_told_of(
+    settings: dict[str, Any], student_dir: Path, tmp_path: Path
+) -> None:
+    """Its KL would look like training that went wrong."""
+    words = len(AutoTokenizer.from_pretrained(student_dir))
+    other = write_cache(tmp_path / "other", tiny_shards(words), student_dir, teacher="somebody else")
+
+    def notes(held_out: Path) -> list[str]:
+        return list(plan(lc.TrainConfig.parse({**settings, "eval_cache": held_out}))["notes"])
+
+    assert notes(settings["cache"]) == []
+    assert notes(other.root) == [
+        "the student is measured against another teacher (somebody else) than it learns from (test)"
+    ]
+
+
 def test_an_existing_output_is_never_touched(settings: dict[str, Any]) -> None:
     settings["out"].mkdir()
     (settings["out"] / "mine").write_text("keep")
@@ -169,6 +194,8 @@ def test_another_cache_or_other_settings_on_resume(settings: dict[str, Any], stu
         lc.train(**kept, learning_rate=3e-3, resume=True)
     with pytest.raises(ResumeMismatchError, match="seed was 0"):
         lc.train(**kept, seed=4, resume=True)
+    with pytest.raises(ResumeMismatchError, match="epochs was 2"):
+        plan(lc.TrainConfig.parse({**kept, "epochs": 3, "resume": True}))
 
 
 def test_a_damaged_shard_stops_training(settings: dict[str, Any], cache: Cache, tmp_path: Path) -> None:
@@ -190,6 +217,7 @@ def test_a_damaged_shard_stops_training(settings: dict[str, Any], cache: Cache, 
         ({"learning_rate": -1}, "learning_rate = -1 is not allowed"),
         ({"loss": "bilt"}, "did you mean bild"),
         ({"loss": "bild=x"}, "must be a number"),
+        ({"loss": "bild=0,tvd=0"}, "weighs nothing"),
         ({"loss_options": {"kk": 1}}, "no setting 'kk'"),
         ({"dtype": "int8"}, "dtype = 'int8' is not allowed"),
         ({"no_such": 1}, "no_such is not a setting"),
@@ -214,6 +242,8 @@ def test_layers_that_are_not_there(student_dir: Path, tmp_path: Path) -> None:
     for layers in (0, 3, [0, 2], [1, 0], [0, 0], []):
         with pytest.raises(ConfigError, match="layers"):
             make_student(student_dir, tmp_path / "out", layers=layers)
+    with pytest.raises(ConfigError, match="goes with a number of them, not with a list"):
+        make_student(student_dir, tmp_path / "out", layers=[0, 1], importance_cache=tmp_path / "cache")
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputExistsError):
         make_student(student_dir, tmp_path / "there", layers=1)

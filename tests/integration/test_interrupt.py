@@ -15,11 +15,36 @@ from s3_server import S3Server
 from share_tools import files_of, make_cache, s3
 
 import logitcache as lc
+from logitcache.cli import main
 from logitcache.errors import CacheNotFoundError
 from logitcache.share import pull, push
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]
+
+
+@pytest.mark.parametrize(
+    ("command", "again"),
+    [
+        (["train", "--cache", "cache"], "again with --resume to go on"),
+        (["train", "--resume"], "again to go on"),
+        (["convert", "cache"], "again to go on"),
+    ],
+)
+def test_what_goes_on_after_an_interruption(
+    command: list[str], again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training is the one command that wants a flag to go on."""
+
+    def pressed(args: list[str]) -> None:
+        assert args == command
+        raise SystemExit(130)
+
+    monkeypatch.setattr(main, "app", pressed)
+    monkeypatch.setattr(sys, "argv", ["logitcache", *command])
+    with pytest.raises(SystemExit):
+        main.run()
+    assert f"interrupted: run the same command {again}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_interrupted_pull(s3: S3Server, tmp_path: Path) -> None:

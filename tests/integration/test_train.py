@@ -175,6 +175,7 @@ def test_steps_without_targets_change_nothing(cache: Cache, student_dir: Path, t
     )
     assert losses_of(result) == [0, 0]
     assert_equal(weights(tmp_path / "out"), weights(student_dir))
+    assert "no position met the conditions, so the student is what it was" in result.notes
 
 
 @pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "bild"])

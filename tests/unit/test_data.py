@@ -134,6 +134,15 @@ def test_labels_mark_what_is_predicted(tokenizer: Any) -> None:
     assert sequence.target_mask_L.tolist() == [True, True, True, True, False]
 
 
+@pytest.mark.parametrize("column", ["messages", "input_ids", "token_ids"])
+def test_json_that_was_not_decoded_is_no_document(tokenizer: Any, column: str) -> None:
+    row = {column: '[{"role": "user", "content": "Say something."}]'}
+    with pytest.raises(DataError, match=f"row 1: column '{column}' holds text, not a list"):
+        list(RowTokeniser(tokenizer, vocab_size=60_000, max_length=64).sequences(row, "row 1"))
+    asked = RowTokeniser(tokenizer, vocab_size=60_000, max_length=64, text_column=column)
+    assert len(list(asked.sequences(row, "row 1"))) == 1
+
+
 def test_prompt_and_completion(tokenizer: Any) -> None:
     row = {"prompt": "The capital of France is", "completion": " Paris, on the Seine."}
     (sequence,) = tokenise(tokenizer, row)

@@ -12,7 +12,7 @@ from share_tools import make_cache
 from typer.testing import CliRunner
 
 from logitcache.cli.main import app
-from logitcache.errors import OutputExistsError, SignatureError
+from logitcache.errors import LogitCacheError, OutputExistsError, SignatureError
 
 DIGITS = set("0123456789abcdef")
 
@@ -53,6 +53,8 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     assert (merged["sequences"], merged["duplicates"], merged["moved_shards"]) == (21, 0, 0)
     assert "stands for" in run("tag", f"{store}@both", "latest")
     assert run_json("info", store)["digest"] == merged["digest"]
+    # A directory that is a collection lists like its URL.
+    assert run_json("list", store.removeprefix("file://")) == run_json("list", store)
     assert run_json("verify", store)["ok"]
 
     assert run_json("diff", f"{store}@one", "one")["same"]
@@ -81,7 +83,12 @@ def test_signing(tmp_path: Path) -> None:
         run("pull", f"{store}@two", "other", "--trusted-keys", "team.key.pub")
     try:
         run("--trusted-keys", "team.key.pub", "info", f"{store}@one")
-        with pytest.raises(SignatureError):
-            run("--trusted-keys", "team.key.pub", "info", f"{store}@two")
+        for command in ("info", "verify"):
+            for place in (f"{store}@two", "two"):
+                with pytest.raises(SignatureError):
+                    run("--trusted-keys", "team.key.pub", command, place)
+        run("--trusted-keys", "team.key.pub", "verify", "one")
+        with pytest.raises(LogitCacheError, match=r"can't read nosuch\.pub"):
+            run("--trusted-keys", "nosuch.pub", "list", store)
     finally:
         os.environ["LOGITCACHE_TRUSTED_KEYS"] = ""
