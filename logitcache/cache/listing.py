@@ -53,6 +53,20 @@ def stray_shards(root: Path, table: ShardTable) -> list[Stray]:
     return _unlisted(root, SHARDS_DIR, {path.removeprefix(f"{SHARDS_DIR}/") for path in table.paths()})
 
 
+def missing_shard(root: Path, table: ShardTable) -> str | None:
+    """The first listed shard that isn't there, relative to the cache.
+
+    Raises:
+        StorageError: the system refused to list the directory.
+    """
+    directory = root / SHARDS_DIR
+    try:
+        there = {f"{SHARDS_DIR}/{name}" for name in os.listdir(directory)} if directory.is_dir() else set()
+    except OSError as error:
+        raise storage_error("list", directory, error) from error
+    return next((path for path in table.paths() if path not in there), None)
+
+
 def _unlisted(root: Path, place: str, expected: set[str]) -> list[Stray]:
     directory = root / place
     prefix = f"{place}/" if place else ""

@@ -16,7 +16,7 @@ from logitcache.cache.files import (
     read_limited,
     storage_error,
 )
-from logitcache.cache.listing import Stray, stray_files, stray_shards
+from logitcache.cache.listing import Stray, missing_shard, stray_files, stray_shards
 from logitcache.cache.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
@@ -42,10 +42,15 @@ _MAX_TOKENIZER_BYTES = 1 << 28
 MAX_TABLE_BYTES = 1 << 31
 
 
-def open_cache(path: str | os.PathLike[str]) -> Cache:
+def open_cache(path: str | os.PathLike[str], *, filled_later: bool = False) -> Cache:
     """Open a finished cache in a directory; ``logitcache.open`` takes URLs, too.
 
-    The manifest, the shard table and the tokenizer are checked now; each shard is when it is read.
+    The manifest, the shard table and the tokenizer are checked now, and that the shards are there unless they are
+    very many; what a shard holds is checked when it is read.
+
+    Args:
+        path: the directory.
+        filled_later: shards are fetched into it when they are wanted.
 
     Raises:
         CacheNotFoundError: nothing is there, or no finished cache.
@@ -63,6 +68,8 @@ def open_cache(path: str | os.PathLike[str]) -> Cache:
         read_tokenizer_file(root, name, record)
     if len(table) <= LISTED_SHARDS:
         _refuse(stray_shards(root, table))
+        if not filled_later and (missing := missing_shard(root, table)) is not None:
+            raise MissingFileError(f"{root / missing} is missing: get the cache again, or make it anew")
     return Cache(root, manifest, digest, table)
 
 

@@ -174,7 +174,7 @@ def _open_kept(directory: Path, digest: str, reference: Reference, store: Store 
     """Open the small files here; get them first, or once more if they are damaged."""
     if (directory / MANIFEST_NAME).exists():
         try:
-            opened = open_cache(directory)
+            opened = open_cache(directory, filled_later=True)
             if opened.digest == digest:
                 return opened
         except CorruptCacheError:
@@ -184,7 +184,7 @@ def _open_kept(directory: Path, digest: str, reference: Reference, store: Store 
     if store is None:
         raise OfflineError(f"{reference} isn't on this machine, and offline mode asks no store")
     keep_small_files(find(Reference(reference.url, digest=digest), store), directory)
-    return open_cache(directory)
+    return open_cache(directory, filled_later=True)
 
 
 def _looked_up(reference: Reference, store: Store, local: LocalCache) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from cache_builder import SHARDS, make_arrays, make_provenance, publish
-from share_tools import files_of
+from share_tools import files_of, make_cache
 
 import logitcache as lc
 from logitcache.cache import Encoding, finalize_cache, verify_cache
-from logitcache.errors import CacheNotFoundError, CorruptCacheError
+from logitcache.errors import CacheNotFoundError, CorruptCacheError, MissingFileError
+from logitcache.share import push
 
 
 def test_places_without_a_cache(tmp_path: Path) -> None:
@@ -66,3 +67,14 @@ def test_totals_are_the_tables(tmp_path: Path) -> None:
     finalize_cache(tmp_path, entries, make_provenance(), Encoding(), "zarr", {})
     with pytest.raises(CorruptCacheError, match="holds tokens = 16, the cache says 17"):
         lc.open(tmp_path)[0]
+
+
+def test_a_shard_that_is_missing_is_named_before_anything_is_done_with_the_cache(tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache", range(2))
+    shard = lc.open(tmp_path / "cache").shards[1].path
+    (tmp_path / "cache" / shard).unlink()
+    with pytest.raises(MissingFileError, match=f"{shard} is missing"):
+        lc.open(tmp_path / "cache")
+    with pytest.raises(MissingFileError, match=f"{shard} is missing"):
+        push(tmp_path / "cache", f"file://{tmp_path}/store")
+    assert not (tmp_path / "store").exists()
