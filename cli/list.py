@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +15,10 @@ from logitcache.url import public_name
 
 from .common import console, print_json
 from .text import printable
+
+_COLUMNS = ("cache", "tags", "teacher", "K", "encoding", "tokens", "bytes", "date", "licence")
+_SPARED = ("K", "encoding", "licence")
+_ALL_FIT, _PIPE_WIDTH = 120, 250
 
 
 def list_caches(
@@ -34,20 +40,27 @@ def list_caches(
         console.print(f"no caches at {escape(place)}", highlight=False)
         return
     console.print(escape(place), style="bold", highlight=False, soft_wrap=True)
+    # A file or a pipe has room for all; a narrow terminal is spared what `info` tells as well.
+    wide = console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    left_out = () if wide.width >= _ALL_FIT else _SPARED
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("cache", "tags", "teacher", "K", "encoding", "tokens", "bytes", "date", "licence"):
+    shown = [index for index, name in enumerate(_COLUMNS) if name not in left_out]
+    for name in (_COLUMNS[index] for index in shown):
         right = name in ("K", "tokens", "bytes")
-        narrow = name not in ("tags", "teacher", "licence")  # on a narrow terminal the others stay whole
+        narrow = name not in ("tags", "teacher", "licence")  # where it is tight, these fold and the others stay whole
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=narrow)
     for item in found:
-        table.add_row(*(escape(printable(cell)) for cell in _row(item, place)))
-    console.print(table, highlight=False)
+        cells = _row(item, place)
+        table.add_row(*(escape(printable(cells[index])) for index in shown))
+    wide.print(table, highlight=False)
 
 
 def _row(item: Listed, place: str) -> tuple[str, ...]:
     date = item.date.strftime("%Y-%m-%d") if item.date else ""
     # Addresses begin with the place, and a digest's beginning is enough to tell caches apart; --json has the whole.
-    name = item.address.removeprefix(place.rstrip("/")).lstrip("/") or "."
+    # (A directory that is a collection has addresses that begin with its URL.)
+    name = item.address.removeprefix(place.rstrip("/")).removeprefix(Path(place).absolute().as_uri())
+    name = name.lstrip("/") or "."
     name = f"{name[:20]}…" if name.startswith("@sha256:") else name
     if item.manifest is None:
         return (name, "", item.fault or "", "", "", "", "", date, "")

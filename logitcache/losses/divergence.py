@@ -26,5 +26,5 @@ def not_negative(value: Tensor) -> Tensor:
 
 def log_probs(values: Tensor) -> Tensor:
     """log_softmax over the last dimension; a row of nothing but -inf, in which no event is possible, stays as it is."""
-    impossible = (values == -torch.inf).all(-1, keepdim=True)
-    return torch.where(impossible, values, torch.where(impossible, 0, values).log_softmax(-1))
+    impossible = values.amax(-1, keepdim=True) == -torch.inf
+    return values.log_softmax(-1).masked_fill(impossible, -torch.inf)

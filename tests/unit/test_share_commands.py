@@ -48,6 +48,10 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     assert {tag for item in run_json("list", store)["caches"] for tag in item["tags"]} == {"one", "two"}
     assert f"@{one[:19]}…" in run("list", store)
     assert "no caches" in run("list", tmp_path / "one" / "shards")
+    # Whoever reads it through a pipe gets a line a cache, with every column whole.
+    head, *rows = run("list", store).splitlines()[1:]
+    assert head.split() == ["cache", "tags", "teacher", "K", "encoding", "tokens", "bytes", "date", "licence"]
+    assert len(rows) == 2
 
     merged = run_json("merge", f"{store}@one", f"{store}@two", "--out", f"{store}@both")
     assert (merged["sequences"], merged["duplicates"], merged["moved_shards"]) == (21, 0, 0)
