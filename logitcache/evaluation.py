@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from logitcache.cache import Cache
-from logitcache.heads import Head, evaluating, find_head
+from logitcache.errors import ModelError
+from logitcache.heads import Head, evaluating, find_head, inside
 from logitcache.losses import metrics
 from logitcache.pairing import load_student, pair
 from logitcache.progress import Report, silent
@@ -92,7 +93,8 @@ class MetricSums:
 
     def reduced(self, device: torch.device) -> MetricSums:
         """The sum over all ranks of the default process group."""
-        values = torch.stack([*self.sums.values(), torch.tensor(float(self.positions), dtype=torch.float64)]).to(device)
+        positions = torch.tensor(float(self.positions), dtype=torch.float64)
+        values = torch.stack([value.to(device) for value in (*self.sums.values(), positions)])
         torch.distributed.all_reduce(values)
         return MetricSums(dict(zip(self.sums, values, strict=False)), int(values[-1]))
 
@@ -172,7 +174,10 @@ def evaluate(
 def _measure(
     cache: Cache, model: Any, vocab_limit: int, batch_size: int, device: torch.device, report: Report
 ) -> MetricSums:
-    head = find_head(model)
+    inner, refusal = inside(model)
+    if refusal:
+        raise ModelError(f"the student can't be measured: {refusal}")
+    head = find_head(inner)
     total, done = MetricSums.zeros(cache.ranked, device), 0
     for batch in _batches(cache, vocab_limit, batch_size):
         batch = batch.to(device)

@@ -30,6 +30,10 @@ _SCALES = {
 }
 
 
+# What configurations call their soft cap.
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """A model taken apart: ``body`` gives hidden states, ``output`` turns them into raw logits.
@@ -66,12 +70,25 @@ class Head:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """``[N, V]`` logits as the model's own forward pass returns them."""
+        if self.weight.is_floating_point():  # some bodies return float32 whatever the weights are (Mamba)
+            hidden_ND = hidden_ND.to(self.weight.dtype)
         logits_NV: Tensor = self.output(hidden_ND)
         if self.logit_scale != 1.0:
             logits_NV = logits_NV * self.logit_scale
         if self.softcap is not None:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
+
+
+def inside(model: Any) -> tuple[Any, str]:
+    """The language model within a PEFT wrapper, and a reason if its body alone would not do what the whole does."""
+    if not hasattr(model, "peft_config"):
+        return model, ""
+    prompt_learning = [config for config in model.peft_config.values() if config.is_prompt_learning]
+    if prompt_learning:
+        kind = prompt_learning[0].peft_type
+        return model, f"{getattr(kind, 'value', kind)} adds virtual tokens"
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model), ""
 
 
 def find_head(model: Any) -> Head:
@@ -85,7 +102,7 @@ def find_head(model: Any) -> Head:
     if output is None or not isinstance(body, nn.Module) or body is model:
         raise ModelError(f"{type(model).__name__} has no separate output head: a causal language model is needed")
     config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None)
     head = Head(body, output, _logit_scale(config), float(softcap) if softcap else None)
     _check(model, head)
     return head

@@ -83,7 +83,8 @@ def pair(cache: Any, student: Any, tokenizer_source: str | Path | None) -> Pairi
             f"{tokenizer_source} has no tokenizer to compare with the cache's; the cache's is taken as its own"
         )
     has = int(student.get_output_embeddings().weight.shape[0])
-    if has < words:
+    # A tokenizer may have more entries than the teacher has logits for; nothing in the cache can name those.
+    if has < min(words, cache.vocab_size):
         raise ModelError(
             f"the student's vocabulary has {has:,} entries, the cache's tokenizer {words:,}: "
             "take a student of the same family, or resize its embeddings"
@@ -98,7 +99,13 @@ def pair(cache: Any, student: Any, tokenizer_source: str | Path | None) -> Pairi
             f"the student's head has {has:,} rows, the teacher's {cache.vocab_size:,} (the tokenizer needs {words:,}): "
             "positions whose targets name an id beyond the student's are left out"
         )
-    return Pairing(student, min(has, cache.vocab_size), tuple(notes))
+    limit = min(has, cache.vocab_size)
+    if cache.top_k > limit:
+        raise ModelError(
+            f"every position of the cache names {cache.top_k:,} ids, and the student's head has only {has:,} rows: cut "
+            "the cache with `logitcache convert --top-k`"
+        )
+    return Pairing(student, limit, tuple(notes))
 
 
 def compare_tokenizers(cache: Any, source: str | Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from logitcache.errors import ModelError
-from logitcache.heads import Head, find_head
+from logitcache.heads import Head, find_head, inside
 from logitcache.losses.base import Loss
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss
@@ -99,9 +99,9 @@ def loss_model(model: Any) -> LossModel:
     What is read, logit scale and soft cap included, is compared with the model's own logits on a few tokens before
     it is used. A model that isn't understood takes the dense way, which costs memory and time; ``why_dense`` says why.
     """
-    inner, refusal = _inside(model)
+    inner, refusal = inside(model)
     if refusal:
-        return LossModel(model, None, refusal)
+        return LossModel(model, None, f"{refusal}; the loss reads all logits instead")
     try:
         head = find_head(inner)
     except ModelError as error:
@@ -119,13 +119,3 @@ def why_not_linear(head: Head) -> str:
         f"the output layer is {kind}, not a plain linear layer (adapted, quantised or hooked?); "
         "the loss reads all logits instead, which takes more memory and time"
     )
-
-
-def _inside(model: Any) -> tuple[Any, str]:
-    """The language model within a PEFT wrapper, and a reason if its body alone would not do what the whole does."""
-    if not hasattr(model, "peft_config"):
-        return model, ""
-    prompt_learning = [config for config in model.peft_config.values() if config.is_prompt_learning]
-    if prompt_learning:
-        return model, f"{prompt_learning[0].peft_type} adds virtual tokens; the loss reads all logits instead"
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model), ""

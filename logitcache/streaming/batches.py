@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.cache.arrays import ShardArrays
+from logitcache.errors import CorruptCacheError
 from logitcache.streaming.rows import Sample
 from logitcache.streaming.selection import Selection
 from logitcache.topk import TopK
@@ -223,7 +224,8 @@ def collate(rows: Sequence[Sequence[Sample]], shards: dict[int, DecodedShard], t
 
 
 def _present(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    assert values is not None
+    if values is None:
+        raise CorruptCacheError("one shard of the cache holds statistics that another one lacks")
     return values
 
 

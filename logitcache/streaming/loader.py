@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,16 +61,24 @@ class Layout:
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "pack_tokens", "world_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise ConfigError(f"{name} is {value}; it must be a whole number from 1")
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank is {self.rank}; it must be from 0 to {self.world_size - 1}")
 
     @property
     def parts(self) -> int:
         """Micro-batches of a step, the same on every rank: what gradient accumulation counts."""
-        rows = -(-self.batch_size // self.world_size)
-        return -(-rows // (self.micro_batch_size or rows))
+        return -(-self._rank_rows // self.micro_rows)
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of one micro-batch; the last of a step may have fewer."""
+        return self.micro_batch_size or self._rank_rows
+
+    @property
+    def _rank_rows(self) -> int:
+        return -(-self.batch_size // self.world_size)
 
 
 class Stream(IterableDataset[Batch]):
@@ -77,7 +86,9 @@ class Stream(IterableDataset[Batch]):
 
     Iterating goes on where ``load_state_dict`` or an iteration that was broken off left it, and ends after ``epochs``
     epochs; iterating once more gives the epochs after those, in their own order.
-    Iterate it alone (a thread prefetches), or give it to ``torch.utils.data.DataLoader(stream, batch_size=None)``.
+    Iterate it alone (a thread prefetches), or give it to ``torch.utils.data.DataLoader(stream, batch_size=None)``. A
+    DataLoader whose workers end with each pass begins with the same epoch again: ask for all epochs in one pass, or
+    for ``persistent_workers``.
     """
 
     def __init__(
@@ -93,6 +104,8 @@ class Stream(IterableDataset[Batch]):
     ) -> None:
         """``lengths``: those of another stream of the same cache, to read them only once."""
         super().__init__()
+        if prefetch < 0 or (epochs is not None and epochs < 1):
+            raise ConfigError(f"epochs is {epochs} and prefetch {prefetch}; they must be at least 1 and 0")
         self.cache, self.layout, self.order, self.epochs = cache, layout, order, epochs
         self.prefetch, self.pin_memory = prefetch, pin_memory
         self.lengths = Lengths(cache) if lengths is None else lengths
@@ -182,7 +195,7 @@ class Stream(IterableDataset[Batch]):
         layout = self.layout
         mine = [row.samples for row in group[layout.rank :: layout.world_size]]
         targets = sum(shards[shard].targets_of(local) for row in group for shard, local in row.samples)
-        size = layout.micro_batch_size or -(-layout.batch_size // layout.world_size)
+        size = layout.micro_rows
         template = next(iter(shards.values()))
         for part in range(layout.parts):
             yield replace(

@@ -102,7 +102,8 @@ class Mixture:
         for number, (weight, held) in enumerate(zip(self.weights, tokens, strict=True)):
             if weight and not held:
                 raise TargetsError(f"cache {number + 1} of the mixture has weight {weight:g}, but no sequences to give")
-        return [round(weight * sum(tokens)) for weight in self.weights]
+        # However small a weight is, its cache takes part.
+        return [max(1, round(weight * sum(tokens))) if weight else 0 for weight in self.weights]
 
 
 class _AllShards(Sequence[Any]):
@@ -130,8 +131,9 @@ def _shares(weights: Sequence[float], count: int) -> tuple[float, ...]:
         raise ConfigError(f"weights = {list(weights)} is not allowed; give one a cache, {count} in all")
     if any(not (weight >= 0 and math.isfinite(weight)) for weight in weights) or not any(weights):
         raise ConfigError(f"weights = {list(weights)} is not allowed; they must be 0 or above, and not all 0")
-    # Rounded, so that 7:3 and 0.7:0.3 are the same mixture.
-    return tuple(round(weight / sum(weights), 12) for weight in weights)
+    # Rounded, so that 7:3 and 0.7:0.3 are the same mixture; relative to the largest, so that no sum overflows.
+    parts = [weight / max(weights) for weight in weights]
+    return tuple(round(part / sum(parts), 12) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ class MixedOrder(EpochOrder):
                 for passes, quota in zip(self._passes, (quotas[number] for number in used), strict=True)
             ],
             dtype=np.int64,
-        )
+        ).reshape(len(used), windows + 1)
         counts_W = np.diff(self._cuts, axis=1).sum(axis=0)
         self.first_sample_W1 = np.concatenate([[0], np.cumsum(counts_W)])
 

@@ -47,7 +47,7 @@ class Position:
             "order": order,
             "part": self.part,
             "turn": self.turn,
-            "parts": [layout.world_size, layout.parts],
+            "parts": _parts(layout),
         }
 
     @classmethod
@@ -70,8 +70,14 @@ class Position:
                     f"{name} was {state['order'].get(name)} when the run was started and is {value} now; "
                     "the samples would come in another order"
                 )
-        if state["part"] and state["parts"] != [layout.world_size, layout.parts]:
+        if state["part"] and state["parts"] != _parts(layout):
             raise ResumeMismatchError(
-                "the state was saved inside a step, which can only go on with as many ranks and micro-batches"
+                "the state was saved inside a step, which can only go on with as many ranks, and batches and "
+                "micro-batches of the same size"
             )
         return cls(state["epoch"], state["samples_consumed"], state["part"], state["turn"])
+
+
+def _parts(layout: Layout) -> list[int]:
+    """What divides a step: ranks, micro-batches, and the rows of both."""
+    return [layout.world_size, layout.parts, layout.batch_size, layout.micro_rows]

@@ -104,7 +104,8 @@ class DistillModule(nn.Module):
             self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
             self._counted, self._listed = self._counted + stats.tokens, targets.k
         if stats.tokens == 0:
-            total = hidden_ND.sum() * 0 + self.head.weight.sum() * 0
+            # Connected to both, without a sum that half precision can't hold.
+            total = hidden_ND[:0].sum() + self.head.weight[:0].sum()
         # A step may hold no targets at all: its loss is 0 then, and not 0/0.
         count = max(1, len(targets)) if batch_targets is None else batch_targets.clamp(min=1)
         return {"loss": total * self.world_size / count}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from logitcache import losses
 from logitcache.atomic import write_atomically
 from logitcache.errors import OutputExistsError
 from logitcache.evaluation import Metrics
+from logitcache.losses.registry import resolve
 from logitcache.pairing import DTYPES, load_student, pair
 from logitcache.progress import Report, silent
 from logitcache.report import NO_PLOT, write_report
@@ -26,6 +26,7 @@ from logitcache.training.arguments import CHECKPOINTS, micro_batch_size, trainin
 from logitcache.training.audit import Audit, choose_fill
 from logitcache.training.config import TrainConfig
 from logitcache.training.lora import add_lora
+from logitcache.training.packing import check_packing
 from logitcache.training.source import Source, check_eval_cache
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
         trainer.evaluate()
         measured = evaluations(trainer.state.log_history)
     run.save(trainer)
+    if not trainer.feed.met_targets:
+        run.notes.append(NOTHING_LEARNT)
     before, after = (measured[0][1], measured[-1][1]) if measured else (None, None)
     history = trainer.state.log_history
     files = run.write_report(trainer, before, after)
@@ -132,11 +135,7 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
         after=after,
         history=history,
         seconds=time.perf_counter() - started,
-        notes=(
-            *run.notes,
-            *([] if trainer.feed.met_targets else [NOTHING_LEARNT]),
-            *([NO_PLOT] if len(files) == 2 else []),
-        ),
+        notes=(*run.notes, *([NO_PLOT] if len(files) == 2 else [])),
         files=files,
     )
 
@@ -151,7 +150,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, report: Report) -> None:
         self.config, self._report = config, report
-        self.loss = _loss(config)
+        self.loss = resolve(config.loss, **config.loss_options)
         self.checkpoint = _place(config)
         self.settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
         self.state = None if self.checkpoint is None else checkpoints.read_state(Path(self.checkpoint), self.settings)
@@ -166,6 +165,8 @@ class Run:
         student = load_student(config.student, dtype=DTYPES[config.dtype], attention=config.attention)
         self.pairing = pair(self.cache, student, config.student)
         self.student = student if config.lora_rank is None else add_lora(student, config)
+        if config.pack_tokens is not None:
+            check_packing(student)
         limit = self.pairing.vocab_limit
         self.audit = None if audit_cache is None else Audit(audit_cache, self.source.caches, limit)
 
@@ -266,19 +267,13 @@ class Run:
 
 def check_settings(config: TrainConfig) -> None:
     """What can be refused without loading anything. Raises as :func:`train` does."""
-    _loss(config)
+    resolve(config.loss, **config.loss_options)
     _place(config)
 
 
 def is_first_rank() -> bool:
     """True in the process that writes and speaks; alone, or started by torchrun."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _loss(config: TrainConfig) -> losses.Loss:
-    if config.loss_options:
-        return losses.get(config.loss, **config.loss_options)
-    return losses.parse(config.loss)
 
 
 def _place(config: TrainConfig) -> str | None:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_caches import cache_of_model, save_llama, save_tokenizer, text_sequences
+from make_caches import (
+    cache_of_model,
+    random_targets,
+    save_llama,
+    save_tokenizer,
+    shard_of,
+    text_sequences,
+    write_cache,
+)
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -90,6 +99,47 @@ def test_a_loaded_student_keeps_its_mode_and_its_weights(place: Path, cache: Cac
     assert lc.evaluate(cache, student) == lc.evaluate(cache, place / "student")
     assert student.training
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_loaded_adapter_is_measured_as_its_whole(place: Path, cache: Cache) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "student")
+    plain = lc.evaluate(cache, student)
+    adapted = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    measured = lc.evaluate(cache, adapted)
+    assert measured.kl != plain.kl
+    assert measured.kl == pytest.approx(lc.evaluate(cache, adapted.merge_and_unload()).kl, rel=1e-4)
+
+
+def test_virtual_tokens_can_not_be_measured(place: Path, cache: Cache) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "student")
+    prompted = get_peft_model(student, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(lc.LogitCacheError, match=r"can't be measured: PROMPT_TUNING adds virtual tokens$"):
+        lc.evaluate(cache, prompted)
+
+
+def random_cache(place: Path, root: Path, vocab_size: int, k: int) -> Cache:
+    generator = torch.Generator().manual_seed(0)
+    ids = [[5, 6, 7, 8], [9, 10, 11]]
+    return write_cache(
+        root, [shard_of(ids, [random_targets(one, k, vocab_size, generator) for one in ids])], place / "tokenizer"
+    )
+
+
+def test_a_tokenizer_may_have_more_entries_than_both_heads(place: Path, tmp_path: Path) -> None:
+    """As Gemma 3's has one for images; the text doesn't use it."""
+    student = AutoModelForCausalLM.from_pretrained(place / "student")
+    words = student.config.vocab_size
+    student.resize_token_embeddings(words - 3)
+    cache = random_cache(place, tmp_path / "cache", vocab_size=words - 3, k=8)
+    assert lc.evaluate(cache, student).positions == 5
+
+
+def test_a_cache_of_every_id_asks_for_a_head_with_all_of_them(place: Path, tmp_path: Path) -> None:
+    student = AutoModelForCausalLM.from_pretrained(place / "student")
+    words = student.config.vocab_size
+    cache = random_cache(place, tmp_path / "cache", vocab_size=words + 8, k=words + 8)
+    with pytest.raises(lc.LogitCacheError, match=f"has only {words:,} rows: cut the cache with `logitcache convert"):
+        lc.evaluate(cache, student)
 
 
 def test_metrics_survive_a_log() -> None:

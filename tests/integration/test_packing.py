@@ -9,16 +9,22 @@ import torch
 from memory_cache import MemoryCache
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    OPTConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
 )
 
 import logitcache as lc
+from logitcache.streaming import Selection
 from logitcache.training.module import DistillModule
+from logitcache.training.packing import check_packing
 from logitcache.training.trainer import inputs_of
 
 pytestmark = pytest.mark.integration
@@ -87,3 +93,46 @@ def test_the_comparison_notices_documents_that_see_each_other() -> None:
     module.hidden = lambda ids, at: hidden(ids, torch.arange(ids.shape[1])[None].expand_as(ids))  # type: ignore[method-assign]
     leaking = token_losses(module, cache, batch_size=3, pack_tokens=40)
     assert max(abs(leaking[key] - alone[key]) for key in alone) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_models_that_keep_documents_apart_may_be_packed(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    check_packing(AutoModelForCausalLM.from_config(SHAPES[name]).to(dtype))
+
+
+LEAKING: dict[str, PretrainedConfig] = {
+    "bloom": BloomConfig(vocab_size=500, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": FalconConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    "mamba": MambaConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "opt": OPTConfig(
+        vocab_size=500, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=32, word_embed_proj_dim=32,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", LEAKING)
+def test_models_whose_documents_see_each_other_are_refused(name: str, dtype: torch.dtype) -> None:
+    """They take position ids, and attend or carry a state across all the same."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LEAKING[name]).to(dtype)
+    with pytest.raises(lc.LogitCacheError, match="lets the documents of a row see each other; train without it"):
+        check_packing(model)
+
+
+def test_a_batch_without_targets_costs_nothing_in_half_precision() -> None:
+    """The sum of the head's weights is beyond what float16 holds."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(SHAPES["llama"]).half()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(8.0)
+    module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
+    batch = next(iter(lc.stream(small_cache(), selection=Selection(min_confidence=1.0))))
+    assert len(batch.labels) == 0
+    loss = module(**inputs_of(batch))["loss"]
+    loss.backward()
+    assert loss == 0
+    assert all(value.grad is None or not value.grad.any() for value in model.parameters())

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cache_builder import make_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
@@ -107,6 +108,13 @@ def test_a_sequence_beyond_the_budget_is_refused() -> None:
     cache = MemoryCache.random(shards=2, largest=5, longest=8, seed=1)
     with pytest.raises(ConfigError, match="pack_tokens is 4, but the cache holds a sequence of"):
         stream(cache, pack_tokens=4).steps(0)
+
+
+def test_statistics_in_some_shards_only_are_an_error() -> None:
+    arrays = [make_arrays(number, (5, 5), vocab=600, k=5, statistics=number == 0) for number in range(2)]
+    cache = MemoryCache(arrays, "sha256:some")
+    with pytest.raises(CorruptCacheError, match="statistics that another one lacks"):
+        list(stream(cache, batch_size=4, shuffle=False))
 
 
 def test_an_empty_cache_is_refused() -> None:

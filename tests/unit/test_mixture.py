@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from cache_builder import make_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
@@ -194,6 +195,18 @@ def test_statistics_stay_only_where_all_caches_hold_them() -> None:
 def test_weights_that_are_not_allowed(weights: list[float]) -> None:
     with pytest.raises(ConfigError, match="weights"):
         stream([memory(0, 2, 1), memory(1, 2, 2)], weights=weights)
+
+
+def test_weights_of_any_size_give_every_cache_its_part() -> None:
+    caches = [memory(0, 2, 1), memory(1, 2, 2)]
+    assert stream(caches, weights=[1e308, 1e308]).cache.weights == (0.5, 0.5)
+    rare = Mixture(caches, [1.0, 1e-9])
+    assert min(rare.quotas(stream(rare).sizes)) == 1
+
+
+def test_caches_without_a_token_give_nothing() -> None:
+    caches = [MemoryCache([make_arrays(number, (0, 0))], f"sha256:{number}") for number in range(2)]
+    assert sum(batch.tokens for batch in stream(caches)) == 0
 
 
 def test_caches_that_do_not_go_together() -> None:

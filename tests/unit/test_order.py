@@ -123,6 +123,11 @@ def test_a_state_inside_a_step_goes_on_with_the_next_micro_batch() -> None:
     assert [sequence_ids(batch) for batch in resumed] == whole[6:]
     with pytest.raises(ResumeMismatchError, match="inside a step"):
         chosen.stream(cache, 0, 2).load_state_dict(state)
+    # As many parts, of other sizes: rows would be left out.
+    state = stream(cache, batch_size=4, micro_batch_size=2).state_dict() | {"part": 1}
+    for size, micro in ((4, 3), (3, 2)):
+        with pytest.raises(ResumeMismatchError, match="of the same size"):
+            stream(cache, batch_size=size, micro_batch_size=micro).load_state_dict(state)
 
 
 def test_iterating_again_gives_the_next_epochs() -> None:
@@ -174,6 +179,11 @@ def test_sizes_below_one_are_refused(field: str) -> None:
     cache = MemoryCache.random(shards=1, largest=2, longest=4, seed=0)
     with pytest.raises(ConfigError, match=f"{field} is 0"):
         stream(cache, **{field: 0})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"{field} is 2\.5"):
+        stream(cache, **{field: 2.5})  # type: ignore[arg-type]
+    for wrong in ({"epochs": 0}, {"epochs": -1}, {"prefetch": -1}):
+        with pytest.raises(ConfigError, match="they must be at least 1 and 0"):
+            stream(cache, **wrong)
 
 
 def test_a_state_of_another_cache_or_order_is_refused() -> None:

@@ -1,0 +1,54 @@
+"""Proof that a student keeps the documents of a packed row apart.
+
+Position ids that start again are how transformers tells documents apart where there is no attention mask. Many models
+heed them; others attend, convolve or carry a state across, without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import ConfigError
+from logitcache.heads import evaluating, find_head, inside
+
+_FIRST, _SECOND = 6, 8
+# What may be left of the difference that documents make when nothing keeps them apart: rounding, no more.
+_LEFT_OVER = {torch.float32: 0.01, torch.float64: 0.01}
+_LEFT_OVER_HALF = 0.1
+
+
+@torch.no_grad()
+def check_packing(student: Any) -> None:
+    """Compare a short document behind another one in its row with the same document alone.
+
+    Raises:
+        ConfigError: the student sees the one while it reads the other.
+        ModelError: the student has no body to run.
+    """
+    model, _ = inside(student)
+    if "flash" in str(getattr(model.config, "_attn_implementation", "")):
+        return  # goes by position ids itself, and doesn't run everywhere
+    head = find_head(model)
+    weight = model.get_input_embeddings().weight
+    length = _FIRST + _SECOND
+    ids_T = torch.arange(1, length + 1, device=weight.device) % weight.shape[0]
+    counted_T = torch.arange(length, device=weight.device)
+    restarted_T = torch.cat([counted_T[:_FIRST], counted_T[:_SECOND]])
+
+    def second(ids: Tensor, positions: Tensor) -> Tensor:
+        out = head.body(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+        hidden: Tensor = out.last_hidden_state[0, -_SECOND:].float()
+        return hidden
+
+    with evaluating(model):
+        alone = second(ids_T[_FIRST:], counted_T[:_SECOND])
+        packed, seen = second(ids_T, restarted_T), second(ids_T, counted_T)
+    leak, most = (packed - alone).abs().mean(), (seen - alone).abs().mean()
+    if leak > _LEFT_OVER.get(weight.dtype, _LEFT_OVER_HALF) * most:
+        raise ConfigError(
+            f"pack_tokens can't be used: {type(model).__name__} lets the documents of a row see each other; train "
+            "without it"
+        )
