@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._students import without
 from benchmarks._teacher import parse, teacher_parser
 from logitcache import losses
 from logitcache.losses.bild import SLD
@@ -59,19 +59,6 @@ def hidden_states(model: Any, tokenizer: Any, files: tuple[str, ...], tokens: in
                 for chunk in torch.tensor(ids).split(CONTEXT)
             ]
     return torch.cat(rows)
-
-
-@contextmanager
-def without(model: Any, dropped: tuple[int, ...]) -> Iterator[None]:
-    """The model with fewer layers, for the time being."""
-    layers = model.model.layers
-    model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(layers) if index not in dropped)
-    model.config.num_hidden_layers = len(model.model.layers)
-    try:
-        yield
-    finally:
-        model.model.layers = layers
-        model.config.num_hidden_layers = len(layers)
 
 
 def exact_gradient(student_NV: Tensor, teacher_NV: Tensor, k: int = 8, temperature: float = 3.0) -> Tensor:

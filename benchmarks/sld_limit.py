@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._students import without
 from benchmarks._teacher import parse, teacher_parser
-from benchmarks.sld_fidelity import DATA, MEASURED, STUDENTS, exact_gradient, hidden_states, s_ld, without
+from benchmarks.sld_fidelity import DATA, MEASURED, STUDENTS, exact_gradient, hidden_states, s_ld
 from logitcache.losses.bild import bound
 from logitcache.losses.fidelity import compare
 from logitcache.losses.tail import look_up

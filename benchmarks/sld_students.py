@@ -1,23 +1,28 @@
-"""How far the default fill of s-LD can be relied on: many students, and the gradient of a student's weights.
+"""How far the default fill of s-LD can be relied on: many students, two kinds of text, and the step that is taken.
 
     python -m benchmarks.sld_students --plot docs/sld_students.png
+    python -m benchmarks.sld_students --pruned 12
+    python -m benchmarks.sld_students --weights
 
-Students are the teacher without 1 to 5 layers drawn at random (never the first two or the last). For each the s-LD
-gradient from a cache of K = 64 is compared with the exact one in three ways: with respect to the logits, token by token
-and averaged; the same over all tokens together; and with respect to all weights of the student, which is what a step of
-training takes. Errors of single tokens point in many directions and mostly cancel in the last one. Over all tokens the
-fill b − 1 is measured too, and the completion, learnt from 256 audit rows of other text.
+Students are the teacher without 1 to 5 layers drawn at random (never the first two or the last), or pruned layer by
+layer, each time of the one that costs least on other text. Texts are three addresses, and three chapters of the
+language reference that comes with Python. For each student the s-LD gradient from a cache of K = 64 is compared with
+the exact one: with respect to the logits, token by token and averaged; the same over all tokens together; and, with
+``--weights`` (which takes four times as long), with respect to all weights of the student, which is what a step of
+training takes: errors of single tokens point in many directions and mostly cancel there. Over all tokens the fill b − 1
+and the completion, learnt from 256 audit rows of other text, are measured too, and BiLD as a whole, of which s-LD is
+one half and the other half is exact.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -25,35 +30,49 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
+from benchmarks._students import Dropped, drawn, pruned, without
 from benchmarks._teacher import parse, teacher_parser
-from benchmarks.sld_fidelity import AUDITED, CONTEXT, DATA, MEASURED, exact_gradient, hidden_states, s_ld, without
+from benchmarks.sld_fidelity import AUDITED, CONTEXT, DATA, MEASURED, exact_gradient, hidden_states, s_ld
+from logitcache import losses
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import GradientMatch, compare, gradient
 
-K, AUDIT_ROWS = 64, 256
+K, AUDIT_ROWS, PRUNING_TOKENS = 64, 256, 160
+CHAPTERS = ("compound", "specialnames", "types")
 BINS = ((0.1, 0.3), (0.3, 0.5), (0.5, 0.8), (0.8, 1.2), (1.2, 1.8), (1.8, 2.5))
+#: Columns of the tables: title, and which figure of a result.
+COLUMNS = {
+    "all tokens: b − 1": "simple",
+    "default": "logits",
+    "completion": "completed",
+    "BiLD, default": "bild",
+    "each token": "per_token",
+}
+WEIGHTS = {"the weights": "weights"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """Contexts of token ids ``[1, T]``, and the teacher's log-probs ``[T - 1, V]`` after each first token."""
+
+    contexts: list[Tensor]
+    teacher: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One student: its distance in nats, and the cosines of the default fill; over all logits also those of others."""
+    """One student on one text: its distance in nats, and the cosines that ``COLUMNS`` names."""
 
-    dropped: tuple[int, ...]
+    text: str
+    dropped: Dropped
     kl: float
     coverage: float
     per_token: float
     logits: float
-    weights: float
+    bild: float
     simple: float
     completed: float
-
-
-def draw_students(count: int, seed: int, layers: int) -> list[tuple[int, ...]]:
-    """As many with one layer less as with two, and so on up to five."""
-    drawn, students = random.Random(seed), set[tuple[int, ...]]()
-    while len(students) < count:
-        students.add(tuple(sorted(drawn.sample(range(2, layers - 1), len(students) % 5 + 1))))
-    return sorted(students, key=lambda dropped: (len(dropped), dropped))
+    weights: float | None
 
 
 class Weights:
@@ -64,9 +83,8 @@ class Weights:
         self.ours = [torch.zeros_like(parameter) for parameter in parameters]
         self.exact = [torch.zeros_like(parameter) for parameter in parameters]
 
-    def add(self, logits_NV: Tensor, ids_Nk: Tensor, ours_Nk: Tensor, exact_Nk: Tensor) -> None:
-        for sums, gradient_Nk, keep in ((self.ours, ours_Nk, True), (self.exact, exact_Nk, False)):
-            gradient_NV = torch.zeros_like(logits_NV).scatter_(1, ids_Nk, gradient_Nk)
+    def add(self, logits_NV: Tensor, ours_NV: Tensor, exact_NV: Tensor) -> None:
+        for sums, gradient_NV, keep in ((self.ours, ours_NV, True), (self.exact, exact_NV, False)):
             found = torch.autograd.grad(logits_NV, self.parameters, gradient_NV, retain_graph=keep)
             torch._foreach_add_(sums, list(found))
 
@@ -78,99 +96,159 @@ class Weights:
         return product(self.ours, self.exact) / (product(self.ours, self.ours) * product(self.exact, self.exact)) ** 0.5
 
 
+def t_ld_gradient(student_NV: Tensor, targets: lc.TopK) -> Tensor:
+    """``[N, V]``: the half of BiLD that any cache gives exactly."""
+    leaf_NV = student_NV.clone().requires_grad_()
+    (found_NV,) = torch.autograd.grad(losses.get("t_ld")(leaf_NV, targets).sum(), leaf_NV)
+    return found_NV
+
+
 def measure(
-    model: Any, dropped: tuple[int, ...], contexts: list[Tensor], teacher: list[Tensor], fills: dict[str, SLD]
+    model: Any, dropped: Dropped, name: str, text: Text, fills: dict[str, SLD], *, with_weights: bool
 ) -> Result:
-    """One student. ``contexts`` hold ids ``[1, T]``, ``teacher`` the log-probs ``[T - 1, V]`` after each first one."""
-    tallies, coverage, distance = dict.fromkeys(fills, GradientMatch()), 0.0, 0.0
+    """One student on one text."""
+    tallies, coverage, distance = dict.fromkeys((*fills, "bild"), GradientMatch()), 0.0, 0.0
     with without(model, dropped):
-        weights = Weights(list(model.parameters()))
-        for ids, teacher_NV in zip(contexts, teacher, strict=True):
-            logits_NV = model(input_ids=ids, use_cache=False).logits[0, 1:]
+        weights = Weights(list(model.parameters())) if with_weights else None
+        for ids, teacher_NV in zip(text.contexts, text.teacher, strict=True):
+            with torch.set_grad_enabled(with_weights):
+                logits_NV = model(input_ids=ids, use_cache=False).logits[0, 1:]
             student_NV, targets = logits_NV.detach(), lc.TopK.from_logits(teacher_NV, K)
             distance += float((teacher_NV.exp() * (teacher_NV - student_NV.log_softmax(1))).sum())
-            coverage += float(lc.losses.metrics.s_ld_coverage(student_NV, targets).sum())
+            coverage += float(losses.metrics.s_ld_coverage(student_NV, targets).sum())
             exact_Nk = exact_gradient(student_NV, teacher_NV)
-            found = {name: gradient(loss, student_NV, targets) for name, loss in fills.items()}
-            for name, gradient_Nk in found.items():
-                tallies[name] = tallies[name].plus(compare(gradient_Nk, exact_Nk))
-            weights.add(logits_NV, student_NV.topk(exact_Nk.shape[1], dim=1).indices, found["default"], exact_Nk)
-    default = tallies["default"]
+            found = {fill: gradient(loss, student_NV, targets) for fill, loss in fills.items()}
+            for fill, gradient_Nk in found.items():
+                tallies[fill] = tallies[fill].plus(compare(gradient_Nk, exact_Nk))
+            ids_Nk = student_NV.topk(exact_Nk.shape[1], dim=1).indices
+            ours_NV, exact_NV = (
+                torch.zeros_like(student_NV).scatter_(1, ids_Nk, some) for some in (found["default"], exact_Nk)
+            )
+            if weights is not None:
+                weights.add(logits_NV, ours_NV, exact_NV)
+            half_NV = t_ld_gradient(student_NV, targets)
+            tallies["bild"] = tallies["bild"].plus(compare(ours_NV.add_(half_NV), exact_NV.add_(half_NV)))
+    rows = tallies["default"].rows
     return Result(
+        name,
         dropped,
-        kl=distance / default.rows,
-        coverage=coverage / default.rows,
-        per_token=default.mean_cosine,
-        logits=default.cosine,
-        weights=weights.cosine,
+        kl=distance / rows,
+        coverage=coverage / rows,
+        per_token=tallies["default"].mean_cosine,
+        logits=tallies["default"].cosine,
+        bild=tallies["bild"].cosine,
         simple=tallies["simple"].cosine,
         completed=tallies["completed"].cosine,
+        weights=None if weights is None else weights.cosine,
     )
 
 
-def learn(model: Any, tokenizer: Any, rows: int) -> lc.losses.Completion:
+def learn(model: Any, tokenizer: Any, rows: int) -> losses.Completion:
     """The completion from so many audit rows."""
     states_AD = hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)
     with torch.no_grad():
-        return lc.losses.Completion.fit([model.lm_head(states_AD[:: len(states_AD) // rows][:rows])])
+        return losses.Completion.fit([model.lm_head(states_AD[:: len(states_AD) // rows][:rows])])
+
+
+@torch.no_grad()
+def read(model: Any, tokenizer: Any, documents: list[str]) -> Text:
+    contexts = [torch.tensor(tokenizer(document)["input_ids"][:CONTEXT])[None] for document in documents]
+    return Text(contexts, [model(input_ids=ids, use_cache=False).logits[0, 1:].log_softmax(1) for ids in contexts])
+
+
+def students_of(options: argparse.Namespace, model: Any, tokenizer: Any) -> list[Dropped]:
+    if not options.pruned:
+        return drawn(options.students, options.seed, model.config.num_hidden_layers)
+    others = [tokenizer((DATA / name).read_text(encoding="utf-8"))["input_ids"][:PRUNING_TOKENS] for name in AUDITED]
+    return pruned(model, options.pruned, torch.tensor(others))
 
 
 def run(options: argparse.Namespace) -> list[Result]:
     model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.teacher)
-    texts = [(DATA / name).read_text(encoding="utf-8") for name in MEASURED]
-    contexts = [torch.tensor(tokenizer(text)["input_ids"][:CONTEXT])[None] for text in texts]
-    with torch.no_grad():
-        teacher = [model(input_ids=ids, use_cache=False).logits[0, 1:].log_softmax(1) for ids in contexts]
+    texts = {
+        "addresses": read(model, tokenizer, [(DATA / name).read_text(encoding="utf-8") for name in MEASURED]),
+        "language reference": read(model, tokenizer, [topics[chapter] for chapter in CHAPTERS]),
+    }
     completion = learn(model, tokenizer, AUDIT_ROWS)
     fills = {"default": s_ld(), "simple": s_ld(offset=1, slope=0), "completed": s_ld(completion=completion)}
     results = []
-    for dropped in draw_students(options.students, options.seed, model.config.num_hidden_layers):
-        results.append(measure(model, dropped, contexts, teacher, fills))
-        print(f"without layers {dropped}: {json.dumps(asdict(results[-1]))}", file=sys.stderr)
-    return sorted(results, key=lambda result: result.kl)
+    for dropped in students_of(options, model, tokenizer):
+        for name, text in texts.items():
+            results.append(measure(model, dropped, name, text, fills, with_weights=options.weights))
+            print(json.dumps(asdict(results[-1])), file=sys.stderr)
+    return sorted(results, key=lambda result: (result.text, result.kl))
 
 
-def report(results: list[Result]) -> None:
-    """Median and worst of each measure by distance."""
-    columns = ("students", "coverage", "all tokens: b − 1", "default", "completion", "each token", "the weights")
-    print("| nats to the teacher | " + " | ".join(columns) + " |")
-    print("|---" * 8 + "|")
+def report(results: list[Result], *, binned: bool) -> None:
+    """A table a text: median and worst of each measure by distance, or each student by itself."""
+    columns = COLUMNS if results[0].weights is None else COLUMNS | WEIGHTS
+    for text in dict.fromkeys(result.text for result in results):
+        own = [result for result in results if result.text == text]
+        first = ["nats to the teacher", "students"] if binned else ["layers left out", "nats to the teacher"]
+        print(f"\n{text}\n\n| " + " | ".join([*first, "coverage", *columns]) + " |")
+        print("|---" * (3 + len(columns)) + "|")
+        for cells in _binned(own, columns) if binned else _single(own, columns):
+            print("| " + " | ".join(cells) + " |")
+
+
+def _binned(results: list[Result], columns: dict[str, str]) -> list[list[str]]:
+    rows = []
     for low, high in BINS:
         near = [result for result in results if low <= result.kl < high]
-        if not near:
-            continue
-        cells = [f"{statistics.median(result.coverage for result in near):.3f}"]
-        for name in ("simple", "logits", "completed", "per_token", "weights"):
-            values = [getattr(result, name) for result in near]
-            cells.append(f"{statistics.median(values):.3f} ({min(values):.3f})")
-        middle = statistics.median(result.kl for result in near)
-        print(f"| {low} to {high}, median {middle:.2f} | {len(near)} | " + " | ".join(cells) + " |")
+        if near:
+            middle = statistics.median(result.kl for result in near)
+            rows.append([f"{low} to {high}, median {middle:.2f}", str(len(near))])
+            rows[-1].append(f"{statistics.median(result.coverage for result in near):.3f}")
+            for figure in columns.values():
+                values = [getattr(result, figure) for result in near]
+                rows[-1].append(f"{statistics.median(values):.3f} ({min(values):.3f})")
+    return rows
+
+
+def _single(results: list[Result], columns: dict[str, str]) -> list[list[str]]:
+    return [
+        [str(len(result.dropped)), f"{result.kl:.2f}", f"{result.coverage:.3f}"]
+        + [f"{getattr(result, figure):.3f}" for figure in columns.values()]
+        for result in results
+    ]
 
 
 def plot(results: list[Result], path: Path) -> None:
     from matplotlib import pyplot  # the extra `plot`
 
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    names = {"weights": "of the student's weights", "per_token": "of the logits, each token", "logits": "all tokens"}
-    for (name, label), marker in zip(names.items(), "osx", strict=True):
-        axis.scatter([r.kl for r in results], [getattr(r, name) for r in results], marker=marker, label=label, s=20)
-    axis.set(xlim=(0, BINS[-1][1]), ylim=(0.84, 1.002))
-    axis.set(xlabel="student's KL to the teacher, nats", ylabel="cosine with the exact s-LD gradient")
-    axis.legend(loc="lower left", fontsize=8)
-    axis.grid(alpha=0.3)
+    texts = dict.fromkeys(result.text for result in results)
+    figure, axes = pyplot.subplots(1, len(texts), figsize=(11, 4), layout="constrained", sharey=True)
+    names = {
+        "per_token": "s-LD, each token",
+        "bild": "BiLD, all tokens together",
+        "logits": "s-LD, all tokens together",
+    }
+    for axis, text in zip(axes, texts, strict=True):
+        own = [result for result in results if result.text == text]
+        for (name, label), marker in zip(names.items(), "osx", strict=True):
+            axis.scatter([r.kl for r in own], [getattr(r, name) for r in own], marker=marker, label=label, s=20)
+        axis.set(xlim=(0, BINS[-1][1]), ylim=(0.84, 1.002), title=text, xlabel="student's KL to the teacher, nats")
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="cosine with the exact gradient")
+    axes[0].legend(loc="lower left", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 def main() -> int:
     parser = teacher_parser(__doc__)
-    parser.add_argument("--students", type=int, default=40)
+    parser.add_argument("--students", type=int, default=40, help="how many to draw")
+    parser.add_argument("--pruned", type=int, default=0, help="take so many pruned students instead")
+    parser.add_argument("--weights", action="store_true", help="measure the gradient of the student's weights, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="write a picture there")
     parser.add_argument("--json", action="store_true")
     options = parse(parser)
     results = run(options)
-    print(json.dumps([asdict(result) for result in results], indent=2)) if options.json else report(results)
+    if options.json:
+        print(json.dumps([asdict(result) for result in results], indent=2))
+    else:
+        report(results, binned=not options.pruned)
     if options.plot:
         plot(results, options.plot)
     return 0
