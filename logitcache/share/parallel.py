@@ -15,6 +15,7 @@ R = TypeVar("R")
 THREAD_PREFIX = "logitcache-transfer"
 #: Jobs handed to a thread pool ahead of their turn, for each thread.
 _AHEAD = 4
+_LOOK_UP_SECONDS = 0.5
 
 
 class StoppedError(Exception):
@@ -79,6 +80,9 @@ def run_parallel(
 
 
 def _collect(running: dict[Future[R], T], done: Callable[[T, R], None]) -> None:
-    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+    finished: set[Future[R]] = set()
+    # The system may hand Ctrl-C to another thread, which doesn't wake this one: it has to look up now and then.
+    while not finished:
+        finished, _ = wait(running, timeout=_LOOK_UP_SECONDS, return_when=FIRST_COMPLETED)
     for future in finished:
         done(running.pop(future), future.result())
