@@ -47,6 +47,29 @@ def test_what_goes_on_after_an_interruption(
     assert f"interrupted: run the same command {again}" in " ".join(capsys.readouterr().err.split())
 
 
+_HANDED_ELSEWHERE = """
+import os, signal, threading, time
+from logitcache.share.parallel import run_parallel
+
+def action(number):
+    if number == 0:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    time.sleep(60)
+
+try:
+    run_parallel(range(2), action, 2)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_signal_that_reaches_another_thread_ends_the_work_too() -> None:
+    """The system chooses who gets it; the waiting main thread isn't woken then."""
+    done = subprocess.run([sys.executable, "-c", _HANDED_ELSEWHERE], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_interrupted_pull(s3: S3Server, tmp_path: Path) -> None:
     """Through a proxy that drips bodies so slowly that each shard would take most of a minute."""
     make_cache(tmp_path / "cache", range(12))
