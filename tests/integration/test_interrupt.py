@@ -64,9 +64,20 @@ os._exit(0)
 """
 
 
+def heed_interrupts() -> None:
+    """In the process to be: one that was started in the background may have been told to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_signal_that_reaches_another_thread_ends_the_work_too() -> None:
     """The system chooses who gets it; the waiting main thread isn't woken then."""
-    done = subprocess.run([sys.executable, "-c", _HANDED_ELSEWHERE], capture_output=True, text=True, timeout=40)
+    done = subprocess.run(
+        [sys.executable, "-c", _HANDED_ELSEWHERE],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        preexec_fn=heed_interrupts,
+    )
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
@@ -79,7 +90,11 @@ def test_interrupted_pull(s3: S3Server, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("logitcache")), "pull", pinned, str(tmp_path / "copy")]
     with FaultyProxy(s3.s3, 1.0, ("drip",)) as proxy:
         started = subprocess.Popen(
-            command, env={**os.environ, **s3.environment(proxy.port)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            env={**os.environ, **s3.environment(proxy.port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=heed_interrupts,
         )
         while not proxy.fetched:
             assert started.poll() is None
