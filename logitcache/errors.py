@@ -26,6 +26,10 @@ class DataError(LogitCacheError):
     """The corpus can't be used: a file is missing, empty or of the wrong kind, or a column isn't there."""
 
 
+class RowError(DataError):
+    """A single row can't be taken right; the message names the row. A dump may leave such rows out and count them."""
+
+
 class ModelError(LogitCacheError):
     """A teacher or student can't be loaded, or can't be used for what was asked."""
 
