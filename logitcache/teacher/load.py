@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 
-from logitcache.errors import ConfigError, MissingDependencyError, ModelError
+from logitcache.errors import ConfigError, ModelError
+from logitcache.models import explained, load_language_model
 from logitcache.teacher.identity import TeacherFiles
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -20,7 +19,7 @@ def load_config(files: TeacherFiles, *, trust_remote_code: bool = False) -> Any:
     """The model's configuration; its text part has ``vocab_size`` and ``max_position_embeddings``."""
     from transformers import AutoConfig
 
-    with _explained(files, "configuration"):
+    with explained("teacher", files.name, "configuration"):
         return AutoConfig.from_pretrained(files.directory, trust_remote_code=trust_remote_code, **files.load_kwargs())
 
 
@@ -32,7 +31,7 @@ def load_tokenizer(files: TeacherFiles, *, trust_remote_code: bool = False) -> A
     """
     from transformers import AutoTokenizer
 
-    with _explained(files, "tokenizer"):
+    with explained("teacher", files.name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             files.directory, trust_remote_code=trust_remote_code, **files.load_kwargs()
         )
@@ -56,24 +55,18 @@ def load_model(
     Raises:
         ModelError: the files don't make a causal language model, or don't fit on the device.
     """
-    from transformers import AutoModelForCausalLM
-
     kwargs: dict[str, Any] = files.load_kwargs() | {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    if files.gguf_file is not None:
-        from transformers import GgufConfig
-
-        kwargs["quantization_config"] = GgufConfig(dequantize=True)
     if device_map is not None:
         kwargs["device_map"] = device_map
     if tensor_parallel:
         kwargs["tp_plan"] = "auto"
     if attention is not None:
         kwargs["attn_implementation"] = attention
-    with _explained(files, "weights"), _quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(files.directory, **kwargs)
-        if device_map is None and not tensor_parallel:
+    model = load_language_model("teacher", files.name, files.directory, **kwargs)
+    if device_map is None and not tensor_parallel:
+        with explained("teacher", files.name, "weights"):
             model = model.to(device)
-    return model.eval().requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def choose_device(device: str) -> torch.device:
@@ -106,32 +99,3 @@ def choose_dtype(dtype: str, device: torch.device, config: Any) -> Dtype:
         if own == value:
             return name  # type: ignore[return-value]
     return "bf16"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which would run into ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _explained(files: TeacherFiles, part: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"teacher {files.name} doesn't fit on the device: try --dtype bf16, --device-map auto, or a quantised one"
-        ) from error
-    except ImportError as error:
-        raise MissingDependencyError(f"teacher {files.name}: {str(error).strip().splitlines()[0]}") from error
-    except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"teacher {files.name}: its {part} can't be loaded: {first_line}") from error

@@ -1,0 +1,158 @@
+"""One way to load a language model, teacher or student: every weight from its files, or one clear error.
+
+transformers fills what a checkpoint lacks with random numbers and says so in a log. Here that is an error. The class is
+chosen by what the configuration says: the class that saved the checkpoint, where one of the automatic classes for text
+knows it; a checkpoint for image and text is loaded whole, and used by its text path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logitcache.errors import MissingDependencyError, ModelError
+from logitcache.models.weights import check_loaded
+
+# In the order of preference, where the configuration doesn't name the class that saved it.
+_AUTOMATIC = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+
+
+def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) -> Any:
+    """A model that predicts the next token, in evaluation mode, every weight of it from the checkpoint.
+
+    Args:
+        what: what the model is to the caller, for messages: teacher, student …
+        name: what the user calls it, for messages.
+        place: a directory of ``save_pretrained``, the directory of a GGUF file (with ``gguf_file``), or a hub id.
+        kwargs: for ``from_pretrained``: ``dtype``, ``attn_implementation``, ``device_map``, ``gguf_file``, ….
+
+    Raises:
+        ModelError: no such model; not one that predicts the next token; a weight is missing or of another shape; an
+            adapter lies beside the weights; it doesn't fit on the device.
+        MissingDependencyError: a package is needed to read it.
+    """
+    import transformers
+
+    _refuse_adapter(what, name, place)
+    if kwargs.get("gguf_file") is not None:
+        kwargs.setdefault("quantization_config", transformers.GgufConfig(dequantize=True))
+    # To be told which weights have another shape, instead of a table in the log.
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with explained(what, name, "weights"), _quiet() as told:
+        automatic = getattr(transformers, _automatic_class(what, name, place, kwargs))
+        try:
+            model, found = automatic.from_pretrained(str(place), **kwargs)
+        except RuntimeError as error:
+            raise _conversion_error(what, name, told) or error from error
+    check_loaded(what, name, model, found)
+    return model.eval()
+
+
+def _refuse_adapter(what: str, name: str, place: str | Path) -> None:
+    """transformers would load an adapter that lies beside the weights without a word."""
+    path = Path(place)
+    if (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{what} {name} holds a model and an adapter (config.json and adapter_config.json): merge the adapter into "
+            "the model, or move one of the two away"
+        )
+
+
+def _automatic_class(what: str, name: str, place: str | Path, kwargs: dict[str, Any]) -> str:
+    """The name of transformers' automatic class that loads this checkpoint.
+
+    Raises:
+        ModelError: none of them does, or the model writes from an encoder's output.
+    """
+    import transformers
+
+    names = ("trust_remote_code", "local_files_only", "revision", "gguf_file", "cache_dir", "token")
+    config = transformers.AutoConfig.from_pretrained(
+        str(place), **{key: kwargs[key] for key in names if kwargs.get(key) is not None}
+    )
+    if config.is_encoder_decoder or getattr(config.get_text_config(), "is_encoder_decoder", False):
+        raise ModelError(
+            f"{what} {name} is an encoder-decoder model ({config.model_type}); one that predicts the next token from "
+            "the text alone is needed"
+        )
+    remote = getattr(config, "auto_map", None) or {}
+    saved_as = set(getattr(config, "architectures", None) or ())
+    knowing = [each for each in _AUTOMATIC if each in remote or _local_class(each, config)]
+    if not knowing:
+        raise ModelError(
+            f"{what} {name} is of a kind ({config.model_type}) that does not predict the next token, or that this "
+            "transformers doesn't know"
+        )
+    return next((each for each in knowing if _local_class(each, config) in saved_as), knowing[0])
+
+
+def _local_class(automatic: str, config: Any) -> str:
+    """The name of transformers' own class behind an automatic one for this configuration; empty if there is none."""
+    import transformers
+
+    mapping = getattr(transformers, automatic)._model_mapping
+    return str(mapping[type(config)].__name__) if type(config) in mapping else ""
+
+
+def _conversion_error(what: str, name: str, told: list[str]) -> ModelError | None:
+    """transformers names the weights that it couldn't convert in its log only."""
+    lines = [line for text in told for line in text.splitlines() if "CONVERSION" in line and "|" in line]
+    if not lines:
+        return None
+    names = ", ".join(line.split("|")[0].strip() for line in lines[:3])
+    return ModelError(
+        f"{what} {name}: {len(lines)} weights can't be made from what the files hold ({names}): a part of them is "
+        "missing or of another shape than config.json says"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Without transformers' progress bars and its report of the load; gives what the report said."""
+    from transformers.utils import logging as own
+
+    told: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        told.append(text)
+        return "LOAD REPORT" not in text
+
+    log = logging.getLogger("transformers.modeling_utils")
+    shown = own.is_progress_bar_enabled()
+    own.disable_progress_bar()  # type: ignore[no-untyped-call]
+    log.addFilter(keep)
+    try:
+        yield told
+    finally:
+        log.removeFilter(keep)
+        if shown:
+            own.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def explained(what: str, name: str, part: str) -> Iterator[None]:
+    """Whatever transformers raises while it reads a part of a model becomes one line.
+
+    Raises:
+        ModelError: the part can't be loaded, or the device has no room.
+        MissingDependencyError: a package is needed.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{what} {name} doesn't fit on the device: try --dtype bf16, --device-map auto, or a quantised one"
+        ) from error
+    except ImportError as error:
+        raise MissingDependencyError(f"{what} {name}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{what} {name}: its {part} can't be loaded: {first_line}") from error

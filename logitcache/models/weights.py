@@ -1,0 +1,74 @@
+"""What a checkpoint gave a model: nothing may be missing or of another shape, and what was left unread is said."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from logitcache.errors import LogitCacheWarning, ModelError
+
+
+def check_loaded(what: str, name: str, model: Any, found: dict[str, Any]) -> None:
+    """Refuse a model that isn't wholly from its files.
+
+    Args:
+        what, name: the model, for messages.
+        model: as loaded.
+        found: what ``from_pretrained`` says with ``output_loading_info``.
+
+    Raises:
+        ModelError: a weight of the model is not in the files, has another shape there, or the files hold a weight or
+            bias of a loaded module that the model has no place for.
+    """
+    if found.get("error_msgs"):
+        raise ModelError(f"{what} {name}: its weights can't be loaded: {str(found['error_msgs'][0]).strip()[:300]}")
+    mismatched = sorted(found.get("mismatched_keys", ()))
+    if mismatched:
+        shown = [f"{key} is {list(has)} and not {list(wants)}" for key, has, wants in mismatched]
+        raise ModelError(f"{what} {name}: weights have another shape than config.json says: {_some(shown)}")
+    unexpected = set(found.get("unexpected_keys", ()))
+    if missing := sorted(found.get("missing_keys", ())):
+        instead = f"; they hold {_some(sorted(unexpected))}, which the model has no place for" if unexpected else ""
+        raise ModelError(f"{what} {name}: its files lack weights of the model: {_some(missing)}{instead}")
+    _check_unread(what, name, model, unexpected)
+
+
+def _check_unread(what: str, name: str, model: Any, unexpected: Collection[str]) -> None:
+    """A bias that the configuration denies changes the model; a part that the model lacks is named in a warning."""
+    modules, prefixes = dict(model.named_modules()), Counter[str]()
+    buffers = {key.rsplit(".", 1)[-1] for key, _ in model.named_buffers()}
+    for key in sorted(unexpected):
+        parent, _, leaf = key.rpartition(".")
+        if parent in modules and leaf in ("weight", "bias") and any(modules[parent].parameters(recurse=False)):
+            raise ModelError(
+                f"{what} {name}: its files hold {key}, and config.json says that there is none: the configuration is "
+                "of another model"
+            )
+        if leaf not in buffers:
+            prefixes[_first_unknown(key, modules)] += 1
+    if prefixes:
+        parts = _some([f"{prefix} ({count})" for prefix, count in prefixes.items()])
+        warnings.warn(
+            f"{what} {name}: {sum(prefixes.values())} tensors of its files have no place in a {type(model).__name__} "
+            f"and were left unread: {parts}",
+            LogitCacheWarning,
+            stacklevel=2,
+        )
+
+
+def _first_unknown(key: str, modules: Collection[str]) -> str:
+    """The shortest part of a tensor's name that names nothing in the model."""
+    parts = key.split(".")
+    for end in range(1, len(parts)):
+        if (prefix := ".".join(parts[:end])) not in modules:
+            return prefix
+    return key
+
+
+def _some(names: Iterable[str]) -> str:
+    """At most three of them, and how many more."""
+    listed = list(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
