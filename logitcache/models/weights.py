@@ -41,7 +41,7 @@ def _check_unread(what: str, name: str, model: Any, unexpected: Collection[str])
     buffers = {key.rsplit(".", 1)[-1] for key, _ in model.named_buffers()}
     for key in sorted(unexpected):
         parent, _, leaf = key.rpartition(".")
-        if parent in modules and leaf in ("weight", "bias") and any(modules[parent].parameters(recurse=False)):
+        if parent in modules and leaf in ("weight", "bias") and list(modules[parent].parameters(recurse=False)):
             raise ModelError(
                 f"{what} {name}: its files hold {key}, and config.json says that there is none: the configuration is "
                 "of another model"
