@@ -1,0 +1,148 @@
+"""Rows of Parquet and Arrow files as plain Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from logitcache.data.sources import Row
+from logitcache.errors import DataError
+
+_ROWS_A_BATCH = 1024
+_FILE_MAGIC = b"ARROW1"
+_STREAM_ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00")  # now, and before Arrow 0.15
+
+Mend = Callable[[Any], Any]
+
+
+def read_parquet(path: Path, name: str) -> Iterator[Row]:
+    """The rows of a Parquet file, a batch at a time.
+
+    Raises:
+        DataError: two columns have one name, or a value can't be taken; the message names the row.
+        OSError, pyarrow.ArrowException: the file is cut or damaged.
+    """
+    with pq.ParquetFile(path) as file:
+        yield from _rows(file.iter_batches(_ROWS_A_BATCH), name)
+
+
+def read_arrow(path: Path, name: str) -> Iterator[Row]:
+    """The rows of an Arrow file or stream, a batch at a time.
+
+    Raises:
+        DataError: a stream has no mark at its end, two columns have one name, or a value can't be taken.
+        OSError, pyarrow.ArrowException: the file is cut or damaged.
+    """
+    with path.open("rb") as start:
+        is_file = start.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+    if not is_file:
+        check_stream_end(path, name)
+    with pa.memory_map(str(path)) as file:
+        if is_file:
+            reader = pa.ipc.open_file(file)
+            yield from _rows((reader.get_batch(i) for i in range(reader.num_record_batches)), name)
+        else:
+            yield from _rows(iter(pa.ipc.open_stream(file)), name)
+
+
+def check_stream_end(path: Path, name: str) -> None:
+    """Refuse an Arrow stream that doesn't end with its mark: nobody can tell whether rows are missing.
+
+    Raises:
+        DataError: there is no mark.
+    """
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(_STREAM_ENDS[0]), 0))
+        end = file.read()
+    if not end.endswith(_STREAM_ENDS):
+        raise DataError(f"{name} has no Arrow end mark: it is cut, its writer was never closed, or it is no Arrow file")
+
+
+def _rows(batches: Iterator[Any], name: str) -> Iterator[Row]:
+    first = 1
+    for whole in batches:
+        names = whole.schema.names
+        if len(set(names)) < len(names):
+            twice = next(column for column in names if names.count(column) > 1)
+            raise DataError(f"{name}: two columns are named {twice!r}")
+        for start in range(0, whole.num_rows, _ROWS_A_BATCH):
+            batch = whole.slice(start, _ROWS_A_BATCH)
+            columns = [
+                _values(column, f"{name}: column {label!r}", first)
+                for label, column in zip(names, batch.columns, strict=True)
+            ]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(names, values, strict=True))
+            first += batch.num_rows
+
+
+def _values(column: Any, where: str, first_row: int) -> list[Any]:
+    """One column of a batch as plain values; ``first_row`` is the number of its first row."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    try:
+        # Offsets out of range would read foreign memory, and text that isn't UTF-8 would fail without a row.
+        column.validate(full=True)
+        values = column.to_pylist()
+        mend = _mend(column.type)
+        return values if mend is None else [mend(value) for value in values]
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        if len(column) == 1:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{where} in row {first_row} can't be taken: {reason}") from error
+        half = len(column) // 2
+        return [
+            *_values(column.slice(0, half), where, first_row),
+            *_values(column.slice(half), where, first_row + half),
+        ]
+
+
+def _mend(kind: Any) -> Mend | None:
+    """What a type's values still need: bytes become text if they are UTF-8, maps become dictionaries."""
+    types = pa.types
+    if (
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+        or kind == pa.binary_view()
+    ):
+        return as_text
+    if types.is_dictionary(kind):
+        return _mend(kind.value_type)
+    if types.is_map(kind):
+        mend_key, mend_item = _mend(kind.key_type), _mend(kind.item_type)
+        return lambda pairs: _mend_map(pairs, mend_key, mend_item)
+    if types.is_struct(kind):
+        mends = {field.name: mend for field in kind if (mend := _mend(field.type)) is not None}
+        return (lambda value: _mend_struct(value, mends)) if mends else None
+    if types.is_nested(kind) and hasattr(kind, "value_type"):
+        mend = _mend(kind.value_type)
+        return (lambda items: None if items is None else [mend(item) for item in items]) if mend else None
+    return None
+
+
+def as_text(value: Any) -> Any:
+    """Bytes as text if they are UTF-8; anything else as it is. An image in a column that nobody reads does no harm."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def _mend_map(pairs: list[tuple[Any, Any]] | None, key: Mend | None, item: Mend | None) -> dict[Any, Any] | None:
+    if pairs is None:
+        return None
+    mended = {key(k) if key else k: item(v) if item else v for k, v in pairs}
+    if len(mended) < len(pairs):
+        raise ValueError("a map has one key twice")
+    return mended
+
+
+def _mend_struct(value: dict[str, Any] | None, mends: dict[str, Mend]) -> dict[str, Any] | None:
+    return None if value is None else {name: mends[name](v) if name in mends else v for name, v in value.items()}

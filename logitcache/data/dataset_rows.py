@@ -1,0 +1,97 @@
+"""Rows of data sets as the `datasets` package keeps them: saved in a directory, or on a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from logitcache.data.arrow_rows import as_text, check_stream_end
+from logitcache.data.sources import HubId, Row
+from logitcache.errors import DataError, MissingDependencyError
+
+_SHOWN_SUBSETS = 20
+
+
+def read_saved(path: Path, name: str, split: str) -> Iterator[Row]:
+    """The rows of a directory that ``save_to_disk`` wrote; ``split`` counts where it holds several.
+
+    Raises:
+        DataError: it can't be loaded, a file of it is cut, or there is no such split.
+        MissingDependencyError: `datasets` isn't installed.
+    """
+    datasets = _datasets(name)
+    for file in sorted(path.rglob("*.arrow")):
+        check_stream_end(file, str(file))
+    try:
+        rows = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"data set {name} can't be loaded: {_first_line(error)}") from error
+    if isinstance(rows, dict):
+        if split not in rows:
+            raise DataError(f"data set {name} has no split {split!r}; it has {', '.join(rows)}")
+        rows = rows[split]
+    yield from _plain(rows, name)
+
+
+def read_hub(hub: HubId, name: str, split: str) -> Iterator[Row]:
+    """The rows of a split of a data set on a hub, streamed.
+
+    Raises:
+        DataError: it can't be loaded; where a subset must be chosen the message names them.
+        MissingDependencyError: `datasets` isn't installed.
+    """
+    datasets = _datasets(name)
+    try:
+        rows = datasets.load_dataset(hub.repo, hub.subset, revision=hub.revision, split=split, streaming=True)
+    except Exception as error:
+        reason = _subset_advice(datasets, hub) if isinstance(error, ValueError) else None
+        raise DataError(f"data set {name} can't be loaded: {reason or _first_line(error)}") from error
+    yield from _plain(rows, name)
+
+
+def _datasets(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(f"reading {name} needs datasets: pip install 'logitcache[datasets]'") from error
+    return datasets
+
+
+def _plain(rows: Any, name: str) -> Iterator[Row]:
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield {column: _text_in(value) for column, value in row.items()}
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} can't be read after row {number}: {_first_line(error)}") from error
+
+
+def _text_in(value: Any) -> Any:
+    """Bytes anywhere in a value as text, where they are UTF-8."""
+    if isinstance(value, list):
+        return [_text_in(item) for item in value] if value and not isinstance(value[0], int | float) else value
+    if isinstance(value, dict):
+        return {key: _text_in(item) for key, item in value.items()}
+    return as_text(value)
+
+
+def _subset_advice(datasets: Any, hub: HubId) -> str | None:
+    """Which subsets there are, if one must be chosen or the chosen one isn't there."""
+    try:
+        subsets = datasets.get_dataset_config_names(hub.repo, revision=hub.revision)
+        default = datasets.get_dataset_default_config_name(hub.repo, revision=hub.revision)
+    except Exception:  # noqa: BLE001 - the error at hand is told then
+        return None
+    if hub.subset in subsets or (hub.subset is None and default is not None):
+        return None
+    shown = ", ".join(subsets[:_SHOWN_SUBSETS]) + (", …" if len(subsets) > _SHOWN_SUBSETS else "")
+    missing = f"there is no subset {hub.subset!r}" if hub.subset else "it has several subsets"
+    return f"{missing}; write {hub.repo}:SUBSET with one of {shown}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
