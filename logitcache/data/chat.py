@@ -1,119 +1,167 @@
-"""Chat rows through the tokenizer's own template, and which of their tokens the assistant speaks.
+"""Chat rows through a chat template, and which of their tokens the model itself would have to produce.
 
-A template that marks the assistant's words itself (``{% generation %}``) is taken at its word. For the others each
-assistant turn is rendered once more with its words replaced by a mark that no text holds: where the two renderings
-differ, the assistant speaks. That also serves templates that treat the last turn in a way of its own.
+Shape legend: L tokens of one conversation.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.data.chat_forms import TemplateForms
+from logitcache.data.chat_left_out import left_out
+from logitcache.data.chat_messages import Message
+from logitcache.data.chat_targets import TurnFinder
+from logitcache.data.sharegpt import from_sharegpt
 from logitcache.errors import DataError
 
-Message = dict[str, Any]
+__all__ = ["ChatTemplate", "ChatTokens", "Message", "from_sharegpt"]
 
-# Private-use code points: no template writes them, and no text that means something to others holds them.
-_MARK = "\U000f1e61\U000f1e62"
+_TWICE = "the text began with BOS twice, because the template and the row both write it; one is kept"
+
+
+@dataclass(frozen=True, eq=False)
+class ChatTokens:
+    """A conversation's tokens.
+
+    Attributes:
+        token_ids: the whole conversation, L ids.
+        is_target_L: bool, True where token ``t`` is to be predicted.
+        notes: what a person must know about the row, without its number, so that equal notes can be counted.
+    """
+
+    token_ids: list[int]
+    is_target_L: NDArray[np.bool_]
+    notes: tuple[str, ...]
 
 
 class ChatTemplate:
-    """A fast tokenizer's chat template."""
+    """A tokenizer's chat template.
 
-    def __init__(self, tokenizer: Any) -> None:
+    The text is tokenised as a whole. A token that lies across the end of the generation prompt is a target: the model
+    was given part of its characters, but has to produce the others.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        template: text of a template that replaces the tokenizer's own.
+        arguments: variables for the template, such as ``enable_thinking``; ``date`` (YYYY-MM-DD) is the day that a
+            template which writes today's date is given.
+        turns: ``all`` turns of the assistant are learnt, or the ``last`` message only.
+
+    Raises:
+        DataError: the template isn't valid, or doesn't read one of the variables given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        turns: Literal["all", "last"] = "all",
+    ) -> None:
         self._tokenizer = tokenizer
-        template = getattr(tokenizer, "chat_template", None)
-        self._marks_assistant = isinstance(template, str) and bool(re.search(r"\{%-?\s*generation\s*-?%\}", template))
-        self._special = set(tokenizer.all_special_ids) | {
-            number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        self._turns = turns
+        self._specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._specials += tuple(token for token in tokenizer.all_special_tokens if token not in self._specials)
+        self._forms = TemplateForms(tokenizer, template, arguments or {})
 
-    def encode(self, messages: list[Message], supervised_from: int, where: str) -> tuple[list[int], list[bool]]:
-        """Token ids of a conversation, and for each whether it belongs to a supervised assistant turn.
+    @property
+    def uses_date(self) -> bool:
+        """The template writes today's date, which is fixed here."""
+        return self.date is not None
 
-        A turn's end-of-turn token is part of it: the student has to learn to stop.
+    @property
+    def date(self) -> str | None:
+        """The day that the template is given as today, YYYY-MM-DD; None if it doesn't ask."""
+        return self._forms.date
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        supervised_from: int,
+        where: str,
+        *,
+        tools: Any = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> ChatTokens:
+        """A conversation's tokens, those marked that the model would have to produce.
 
         Args:
-            messages: ``{"role": ..., "content": ...}`` each.
-            supervised_from: index of the first message whose assistant turns count.
+            messages: ``{"role": ..., "content": ...}`` each; see :mod:`logitcache.data.chat_messages`.
+            supervised_from: index of the first message whose turns are learnt.
             where: names the row in errors.
+            tools: the row's tools.
+            extra: the row's own variables for the template.
+
+        Returns:
+            Without any target if no turn of the assistant is to be learnt.
 
         Raises:
-            DataError: no template, or one that can't render these messages.
+            RowError: this conversation can't be rendered, or where its turns stand isn't certain.
+            DataError: no template, or a tokenizer that doesn't tell where its tokens stand.
         """
-        text = self._render(messages, where)
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids: list[int] = list(encoded["input_ids"])
-        offsets: list[tuple[int, int]] = list(encoded["offset_mapping"])
-        is_assistant = [False] * len(ids)
-        for start, stop in self._spans(messages, supervised_from, text, where):
-            after = 0
-            for i, (a, b) in enumerate(offsets):
-                if a < stop and b > start:
-                    is_assistant[i] = True
-                if a < stop:
-                    after = i + 1
-            if not self._marks_assistant and after < len(ids) and ids[after] in self._special:
-                is_assistant[after] = True
-        return ids, is_assistant
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise DataError(f"{where}: the tokenizer doesn't tell where its tokens stand in a text, which chats need")
+        given = self._forms.conversation(messages, where, tools, extra)
+        finder = given.rendered(
+            lambda spelled: TurnFinder(given.template, spelled, given.variables, specials=self._specials, where=where)
+        )
+        turns = [i for i, message in enumerate(given.messages) if message["role"] == "assistant"]
+        wanted = [i for i in (turns if self._turns == "all" else turns[-1:]) if i >= supervised_from]
+        ids, is_target_L = self._tokenise(finder.text, finder.spans([i for i in wanted if given.supervised[i]]))
+        notes = [*given.notes, *finder.notes, *left_out(finder.text, given.messages, finder.stretches)]
+        if self._begins_twice(ids, given.messages):
+            ids, is_target_L = ids[1:], is_target_L[1:]
+            notes.append(_TWICE)
+        return ChatTokens(ids, is_target_L, tuple(notes))
 
-    def encode_prompt(self, messages: list[Message], where: str) -> list[int]:
+    def encode_prompt(
+        self, messages: Sequence[Message], where: str, *, tools: Any = None, extra: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of a conversation up to where the assistant begins its next turn.
 
+        Args:
+            messages: as for :meth:`encode`.
+            where: names the row in errors.
+            tools: the row's tools.
+            extra: the row's own variables for the template.
+
         Raises:
-            DataError: no template, or one that can't render these messages.
+            RowError: this conversation can't be rendered.
+            DataError: no template.
         """
-        text = self._render(messages, where, add_generation_prompt=True)
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        given = self._forms.conversation(messages, where, tools, extra)
+        text = given.rendered(lambda spelled: given.template.render(spelled, given.variables, prompt=True))
+        ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return ids[1:] if self._begins_twice(ids, given.messages) else ids
 
-    def _spans(self, messages: list[Message], supervised_from: int, text: str, where: str) -> list[tuple[int, int]]:
-        """Character ranges of the supervised assistant turns in the rendered text."""
-        turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-        wanted = [i for i in turns if i >= supervised_from]
-        if not self._marks_assistant:
-            return [self._difference(messages, i, text, where) for i in wanted]
-        spans = self._marked_spans(messages)
-        if len(spans) != len(turns) and len(wanted) != len(turns):
-            raise DataError(f"{where}: the chat template marks {len(spans)} spans for {len(turns)} assistant turns")
-        return spans[len(turns) - len(wanted) :]
+    def _tokenise(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], NDArray[np.bool_]]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets_L2 = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        edges = np.zeros(len(text) + 2, dtype=np.int64)
+        for start, stop in spans:
+            edges[start] += 1
+            edges[stop] -= 1
+        # How many characters before each one are to be produced.
+        before = np.concatenate([[0], np.cumsum(np.cumsum(edges) > 0)])
+        starts_L, stops_L = offsets_L2[:, 0], offsets_L2[:, 1]
+        # A token without characters goes with the character that follows it.
+        is_target_L = before[np.maximum(stops_L, starts_L + 1)] > before[starts_L]
+        return list(encoded["input_ids"]), is_target_L
 
-    def _difference(self, messages: list[Message], turn: int, text: str, where: str) -> tuple[int, int]:
-        content: Any = _MARK
-        if isinstance(messages[turn].get("content"), list):
-            content = [{"type": "text", "text": _MARK}]
-        marked_turn = {"role": "assistant", "content": content}
-        marked = self._render([*messages[:turn], marked_turn, *messages[turn + 1 :]], where)
-        if _MARK not in marked:
-            raise DataError(f"{where}: the chat template leaves out what the assistant says in message {turn + 1}")
-        start = _common(text, marked)
-        stop = len(text) - _common(text[start:][::-1], marked[start:][::-1])
-        return start, stop
-
-    def _marked_spans(self, messages: list[Message]) -> list[tuple[int, int]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered: Any = render_jinja_template(
-            conversations=[messages],
-            chat_template=self._tokenizer.get_chat_template(),
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
-        return [(int(start), int(stop)) for start, stop in rendered[1][0]]
-
-    def _render(self, messages: list[Message], where: str, *, add_generation_prompt: bool = False) -> str:
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise DataError(f"{where}: the teacher's tokenizer has no chat template, which rows of messages need")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:
-            raise DataError(f"{where}: the chat template can't render these messages: {error}") from error
-        assert isinstance(text, str)
-        return text
+    def _begins_twice(self, ids: Sequence[int], messages: Sequence[Message]) -> bool:
+        """The template writes BOS, and a message brings another. (A template may mean to write the token twice.)"""
+        bos = self._tokenizer.bos_token_id
+        if bos is None or len(ids) < 2 or not ids[0] == ids[1] == bos:
+            return False
+        return any(said.lstrip().startswith(self._tokenizer.bos_token) for said in map(_said, messages))
 
 
-def _common(one: str, other: str) -> int:
-    """Length of the common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _said(message: Message) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)

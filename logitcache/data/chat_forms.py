@@ -1,0 +1,151 @@
+"""A row and a tokenizer's chat template brought together: which template, with which variables and messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from logitcache.data.chat_contents import contents_taken
+from logitcache.data.chat_messages import Message, normalise, normalise_tools, plain, spellings
+from logitcache.data.chat_template import Template
+from logitcache.errors import DataError, RowError
+
+_Result = TypeVar("_Result")
+
+# What the template is given in any case.
+_RESERVED = frozenset({"messages", "add_generation_prompt"})
+
+
+@dataclass(eq=False)
+class Given:
+    """What a template is given for one row.
+
+    Attributes:
+        template: the compiled template.
+        messages: in one form; after :meth:`rendered` in the spelling that the template took.
+        supervised: for each message, False where the row says that it isn't to be trained on.
+        variables: what else the template is given.
+        notes: what a person must know about the row.
+        where: names the row in errors.
+    """
+
+    template: Template
+    messages: list[Message]
+    supervised: list[bool]
+    variables: dict[str, Any]
+    notes: list[str]
+    where: str
+
+    def rendered(self, render: Callable[[list[Message]], _Result]) -> _Result:
+        """What ``render`` makes of the messages, in the first spelling that the template takes.
+
+        Raises:
+            RowError: it takes none.
+        """
+        reason: Exception | None = None
+        for messages in spellings(self.messages):
+            try:
+                result = render(messages)
+            except Exception as error:  # noqa: BLE001
+                reason = reason or error
+            else:
+                self.messages = messages
+                return result
+        words = " ".join(str(reason).split())[:300] or type(reason).__name__
+        raise RowError(f"{self.where}: the chat template can't render these messages: {words}") from reason
+
+
+class TemplateForms:
+    """A tokenizer's chat templates (some have one more for tools) with the user's variables.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        source: text of a template that replaces the tokenizer's own.
+        arguments: variables for the template, and ``date``.
+
+    Raises:
+        DataError: the template isn't valid, or doesn't read one of the variables.
+    """
+
+    def __init__(self, tokenizer: Any, source: str | None, arguments: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._source = source if source is not None else getattr(tokenizer, "chat_template", None)
+        self._arguments: dict[str, Any] = plain(dict(arguments), "the chat template's arguments")
+        self._compiled: dict[str, _Compiled] = {}
+        if source is not None or arguments:
+            self._check_arguments()
+
+    @cached_property
+    def date(self) -> str | None:
+        """The day that the template is given as today; None if it doesn't ask."""
+        days = [compiled.template.date for compiled in self._all()]
+        return next((day.day.isoformat() for day in days if day.is_used), None)
+
+    def conversation(self, messages: Sequence[Any], where: str, tools: Any, extra: Mapping[str, Any] | None) -> Given:
+        """What the template is given for a row.
+
+        Raises:
+            RowError: the messages, the tools or the row's variables can't be read.
+            DataError: no template.
+        """
+        own: dict[str, Any] = plain(dict(extra or {}), where)
+        schemas = normalise_tools(own.pop("tools", None) if tools is None else tools, where)
+        if taken := sorted(_RESERVED & own.keys()):
+            raise RowError(f"{where}: the row's variables for the chat template must not hold {taken[0]}")
+        if not self._source:
+            raise DataError(f"{where}: the teacher's tokenizer has no chat template, which rows of messages need")
+        compiled = self._for(schemas)
+        template = compiled.template
+        takes_text, takes_parts = compiled.contents
+        conversation = normalise(messages, where, takes_text=takes_text, takes_parts=takes_parts)
+        unread = [name for name in ("tools", *own) if name not in template.variables]
+        notes = [f"the chat template doesn't read the row's {name}" for name in unread if name in own or schemas]
+        variables = {**self._arguments_of(template), **own, "tools": schemas}
+        return Given(
+            template, conversation.messages, conversation.supervised, variables, [*conversation.notes, *notes], where
+        )
+
+    def _check_arguments(self) -> None:
+        if not self._source:
+            raise DataError("the teacher's tokenizer has no chat template that could be given arguments")
+        templates = [compiled.template for compiled in self._all()]
+        known = set().union(*(template.variables for template in templates)) - _RESERVED
+        known |= {"date"} if any(template.date.is_used for template in templates) else set()
+        for name in self._arguments:
+            if name not in known:
+                raise DataError(f"the chat template doesn't read {name!r}; it reads {', '.join(sorted(known))}")
+
+    def _arguments_of(self, template: Template) -> dict[str, Any]:
+        return {name: value for name, value in self._arguments.items() if name != "date" or name in template.variables}
+
+    def _all(self) -> list[_Compiled]:
+        if not self._source:
+            return []
+        sources = self._source.values() if isinstance(self._source, dict) else [self._source]
+        return [self._compile(source) for source in sources]
+
+    def _for(self, tools: list[Any] | None) -> _Compiled:
+        if isinstance(self._source, dict):
+            try:
+                return self._compile(self._tokenizer.get_chat_template(None, tools))
+            except ValueError as error:
+                raise DataError(f"the tokenizer has several chat templates and none is the default: {error}") from error
+        assert self._source is not None
+        return self._compile(self._source)
+
+    def _compile(self, source: str) -> _Compiled:
+        if source not in self._compiled:
+            date = self._arguments.get("date")
+            template = Template(source, self._tokenizer.special_tokens_map, date)
+            self._compiled[source] = _Compiled(template, contents_taken(template))
+        return self._compiled[source]
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A template, and whether it takes contents that are text, and lists of parts."""
+
+    template: Template
+    contents: tuple[bool, bool]

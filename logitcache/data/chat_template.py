@@ -1,0 +1,211 @@
+"""A chat template: conversations to text, and where in the text each message stands.
+
+To learn where a message stands, the template is compiled a second time with a mark at the beginning and the end of the
+body of every loop. Where the loop's variable is one of the messages, what the body writes is that message's stretch
+of the text. The marked text without its marks must equal the plain one, or it isn't used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import Environment, TemplateError, nodes
+from jinja2.meta import find_undeclared_variables
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from logitcache.data.chat_date import FixedDate
+from logitcache.data.chat_messages import Message
+from logitcache.errors import DataError
+
+_MARK_VARIABLE = "logitcache_mark"
+_SEARCHES = frozenset({"startswith", "endswith", "split", "rsplit", "find", "rfind", "index", "count", "replace"})
+# Private-use code points; one that the text itself doesn't hold is taken.
+_MARKS = [chr(0xF1E00 + i) for i in range(256)]
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """A conversation's text.
+
+    Attributes:
+        text: without marks.
+        stretches: for each message its beginning and end in ``text``; None if the template writes nothing for it,
+            or writes it outside of its loops.
+        tail: where ``text`` goes on after the last message.
+    """
+
+    text: str
+    stretches: list[tuple[int, int] | None]
+    tail: int
+
+
+class Template:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja text.
+        special_tokens: variables such as ``bos_token``.
+        date: the day that the template is told is today, as YYYY-MM-DD; None takes the template's own, see
+            :class:`~logitcache.data.chat_date.FixedDate`.
+
+    Raises:
+        DataError: not a Jinja template, or not a date.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any], date: str | None = None) -> None:
+        try:
+            # The sandbox, filters and tags that apply_chat_template uses.
+            self._environment: Environment = _compile_jinja_template(source).environment
+            tree = self._environment.parse(source)
+        except TemplateError as error:
+            raise DataError(f"the chat template isn't valid Jinja: {error}") from error
+        self._source = source
+        self._special_tokens = dict(special_tokens)
+        self.date = FixedDate(tree, date)
+        #: Names of the variables that the template reads.
+        self.variables = frozenset(find_undeclared_variables(tree))
+        #: Texts that the template looks for in messages, such as ``/no_think``.
+        self.looked_for = tuple(sorted(set(_looked_for(tree))))
+        self._plain = self._environment.from_string(source, globals={"strftime_now": self.date.strftime})
+
+    def render(self, messages: list[Message], variables: Mapping[str, Any], *, prompt: bool = False) -> str:
+        """A conversation's text.
+
+        Args:
+            messages: as :func:`~logitcache.data.chat_messages.normalise` gives them.
+            variables: what the template is given beyond the messages.
+            prompt: with the generation prompt.
+
+        Raises:
+            Exception: whatever the template raises.
+        """
+        return str(self._plain.render(**self._context(messages, variables, prompt)))
+
+    def rendering(
+        self, messages: list[Message], variables: Mapping[str, Any], *, prompt: bool = False
+    ) -> Rendering | None:
+        """A conversation's text with the place of each message; None where that can't be told.
+
+        Raises:
+            Exception: whatever the template raises.
+        """
+        text = self.render(messages, variables, prompt=prompt)
+        mark = next((mark for mark in _MARKS if mark not in text), None)
+        if mark is None:
+            return None
+        numbers = {id(message): number for number, message in enumerate(messages)}
+        context = self._context(messages, variables, prompt)
+        marked = self._marked.render(**context, **{_MARK_VARIABLE: _marker(mark, numbers)})
+        pieces = re.split(f"{mark}(b|e|a)([0-9]+):([0-9]*){mark}", marked)
+        if "".join(pieces[::4]) != text:
+            return None
+        return _placed(text, pieces, len(messages))
+
+    def _context(self, messages: list[Message], variables: Mapping[str, Any], prompt: bool) -> dict[str, Any]:
+        given = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        return {**given, "messages": messages, "add_generation_prompt": prompt}
+
+    @cached_property
+    def _marked(self) -> Any:
+        tree = self._environment.parse(self._source)
+        _mark_loops(tree)
+        tree.set_environment(self._environment)
+        return self._environment.from_string(tree, globals={"strftime_now": self.date.strftime})
+
+
+def _looked_for(tree: nodes.Template) -> Iterator[str]:
+    for comparison in tree.find_all(nodes.Compare):
+        left = comparison.expr
+        if isinstance(left, nodes.Const) and any(operand.op in ("in", "notin") for operand in comparison.ops):
+            yield from [left.value] if isinstance(left.value, str) else []
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _SEARCHES:
+            yield from (arg.value for arg in call.args if isinstance(arg, nodes.Const) and isinstance(arg.value, str))
+
+
+def _mark_loops(tree: nodes.Template) -> None:
+    """Puts calls of the marker at the beginning and end of loops' bodies, and after the loops."""
+    number = 0
+    for node in [tree, *tree.find_all(nodes.Node)]:
+        for _, value in node.iter_fields():
+            if not isinstance(value, list) or not any(isinstance(item, nodes.For) for item in value):
+                continue
+            changed: list[nodes.Node] = []
+            for item in value:
+                changed.append(item)
+                if isinstance(item, nodes.For) and isinstance(item.target, nodes.Name):
+                    number += 1
+                    variable = nodes.Name(item.target.name, "load")
+                    item.body = [
+                        _call("b", number, variable, item.lineno),
+                        *item.body,
+                        _call("e", number, nodes.Const(None), item.lineno),
+                    ]
+                    changed.append(_call("a", number, nodes.Const(None), item.lineno))
+            value[:] = changed
+
+
+def _call(kind: str, loop: int, message: nodes.Expr, lineno: int) -> nodes.Output:
+    arguments: list[nodes.Expr] = [nodes.Const(kind), nodes.Const(loop), message]
+    call = nodes.Call(nodes.Name(_MARK_VARIABLE, "load"), arguments, [], None, None)
+    output = nodes.Output([call])
+    return output.set_lineno(lineno, override=True)  # type: ignore[return-value]
+
+
+def _marker(mark: str, numbers: dict[int, int]) -> Callable[[str, int, Any], str]:
+    def write(kind: str, loop: int, message: Any) -> str:
+        number = numbers.get(id(message), "") if kind == "b" else ""
+        return f"{mark}{kind}{loop}:{number}{mark}"
+
+    return write
+
+
+def _placed(text: str, pieces: list[str], count: int) -> Rendering:
+    """The stretches, from a text split at its marks: text, kind, loop, message, text, …
+
+    A body that ends early (``continue``) has no mark at its end; the next mark of its loop closes it.
+    """
+    found: list[list[tuple[int, int, str]]] = [[] for _ in range(count)]
+    open_bodies: list[tuple[str, str, int]] = []
+    loop_ends: dict[str, int] = {}
+    position = len(pieces[0])
+    for kind, loop, message, after in zip(pieces[1::4], pieces[2::4], pieces[3::4], pieces[4::4], strict=True):
+        while any(loop == other for other, _, _ in open_bodies):
+            other, inner, start = open_bodies.pop()
+            if inner and text[start:position].strip():
+                found[int(inner)].append((start, position, other))
+            if other == loop:
+                break
+        if kind == "b":
+            open_bodies.append((loop, message, position))
+        else:
+            loop_ends[loop] = position
+        position += len(after)
+    stretches, loops = _outermost(found)
+    tail = max((loop_ends[loop] for loop in loops if loop in loop_ends), default=max(loop_ends.values(), default=0))
+    return Rendering(text, stretches, tail)
+
+
+def _outermost(found: list[list[tuple[int, int, str]]]) -> tuple[list[tuple[int, int] | None], set[str]]:
+    """Of each message the stretch that doesn't lie in another message's; and the loops that wrote these.
+
+    A message written twice has no single place, so it has none here.
+    """
+    every = sorted((start, -stop, number) for number, spans in enumerate(found) for start, stop, _ in spans)
+    outer: set[tuple[int, int, int]] = set()
+    reached = -1
+    for start, minus_stop, number in every:
+        if -minus_stop > reached:
+            outer.add((start, -minus_stop, number))
+            reached = -minus_stop
+    stretches: list[tuple[int, int] | None] = []
+    loops: set[str] = set()
+    for number, spans in enumerate(found):
+        own = [span for span in spans if (span[0], span[1], number) in outer]
+        stretches.append(own[0][:2] if len(own) == 1 else None)
+        loops.update(loop for *_, loop in own)
+    return stretches, loops
