@@ -16,8 +16,8 @@ from torch import Tensor
 
 from logitcache.cache import Cache
 from logitcache.errors import ModelError
-from logitcache.heads import Head, evaluating, find_head, inside
 from logitcache.losses import metrics
+from logitcache.models import Head, evaluating, find_head, inside
 from logitcache.pairing import load_student, pair
 from logitcache.progress import Report, silent
 from logitcache.share.opening import open_place
@@ -181,8 +181,7 @@ def _measure(
     total, done = MetricSums.zeros(cache.ranked, device), 0
     for batch in _batches(cache, vocab_limit, batch_size):
         batch = batch.to(device)
-        out = head.body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        hidden_ND = out.last_hidden_state.flatten(0, 1)[batch.target_index]
+        hidden_ND = head.hidden_at(batch.input_ids, batch.target_index, position_ids=batch.position_ids)
         total = total.plus(metric_sums(head, hidden_ND, limited(batch.targets, vocab_limit), batch.labels, vocab_limit))
         done += batch.tokens
         report("Evaluating", done, cache.manifest.totals.tokens, "tokens")

@@ -8,7 +8,7 @@ from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
 from logitcache.losses.completion import Completion
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
-from logitcache.losses.lm_head import LossModel, loss_model, why_not_linear
+from logitcache.losses.lm_head import LossModel, loss_model
 from logitcache.losses.mix import Mix
 from logitcache.losses.registry import describe, get, names, parameters, parse
 
@@ -30,5 +30,4 @@ __all__ = [
     "names",
     "parameters",
     "parse",
-    "why_not_linear",
 ]

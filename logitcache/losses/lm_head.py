@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from logitcache.errors import ModelError
-from logitcache.heads import Head, find_head, inside
 from logitcache.losses.base import Loss
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss
+from logitcache.models import Head, find_head, inside
 from logitcache.topk import TopK
 
 
@@ -57,10 +57,9 @@ class LossModel:
         Raises:
             ModelError: the model couldn't be taken apart into body and head.
         """
-        if self._head is None:
+        if self._head is None or self._head.whole:
             raise ModelError(self.why_dense)
-        hidden: Tensor = self._head.body(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
-        return hidden
+        return self._head.hidden(input_ids, **inputs)
 
     def loss(
         self,
@@ -87,7 +86,7 @@ class LossModel:
         if self._head is None:
             logits_BLV = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
             return dense_loss(loss, logits_BLV.flatten(0, 1)[target_index], targets, labels=labels, reduction=reduction)
-        hidden_ND = self.hidden_states(input_ids, **inputs).flatten(0, 1)[target_index]
+        hidden_ND = self._head.hidden_at(input_ids, target_index, **inputs)
         if self.why_dense:
             return dense_loss(loss, self._head.logits(hidden_ND), targets, labels=labels, reduction=reduction)
         return head_loss(loss, hidden_ND, self.linear_head(), targets, labels=labels, reduction=reduction)
@@ -98,24 +97,12 @@ def loss_model(model: Any) -> LossModel:
 
     What is read, logit scale and soft cap included, is compared with the model's own logits on a few tokens before
     it is used. A model that isn't understood takes the dense way, which costs memory and time; ``why_dense`` says why.
+
+    Raises:
+        ModelError: the model gives no logits for text.
     """
     inner, refusal = inside(model)
     if refusal:
         return LossModel(model, None, f"{refusal}; the loss reads all logits instead")
-    try:
-        head = find_head(inner)
-    except ModelError as error:
-        return LossModel(model, None, f"{error}; the loss reads all logits instead, which takes more memory and time")
-    return LossModel(model, head, why_not_linear(head))
-
-
-def why_not_linear(head: Head) -> str:
-    """Empty if the head's weight and bias are all there is to it, else one line that says what it is."""
-    output = head.output
-    if type(output) is nn.Linear and not output._forward_hooks and not output._forward_pre_hooks:
-        return ""
-    kind = f"{type(output).__module__.split('.')[0]}'s {type(output).__name__}"
-    return (
-        f"the output layer is {kind}, not a plain linear layer (adapted, quantised or hooked?); "
-        "the loss reads all logits instead, which takes more memory and time"
-    )
+    head = find_head(inner)
+    return LossModel(model, head, head.why_dense)

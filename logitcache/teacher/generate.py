@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from logitcache.data import TokenSequence
+from logitcache.models import device_of
 
 
 class Generation(BaseModel):
@@ -60,7 +61,7 @@ def answer(model: Any, prompts: Sequence[TokenSequence], generation: Generation)
         pad_token_id=ends[0] if ends else 0,
     )
     input_ids_BL, mask_BL = _pad_left(prompts)
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     processors = LogitsProcessorList()
     if generation.temperature:
         uniforms_BT = torch.from_numpy(np.stack([_uniforms(prompt.token_ids_L, generation) for prompt in prompts]))

@@ -7,6 +7,7 @@ D hidden width, E that of the reference, V and W vocabularies, K entries kept.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import TokenSequence
-from logitcache.errors import ModelError
-from logitcache.heads import Head, find_head
+from logitcache.errors import LogitCacheWarning, ModelError
+from logitcache.models import Head, check_language_model, device_of
 from logitcache.teacher.generate import Generation, answer
 from logitcache.topk import TopK
 
@@ -57,7 +58,7 @@ class TransformersTeacher:
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
 
     Raises:
-        ModelError: the model has no head that we can run apart, or fewer words than K.
+        ModelError: the model does not predict the next token from those before, or has fewer words than K.
     """
 
     engine = "transformers"
@@ -76,12 +77,21 @@ class TransformersTeacher:
         halve: bool = True,
     ) -> None:
         self._model = model
-        self.head = find_head(model)
+        self.head = check_language_model(model, "teacher", _name(model))
         self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
-        self._reference = None if reference is None else find_head(reference)
+        self._reference = None if reference is None else check_language_model(reference, "reference", _name(reference))
+        heads = [self.head] if self._reference is None else [self.head, self._reference]
+        # Logits of one sequence at a time are enough in memory, and rows that change with those beside them go alone.
+        self._one_by_one = any(head.whole or head.alone for head in heads)
+        if self._one_by_one:
+            warnings.warn(
+                f"the teacher {_name(model)} runs one sequence at a time, which is slower: {_why_alone(heads)}",
+                LogitCacheWarning,
+                stacklevel=2,
+            )
         self._statistics = statistics
         self._halve = halve
-        self._device: torch.device = model.get_input_embeddings().weight.device
+        self._device = device_of(model)
         self.vocab_size = self.head.vocab_size
         if top_k > self.vocab_size:
             raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {self.vocab_size} words")
@@ -99,7 +109,8 @@ class TransformersTeacher:
         size, so values can then differ in their last bits from a run that had room.
         """
         try:
-            targets = self._run(batch)
+            parts = [[sequence] for sequence in batch] if self._one_by_one else [batch]
+            targets = TopK.cat([self._run(part) for part in parts])
         except torch.OutOfMemoryError as error:
             if len(batch) == 1 or not self._halve:
                 raise ModelError(_too_large(batch)) from error
@@ -127,11 +138,10 @@ class TransformersTeacher:
     def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
         """The K whose top entries cover ``mass`` of the probability on average over (at most 128) positions."""
         input_ids_BL, index_N = pad(batch)
-        hidden_BLD = self.head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
-        some = index_N[:: max(1, len(index_N) // 128)][:128].to(hidden_BLD.device)
-        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, some)
+        some = index_N[:: max(1, len(index_N) // 128)][:128]
+        hidden_ND = self.head.hidden_at(input_ids_BL.to(self._device), some.to(self._device))
         covered_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self._device)
-        for hidden_CD in hidden_ND.split(self._chunk_rows):
+        for hidden_CD in torch.split(hidden_ND, self._chunk_rows):
             probs_CV = self.head.logits(hidden_CD).float().softmax(1)
             covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
         return int((covered_V / len(some) < mass).sum()) + 1
@@ -151,9 +161,7 @@ class TransformersTeacher:
     def _hidden(self, head: Head, batch: Sequence[TokenSequence]) -> Tensor:
         """Last hidden states ``[N, D]`` at the positions that have targets."""
         input_ids_BL, index_N = pad(batch)
-        hidden_BLD = head.body(input_ids=input_ids_BL.to(self._device), use_cache=False).last_hidden_state
-        chosen_ND: Tensor = hidden_BLD.flatten(0, 1).index_select(0, index_N.to(hidden_BLD.device))
-        return chosen_ND
+        return head.hidden_at(input_ids_BL.to(self._device), index_N.to(self._device))
 
     def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor, liked_CE: Tensor | None) -> TopK:
         logits_CV = self.head.logits(hidden_CD)
@@ -178,6 +186,18 @@ def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
     key = int.from_bytes(hashlib.sha256(tokens).digest()[:16], "little")
     drawn_L = np.random.Generator(np.random.Philox(key=key)).random(len(sequence.token_ids_L))
     return drawn_L[np.flatnonzero(sequence.target_mask_L)]
+
+
+def _name(model: Any) -> str:
+    """What the model was loaded from, for messages."""
+    return str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+
+
+def _why_alone(heads: Sequence[Head]) -> str:
+    if any(head.alone for head in heads):
+        return "what it says of a row changes with the rows beside it"
+    whole = next(head for head in heads if head.whole)
+    return f"{type(whole.body).__name__} can't be taken apart into hidden states and an output layer"
 
 
 def _too_large(batch: Sequence[TokenSequence]) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from logitcache.cache import Cache
 from logitcache.errors import TargetsError
-from logitcache.heads import evaluating
 from logitcache.losses import Completion, Loss
 from logitcache.losses.fidelity import GradientMatch, best_fill, s_ld_match, student_led, total, with_fill
+from logitcache.models import device_of, evaluating
 from logitcache.streaming import Batch, stream
 from logitcache.topk import TopK
 from logitcache.training.module import DistillModule, inputs_of
@@ -127,7 +127,7 @@ def choose_fill(audit: Audit, module: DistillModule) -> list[str]:
     """
 
     def logits(batch: Batch) -> Tensor:
-        inputs = inputs_of(light(batch).to(module.head.weight.device))
+        inputs = inputs_of(light(batch).to(device_of(module.student)))
         found: Tensor = module(**inputs, logits=True)["logits"]
         return found
 

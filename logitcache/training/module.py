@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from logitcache.errors import LogitCacheWarning
 from logitcache.evaluation import MetricSums, metric_sums
-from logitcache.heads import Head, find_head
-from logitcache.losses import HeadStats, LinearHead, Loss, dense_loss, head_loss, why_not_linear
+from logitcache.losses import HeadStats, LinearHead, Loss, dense_loss, head_loss
+from logitcache.models import Head, find_head, inside
 from logitcache.streaming import Batch
 from logitcache.topk import TopK
 
@@ -41,10 +41,10 @@ class DistillModule(nn.Module):
         super().__init__()
         self.student = student
         self.loss, self.vocab_size, self.vocab_limit, self.world_size = loss, vocab_size, vocab_limit, world_size
-        base = student.get_base_model() if hasattr(student, "get_base_model") else student
+        base, _ = inside(student)
         # Held in a tuple, so that body and head aren't registered as submodules a second time.
         self._parts: tuple[Head] = (find_head(base),)
-        self.why_dense = why_not_linear(self.head)
+        self.why_dense = self.head.why_dense
         self._covered, self._counted, self._listed = torch.zeros(()), 0, 0
         if self.why_dense:
             warnings.warn(self.why_dense, LogitCacheWarning, stacklevel=2)
@@ -91,11 +91,11 @@ class DistillModule(nn.Module):
         Arguments as in ``logitcache.streaming.Batch``.
         """
         if logits:
-            hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
+            hidden_ND = self.hidden_at(input_ids, position_ids, target_index)
             return {"logits": self.head.logits(hidden_ND)[:, : self.vocab_limit].float()}
         teacher = topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, log_partition, logit_std
         targets = TopK(*teacher, tail_samples=tail_samples, candidates=candidates)
-        hidden_ND = self.hidden(input_ids, position_ids).flatten(0, 1)[target_index]
+        hidden_ND = self.hidden_at(input_ids, position_ids, target_index)
         if measure:
             return {"metrics": self.metrics(hidden_ND, targets, labels)}
         total, stats = self.sum_of_losses(hidden_ND, targets, labels)
@@ -104,8 +104,8 @@ class DistillModule(nn.Module):
             self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
             self._counted, self._listed = self._counted + stats.tokens, targets.k
         if stats.tokens == 0:
-            # Connected to both, without a sum that half precision can't hold.
-            total = hidden_ND[:0].sum() + self.head.weight[:0].sum()
+            # Connected to body and head, without a sum that half precision can't hold.
+            total = hidden_ND[:0].sum() + self.head.logits(hidden_ND[:0]).sum()
         # A step may hold no targets at all: its loss is 0 then, and not 0/0.
         count = max(1, len(targets)) if batch_targets is None else batch_targets.clamp(min=1)
         return {"loss": total * self.world_size / count}
@@ -129,13 +129,11 @@ class DistillModule(nn.Module):
             )
             return head_loss(self.loss, hidden_ND, head, targets, labels=labels_N, reduction="sum")
 
-    def hidden(self, input_ids_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-        """``[B, T, D]`` last hidden states."""
+    def hidden_at(self, input_ids_BT: Tensor, position_ids_BT: Tensor, index_N: Tensor) -> Tensor:
+        """``[N, D]`` last hidden states at the positions ``index_N``, row · T + column."""
         if self._flattens:  # flash attention finds documents by their positions, in a single row
             input_ids_BT, position_ids_BT = input_ids_BT.reshape(1, -1), position_ids_BT.reshape(1, -1)
-        out = self.head.body(input_ids=input_ids_BT, position_ids=position_ids_BT, use_cache=False)
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+        return self.head.hidden_at(input_ids_BT, index_N, position_ids=position_ids_BT)
 
     def take_coverage(self) -> tuple[float, int] | None:
         """Share of the student's top k that the targets held since the last call, and K; None if nobody looked."""

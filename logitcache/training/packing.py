@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import ConfigError
-from logitcache.heads import evaluating, find_head, inside
+from logitcache.models import device_of, evaluating, find_head, inside
+from logitcache.models.probe import half, vocabulary
 
 _FIRST, _SECOND = 6, 8
 # What may be left of the difference that documents make when nothing keeps them apart: rounding, no more.
-_LEFT_OVER = {torch.float32: 0.01, torch.float64: 0.01}
-_LEFT_OVER_HALF = 0.1
+_LEFT_OVER = {False: 0.01, True: 0.1}  # by whether the student computes in half precision
 
 
 @torch.no_grad()
@@ -26,28 +26,29 @@ def check_packing(student: Any) -> None:
 
     Raises:
         ConfigError: the student sees the one while it reads the other.
-        ModelError: the student has no body to run.
+        ModelError: the student gives no logits for text.
     """
     model, _ = inside(student)
     if "flash" in str(getattr(model.config, "_attn_implementation", "")):
         return  # goes by position ids itself, and doesn't run everywhere
     head = find_head(model)
-    weight = model.get_input_embeddings().weight
-    length = _FIRST + _SECOND
-    ids_T = torch.arange(1, length + 1, device=weight.device) % weight.shape[0]
-    counted_T = torch.arange(length, device=weight.device)
+    if head.alone:
+        raise ConfigError(
+            f"pack_tokens can't be used: rows of a {type(model).__name__} must run alone; train without it"
+        )
+    device, length = device_of(model), _FIRST + _SECOND
+    ids_T = torch.arange(1, length + 1, device=device) % vocabulary(model)
+    counted_T = torch.arange(length, device=device)
     restarted_T = torch.cat([counted_T[:_FIRST], counted_T[:_SECOND]])
 
     def second(ids: Tensor, positions: Tensor) -> Tensor:
-        out = head.body(input_ids=ids[None], position_ids=positions[None], use_cache=False)
-        hidden: Tensor = out.last_hidden_state[0, -_SECOND:].float()
-        return hidden
+        return head.hidden(ids[None], position_ids=positions[None])[0, -_SECOND:].float()
 
     with evaluating(model):
         alone = second(ids_T[_FIRST:], counted_T[:_SECOND])
         packed, seen = second(ids_T, restarted_T), second(ids_T, counted_T)
     leak, most = (packed - alone).abs().mean(), (seen - alone).abs().mean()
-    if leak > _LEFT_OVER.get(weight.dtype, _LEFT_OVER_HALF) * most:
+    if leak > _LEFT_OVER[half(model)] * most:
         raise ConfigError(
             f"pack_tokens can't be used: {type(model).__name__} lets the documents of a row see each other; train "
             "without it"

@@ -54,7 +54,7 @@ def token_losses(module: DistillModule, cache: MemoryCache, flatten: bool = Fals
         ids, positions = inputs["input_ids"], inputs["position_ids"]
         if flatten:
             ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
-        hidden_ND = module.hidden(ids, positions).flatten(0, 1)[batch.target_index]
+        hidden_ND = module.hidden_at(ids, positions, batch.target_index)
         losses_N = lc.losses.get("forward_kl")(module.head.logits(hidden_ND), batch.targets)
         flat, at = batch.input_ids.view(-1), batch.position_ids.view(-1)
         for index, loss in zip(batch.target_index.tolist(), losses_N.tolist(), strict=True):
@@ -88,9 +88,9 @@ def test_the_comparison_notices_documents_that_see_each_other() -> None:
     model = AutoModelForCausalLM.from_config(SHAPES["llama"]).eval()
     cache = small_cache()
     module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
-    hidden = module.hidden
+    hidden_at = module.hidden_at
     alone = token_losses(module, cache, batch_size=1)
-    module.hidden = lambda ids, at: hidden(ids, torch.arange(ids.shape[1])[None].expand_as(ids))  # type: ignore[method-assign]
+    module.hidden_at = lambda ids, at, index: hidden_at(ids, torch.arange(ids.shape[1])[None].expand_as(ids), index)  # type: ignore[method-assign]
     leaking = token_losses(module, cache, batch_size=3, pack_tokens=40)
     assert max(abs(leaking[key] - alone[key]) for key in alone) > 1e-3
 

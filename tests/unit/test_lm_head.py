@@ -1,5 +1,6 @@
 """Body plus fused head equals the model's own logits plus the dense loss, for the architectures people train."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -127,20 +128,34 @@ def test_a_head_that_is_not_linear_falls_back_to_dense_and_says_why() -> None:
         student.linear_head()
 
 
-def test_a_change_of_the_logits_that_nothing_explains_falls_back_to_dense() -> None:
+def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A Granite whose logits go through one more function."""
     model = tiny("granite", tied=True)
-    model.config.logits_scaling = 6.0
     forward = model.forward
 
-    def shifted(**inputs: Any) -> Any:
+    def after(**inputs: Any) -> Any:
         output = forward(**inputs)
-        output.logits = output.logits * 1.5
+        output.logits = change(output.logits)
         return output
 
-    model.forward = shifted
-    student = losses.loss_model(model)
+    model.forward = after
+    return model
+
+
+def test_a_change_of_the_logits_that_nothing_explains_falls_back_to_dense() -> None:
+    student, inputs = losses.loss_model(changed(torch.sin)), batch()
     assert not student.fused
     assert "Granite" in student.why_dense
+    loss, _ = student.loss(losses.get("forward_kl"), **inputs)
+    logits = student.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    rows, keep = logits.flatten(0, 1)[inputs["target_index"]], inputs["labels"] != -100
+    torch.testing.assert_close(loss, losses.get("forward_kl")(rows[keep], inputs["targets"][keep]).mean())
+
+
+def test_a_factor_that_the_configuration_does_not_name_is_measured() -> None:
+    student = losses.loss_model(changed(lambda logits: logits * 1.37))
+    assert student.fused, student.why_dense
+    assert student.linear_head().logit_scale == pytest.approx(1.37 / 1.0, rel=1e-5)
 
 
 def test_lora_keeps_the_fused_head_and_its_gradients() -> None:

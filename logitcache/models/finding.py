@@ -1,0 +1,166 @@
+"""Find a language model's body and output head by what they do, and prove that the two make the whole.
+
+A model is run on a few tokens while we look on. The body is a module that takes token ids and whose hidden states, sent
+through the head, give the model's own logits; the head is one module after it, or several. What isn't found so is
+computed by the model itself. Nothing here goes by a model's name.
+
+Shape legend: T tokens of the probe, D hidden width, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitcache.errors import ModelError
+from logitcache.models.head import Head, evaluating, first_tensor, parameters_of, run
+from logitcache.models.probe import difference, half, probe_ids, same, spread
+from logitcache.models.scaling import explain
+
+# What rounding may change, as a share of the logits' spread. Half-precision kernels round differently with the number
+# of rows; a missed scale, cap, mask or position is far larger than this.
+_TOLERANCE = {False: 1e-3, True: 0.05}
+
+
+@torch.no_grad()
+def find_head(model: Any) -> Head:
+    """Take a transformers language model apart into body and head, and prove that the two make the whole.
+
+    Raises:
+        ModelError: the model gives no logits for each token.
+    """
+    ids_T = probe_ids(model)
+    with evaluating(model):
+        own_TV, trace = _watch(model, ids_T)
+        whole = Head(model, nn.Identity(), own_TV.shape[1], whole=True)
+        head = next(_reproducing(model, ids_T, own_TV, trace), whole)
+        return _with_habits(head, ids_T)
+
+
+def tolerance(model: Any) -> float:
+    """The share of the logits' spread that rounding may change."""
+    return _TOLERANCE[half(model)]
+
+
+class _Step:
+    """What one module was given first, and what it gave, in the model's own pass."""
+
+    def __init__(self, module: nn.Module, given: Any, out: Any) -> None:
+        self.module, self.given = module, given if isinstance(given, Tensor) else None
+        try:
+            self.out: Tensor | None = first_tensor(out)
+        except TypeError:
+            self.out = None
+
+
+def _watch(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
+    """The model's own logits ``[T, V]``, and the steps of modules that take token ids or stand outside of such.
+
+    Raises:
+        ModelError: the model gives no logits, or not for each token.
+    """
+    bodies = [module for module in model.modules() if module is not model and "input_ids" in parameters_of(module)]
+    within = {id(inner) for body in bodies for inner in body.modules()} - {id(body) for body in bodies}
+    steps: list[_Step] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        steps.append(_Step(module, next((each for each in (*args, *kwargs.values())), None), out))
+
+    seen = [module for module in model.modules() if module is not model and id(module) not in within]
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in seen]
+    try:
+        own = run(model, ids_T[None])
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{type(model).__name__} can't be run on text alone: {first_line}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if own.dim() != 3 or own.shape[:2] != (1, len(ids_T)):
+        raise ModelError(
+            f"{type(model).__name__} gives {list(own.shape)} for {len(ids_T)} tokens, and not logits for each of them: "
+            "a model that predicts the next token is needed"
+        )
+    return own[0], steps
+
+
+def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) -> Iterator[Head]:
+    """Heads that give the model's own logits, the innermost body first: it is the text's own path."""
+    limit, precise = tolerance(model), not half(model)
+    bodies = [step for step in steps if "input_ids" in parameters_of(step.module) and step.out is not None]
+    for body in bodies:
+        assert body.out is not None
+        if body.out.dim() != 3 or body.out.shape[:2] != (1, len(ids_T)):
+            continue
+        for output, raw in _outputs(model, body, steps):
+            done = explain(raw[0], own_TV, model.config, half=not precise, tolerance=limit)
+            if done is None:
+                continue
+            head = Head(body.module, output, own_TV.shape[1], done.logit_scale, done.softcap, done.words)
+            if _gives(head, ids_T, own_TV, limit):
+                yield head
+
+
+def _outputs(model: Any, body: _Step, steps: list[_Step]) -> Iterator[tuple[nn.Module, Tensor]]:
+    """What may make logits of a body's hidden states, with the raw logits ``[1, T, V]`` that it makes of them."""
+    assert body.out is not None
+    own = model.get_output_embeddings()
+    if isinstance(own, nn.Module) and (raw := _applied(own, body.out)) is not None:
+        yield own, raw
+    for path in _paths(body.out, steps, ()):
+        if path == (own,):
+            continue
+        module = path[0] if len(path) == 1 else nn.Sequential(*path)
+        if (raw := _applied(module, body.out)) is not None:
+            yield module, raw
+
+
+def _applied(module: nn.Module, hidden: Tensor) -> Tensor | None:
+    """What a module makes of hidden states; None if it doesn't take them."""
+    try:
+        out = module(hidden)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+    return out if isinstance(out, Tensor) and out.dim() == 3 else None
+
+
+def _paths(start: Tensor, steps: list[_Step], before: tuple[nn.Module, ...]) -> Iterator[tuple[nn.Module, ...]]:
+    """Chains of modules outside of any body, each given what the one before gave; at most four."""
+    for step in steps:
+        if step.given is None or step.out is None or step.module in before or "input_ids" in parameters_of(step.module):
+            continue
+        if step.given.shape == start.shape and same(step.given, start, tolerance=1e-6):
+            path = (*before, step.module)
+            yield path
+            if len(path) < 4:
+                yield from _paths(step.out, steps, path)
+
+
+def _gives(head: Head, ids_T: Tensor, own_TV: Tensor, limit: float) -> bool:
+    """True if body and head, run by themselves, give the model's own logits."""
+    try:
+        ours = head.logits(run(head.body, ids_T[None])[0])
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False  # the body needs what the model makes for it
+    return same(ours, own_TV, tolerance=limit)
+
+
+def _with_habits(head: Head, ids_T: Tensor) -> Head:
+    """The head with what was seen of its body: how it counts positions, and whether rows of a batch stay apart."""
+    half_T = ids_T[: max(1, len(ids_T) // 2)]
+    filled_T = torch.cat([half_T, half_T[-1:].expand(len(ids_T) - len(half_T))])
+    limit = 0.1 if half(head.body) else 1e-3
+    alone = run(head.body, ids_T[None])[0], run(head.body, half_T[None])[0]
+    positions_T = torch.arange(len(ids_T), device=ids_T.device)
+    try:
+        counted = run(head.body, ids_T[None], position_ids=positions_T[None])[0]
+        counts = difference(counted, alone[0]) <= limit * spread(alone[0])
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        counts = False
+    beside = run(head.body, torch.stack([ids_T, filled_T]))
+    apart = all(difference(one[: len(two)], two) <= limit * spread(two) for one, two in zip(beside, alone, strict=True))
+    return replace(head, alone=not apart, counts_positions=counts)
