@@ -66,3 +66,25 @@ def warnings_in_a_line() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def read_assignments(flag: str, assignments: list[str] | None) -> dict[str, Any]:
+    """The values of a repeated ``name=value``; a value is read as YAML, so that false is no text.
+
+    Raises:
+        ConfigError: one has no name, or its value isn't YAML.
+    """
+    found: dict[str, Any] = {}
+    for assignment in assignments or ():
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{flag} {assignment!r} is not allowed; write name=value, such as enable_thinking=false")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"{flag} {assignment!r}: the value can't be read: {str(error).splitlines()[0]}"
+            ) from error
+        # A date or a time stays the text that was written.
+        found[name.strip()] = parsed if isinstance(parsed, str | bool | int | float | list | dict) else value
+    return found

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from logitcache.cache import Cache
-from logitcache.dump import DryRun, DumpConfig, config_path, make_config, plan_dump
+from logitcache.dump import config_path, make_config, plan_dump, preview_rows
 from logitcache.dump import dump as run_dump
 from logitcache.errors import ConfigError
 from logitcache.progress import progress_bars
-from logitcache.share.dumping import dump_staged, find_dump, send_staged, staging_of
+from logitcache.share.dumping import dump_staged, send_staged, staging_of
 from logitcache.url import as_url
 
-from .common import console, messages, print_json, read_config
+from .common import messages, print_json, read_assignments, read_config
+from .dump_output import print_cache, print_plan, print_preview, print_reusable
+
+#: Flags that are no settings of the dump, or are read in a way of their own.
+_NO_SETTINGS = ("config", "dry_run", "as_json", "reuse", "preview", "template_args")
 
 
 def dump(
@@ -58,10 +58,34 @@ def dump(
         bool | None, typer.Option("--statistics", help="Keep what gives raw logits back (NormKD and DKD need it).")
     ] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
-    long_rows: Annotated[str | None, typer.Option(help="Longer rows: split or truncate.")] = None,
+    long_rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Longer rows: split, truncate or drop. auto splits documents, and truncates chats and completions.",
+            show_default="auto",
+        ),
+    ] = None,
     overlap: Annotated[int | None, typer.Option(help="Tokens a split row repeats as context.")] = None,
+    end_of_text: Annotated[
+        str | None, typer.Option(help="What ends a plain document: auto, none, or a token.", show_default="auto")
+    ] = None,
+    bad_rows: Annotated[
+        str | None, typer.Option(help="Rows that can't be taken right: stop, or skip and count.", show_default="stop")
+    ] = None,
     positions: Annotated[str | None, typer.Option(help="all, or completion: what the assistant says.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column to read; found by its name otherwise.")] = None,
+    data_kind: Annotated[
+        str | None,
+        typer.Option(help="What each file is, whatever its name: text, jsonl, json, csv, tsv, parquet or arrow."),
+    ] = None,
+    chat_template: Annotated[Path | None, typer.Option(help="File with a chat template to use instead.")] = None,
+    template_args: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Variable of the chat template, such as enable_thinking=false."),
+    ] = None,
+    turns: Annotated[
+        str | None, typer.Option(help="Assistant turns of a chat to learn: all, or the last.", show_default="all")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a saved data set.", show_default="train")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a teacher from a hub.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
@@ -105,25 +129,33 @@ def dump(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, its size and its time; write nothing.")
     ] = False,
+    preview: Annotated[
+        int | None, typer.Option(min=1, help="Print so many rows as they will be read, without loading the teacher.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
-    flags = {name: value for name, value in locals().items() if name not in ("config", "dry_run", "as_json", "reuse")}
+    flags = {name: value for name, value in locals().items() if name not in _NO_SETTINGS}
+    flags["template_args"] = read_assignments("--template-args", template_args) or None
     settings, speaks = _settled(read_config(config), _given(flags))
     reuse = settings.pop("reuse", None) if reuse is None else reuse
+    if preview is not None:
+        checked = make_config(_with_generation(_with_card({"out": "unused"} | settings)))
+        print_preview(*preview_rows(checked, preview), as_json=as_json)
+        return
     store = as_url(settings.get("out") or "")
     if store is not None:
         settings["out"] = staging_of(store)
     checked = make_config(_with_generation(_with_card(settings)))
     if store is not None and (checked.world_size > 1 or checked.tensor_parallel):
         raise ConfigError("several processes dump into one directory that all of them see; push the result afterwards")
-    if reuse is not None and _print_reusable(reuse, checked, as_json, speaks):
+    if reuse is not None and print_reusable(reuse, checked, as_json, speaks):
         return
     if dry_run:
         with progress_bars(messages, enabled=speaks and not as_json) as report:
             planned = plan_dump(checked, report=report)
         if speaks:
-            print_json(asdict(planned)) if as_json else _print_plan(planned)
+            print_json(asdict(planned)) if as_json else print_plan(planned)
         return
     started = time.monotonic()
     with progress_bars(messages, enabled=speaks and not as_json) as report:
@@ -141,9 +173,10 @@ def dump(
             "config": str(config_path(checked.out)) if store is None else None,
             "seconds": round(time.monotonic() - started, 3),
         }
-        print_json({**facts, **cache.manifest.totals.model_dump()})
+        rows = cache.manifest.provenance.settings.get("rows")
+        print_json({**facts, **cache.manifest.totals.model_dump(), "rows": rows})
     else:
-        _print_cache(cache, place)
+        print_cache(cache, place)
 
 
 def _settled(file: dict[str, Any], flags: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -155,59 +188,6 @@ def _settled(file: dict[str, Any], flags: dict[str, Any]) -> tuple[dict[str, Any
     if (file | flags).get("tensor_parallel"):
         return file | flags, worker.get("rank", 0) == 0
     return file | worker | flags, True
-
-
-def _print_cache(cache: Cache, place: str) -> None:
-    totals = cache.manifest.totals
-    per_token = totals.bytes / max(totals.targets, 1)
-    console.print(
-        f"{place}: {totals.sequences:,} sequences, {totals.tokens:,} tokens, {totals.targets:,} targets in "
-        f"{totals.shards:,} shards of {totals.bytes / 2**20:.1f} MiB together ({per_token:.1f} bytes a target)",
-        soft_wrap=True,
-        highlight=False,
-    )
-    console.print(cache.digest, highlight=False)
-
-
-def _print_reusable(place: str, config: DumpConfig, as_json: bool, speaks: bool) -> bool:
-    """Look for the cache that this dump would make, and tell where it is; False if nobody has made it."""
-    with progress_bars(messages, enabled=speaks and not as_json) as report:
-        found = find_dump(place, config, report=report)
-    if found is None:
-        return False
-    if not speaks:
-        return True
-    if as_json:
-        print_json({"reuse": found.address, "digest": found.digest})
-    else:
-        console.print(
-            f"this cache exists already: {escape(found.address)}\nuse it as it is, or dump it anyway without --reuse",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return True
-
-
-def _print_plan(plan: DryRun) -> None:
-    workers = len(plan.workers)
-    table = Table("", "", show_header=False, box=None)
-    rows = {
-        "rows": f"{plan.rows:,}" + (f" ({plan.empty_rows:,} without a prediction)" if plan.empty_rows else ""),
-        "sequences": f"{plan.sequences:,}",
-        "tokens": f"{plan.tokens:,} ({plan.filling:.1%} more to fill batches up)",
-        "targets": f"{plan.targets:,}",
-        "shards": f"{plan.shards:,}",
-        "size": f"about {plan.bytes / 2**20:,.1f} MiB ({plan.bytes_per_target:.0f} bytes a target)",
-        "time": f"about {timedelta(seconds=round(plan.seconds))} on {workers} worker{'s' if workers > 1 else ''} "
-        f"at {plan.tokens_per_second:,.0f} tokens/s each, measured here",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    for share in plan.workers if workers > 1 else ():
-        last = share.first_shard + share.shards - 1
-        does = f"shards {share.first_shard:,} to {last:,}, {share.tokens:,} tokens" if share.shards else "helps others"
-        table.add_row(f"worker {share.rank}", does)
-    console.print(table)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.cache import Cache, Calibration
+from logitcache.cache import Cache, Calibration, Manifest
+from logitcache.data import Tally
 from logitcache.share.opening import open_place
 
 from .common import console, print_json
 from .text import printable
+
+#: The manifest's setting that holds the counts of rows.
+ROWS = "rows"
 
 
 def info(
@@ -50,11 +54,19 @@ def _summary(cache: Cache) -> dict[str, Any]:
 def _sections(cache: Cache) -> list[tuple[str, dict[str, str]]]:
     manifest = cache.manifest
     sections = [("Content", _content(cache)), ("Teacher", _teacher(cache))]
+    if (tally := recorded_tally(manifest)) is not None:
+        sections.append(("Rows of the corpus", {"": "\n".join(tally.lines())}))
     if manifest.calibration is not None:
         sections.append(("Measured on the first shard", _measured(manifest.calibration)))
     card = manifest.card.model_dump(exclude_none=True)
     sections.append(("Card", card if card else {"": "none: whoever made the cache gave no licence or purpose"}))
     return sections
+
+
+def recorded_tally(manifest: Manifest) -> Tally | None:
+    """What became of the corpus's rows; None where the cache doesn't say, as a merged or imported one."""
+    recorded = manifest.provenance.settings.get(ROWS)
+    return Tally.from_json(recorded) if isinstance(recorded, dict) and "read" in recorded else None
 
 
 def _content(cache: Cache) -> dict[str, str]:
@@ -98,7 +110,7 @@ def _teacher(cache: Cache) -> dict[str, str]:
         "positions": origin.positions,
         "max length": f"{origin.max_length:,}" if origin.max_length else None,
         "made from": ", ".join(filter(None, map(_short, origin.parents))) or None,
-        **{name: str(value) for name, value in origin.settings.items()},
+        **{name: str(value) for name, value in origin.settings.items() if name != ROWS},
         "software": ", ".join(f"{name} {version}" for name, version in sorted(origin.software.items())) or None,
     }
     return {name: value for name, value in rows.items() if value is not None}

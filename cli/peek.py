@@ -19,7 +19,7 @@ from logitcache.errors import ConfigError
 from logitcache.share.opening import open_place
 
 from .common import console, print_json
-from .text import printable
+from .text import passage, printable
 
 DEFAULT_TOKENS = 24
 TOKEN_WIDTH = 14
@@ -152,10 +152,7 @@ def _level(predicted: Prediction | None) -> tuple[str, str]:
 
 
 def _passage(rows: list[Row]) -> Text:
-    text = Text()
-    for row in rows:
-        text.append(printable(row.token), _level(row.predicted)[0])
-    return text
+    return passage((row.token, _level(row.predicted)[0], row.predicted is not None) for row in rows)
 
 
 def _table(rows: list[Row]) -> Table:
@@ -215,5 +212,5 @@ def _legend() -> Text:
     text = Text("p of the token that came: ", "dim")
     for (_, colour, mark), label in zip(LEVELS, ("50%", "10%", "1%", "less"), strict=True):
         text.append(f"{label} {mark}".strip() + "  ", colour)
-    text.append("[came]  rest: not in the top K", "dim")
+    text.append("[came]  rest: not in the top K  ⟦to be predicted⟧", "dim")
     return text

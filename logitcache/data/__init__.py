@@ -1,17 +1,24 @@
 """Rows of text, chat or token ids to sequences with a supervision mask."""
 
+from logitcache.data.chat import ChatTemplate
+from logitcache.data.pieces import LongRows, TokenSequence
 from logitcache.data.prompts import PromptTokeniser
 from logitcache.data.readers import read_rows
 from logitcache.data.sources import Row, Source, find_sources, hash_file
-from logitcache.data.tokenise import LongRows, Positions, RowTokeniser, TokenSequence
+from logitcache.data.special_tokens import SpecialTokens
+from logitcache.data.tally import Tally
+from logitcache.data.tokenise import Positions, RowTokeniser
 
 __all__ = [
+    "ChatTemplate",
     "LongRows",
     "Positions",
     "PromptTokeniser",
     "Row",
     "RowTokeniser",
     "Source",
+    "SpecialTokens",
+    "Tally",
     "TokenSequence",
     "find_sources",
     "hash_file",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from logitcache.data.chat import ChatTemplate
+from logitcache.data.pieces import TokenSequence
+from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader
 from logitcache.data.sources import Row
-from logitcache.data.tokenise import Positions, TokenSequence, columns_of
-from logitcache.errors import DataError
-
-_COLUMNS = ("messages", "prompt", "input_ids", "token_ids", "text")
+from logitcache.data.special_tokens import NONE, SpecialTokens
+from logitcache.data.tally import EMPTY, Tally
+from logitcache.data.tokenise import Positions, checked_text
+from logitcache.errors import RowError
 
 
 class PromptTokeniser:
@@ -22,56 +23,81 @@ class PromptTokeniser:
         tokenizer: a fast transformers tokenizer.
         vocab_size: ids of tokenised rows must be below it.
         max_length: longest prompt, in tokens.
+        drop_long: leave longer prompts out and count them, instead of stopping.
         positions: ``all`` keeps the prompt's positions too; else those that predict the answer.
         text_column: the column to read; None finds out from the columns' names.
+        chat: the chat template; by default the tokenizer's.
+        tally: where rows are counted.
     """
 
     def __init__(
-        self, tokenizer: Any, *, vocab_size: int, max_length: int, positions: Positions | None, text_column: str | None
+        self,
+        tokenizer: Any,
+        *,
+        vocab_size: int,
+        max_length: int,
+        drop_long: bool = False,
+        positions: Positions | None = None,
+        text_column: str | None = None,
+        chat: ChatTemplate | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_length = max_length
+        self._drop_long = drop_long
         self._positions = positions
-        self._text_column = text_column
-        self._chat = ChatTemplate(tokenizer)
+        self._chat = chat or ChatTemplate(tokenizer)
+        self._special = SpecialTokens.of(tokenizer, NONE)
+        self.tally = tally or Tally()
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        self._reader = RowReader(text_column, has_template, self.tally.note, prompts=True)
         self.saw_masked = positions != "all"
 
-    def sequences(self, row: Row, where: str) -> Iterator[TokenSequence]:
-        """The row's prompt, its last position marked; nothing if it is empty.
+    def sequences(self, row: Row, where: str) -> list[TokenSequence]:
+        """The row's prompt, its last position marked; nothing if it is empty, which is counted.
 
         Raises:
-            DataError: the column isn't there, holds the wrong kind of value, or a prompt that is too long.
+            DataError: the column isn't there.
+            RowError: it holds the wrong kind of value, or a prompt that is too long.
         """
-        ids = self._tokenise(row, where)
+        kind = self._reader.kind(row, where)
+        ids = [] if kind is None else self._tokenise(kind, where)
         if not ids:
-            return
+            self.tally.leave_out(EMPTY, where)
+            return []
+        if len(ids) > self._max_length and self._drop_long:
+            self.tally.leave_out(f"longer than {self._max_length} tokens", where)
+            return []
         if len(ids) > self._max_length:
-            raise DataError(
+            raise RowError(
                 f"{where}: the prompt has {len(ids)} tokens; {self._max_length} leave room for the answer. "
-                "Raise --max-length, lower --max-new-tokens, or leave such rows out"
+                "Raise --max-length, lower --max-new-tokens, or leave such rows out with --long-rows drop"
             )
         if min(ids) < 0 or max(ids) >= self._vocab_size:
-            raise DataError(f"{where}: token ids must be from 0 to {self._vocab_size - 1}")
+            raise RowError(f"{where}: token ids must be from 0 to {self._vocab_size - 1}")
         mask_L = np.full(len(ids), self._positions == "all")
         mask_L[-1] = True
-        yield TokenSequence(np.asarray(ids, dtype=np.uint32), mask_L)
+        return [TokenSequence(np.asarray(ids, dtype=np.uint32), mask_L)]
 
-    def _tokenise(self, row: Row, where: str) -> list[int]:
-        name = self._text_column or next((name for name in _COLUMNS if name in row), None)
-        if name is None or name not in row:
-            wanted = f"no column {name!r}" if name else "no column messages, prompt, input_ids or text"
-            raise DataError(f"{where}: there is {wanted}; {columns_of(row)}. Choose with --text-column")
-        value = row[name]
-        if value is None or isinstance(value, str):
-            return list(self._tokenizer(value, verbose=False)["input_ids"]) if value else []
-        items: list[Any] = list(value) if isinstance(value, Iterable) else [None]
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-            return items
-        if all(isinstance(item, dict) for item in items):
-            while items and items[-1].get("role") == "assistant":
-                items.pop()
-            return self._chat.encode_prompt(items, where) if items else []
-        raise DataError(
-            f"{where}: column {name!r} holds {type(value).__name__}; it must be text, a list of token ids, or messages"
-        )
+    def _tokenise(self, kind: RowKind, where: str) -> list[int]:
+        if isinstance(kind, ChatRow):
+            messages = list(kind.messages)
+            while messages and messages[-1].get("role") == "assistant":
+                messages.pop()
+            if not messages:
+                return []
+            return self._chat.encode_prompt(messages, where, tools=kind.tools, extra=kind.extra)
+        if isinstance(kind, Document | PairRow):
+            return self._text(kind.text if isinstance(kind, Document) else kind.prompt, where)
+        return kind.token_ids
+
+    def _text(self, text: str, where: str) -> list[int]:
+        """A prompt's tokens, without an end that the tokenizer would put after it."""
+        if not text:
+            return []
+        ids, twice = self._special.once(list(self._tokenizer(checked_text(text, where), verbose=False)["input_ids"]))
+        if twice:
+            self.tally.note("the text begins with the tokenizer's own beginning (BOS); it is kept once", where)
+        after = self._special.after
+        return ids[: -len(after)] if after and tuple(ids[-len(after) :]) == after else ids

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from logitcache.cache import Card, Encoding
+from logitcache.data import LongRows
+from logitcache.data.special_tokens import AUTO
 from logitcache.errors import ConfigError
 from logitcache.teacher import Generation
 from logitcache.validation import first_fault
@@ -16,6 +18,8 @@ from logitcache.validation import first_fault
 DEFAULT_MAX_LENGTH = 2048
 #: Entries for what a reference likes best; s-LD compares 8, and some of them are the teacher's top anyway.
 DEFAULT_CANDIDATES = 16
+#: What a file can be said to be, where its name doesn't tell.
+DataKind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 #: Stands for the teacher's whole vocabulary until the teacher is known; no vocabulary is larger.
 EVERY_ID = 1 << 32
 
@@ -38,10 +42,17 @@ class DumpConfig(BaseModel):
         preset, max_error: the encoding; ``max_error`` in nats.
         statistics: also keep log-partition and logit deviation, so that raw logits come back.
         max_length: longest sequence in tokens; None is the teacher's limit, at most 2,048.
-        long_rows: ``split`` longer rows into several sequences, or ``truncate`` them.
+        long_rows: longer rows: ``split`` into several sequences, ``truncate``, or ``drop``; ``auto`` splits documents,
+            and truncates chats and completions, whose later pieces would have lost what they answer.
         overlap: tokens that a split row's next sequence repeats as context.
+        end_of_text: what ends a plain document: ``auto`` (the tokenizer's end of text), ``none`` or a token.
+        bad_rows: rows that can't be taken right ``stop`` the dump, or ``skip`` leaves them out and counts them.
         positions: ``all`` or ``completion``; None is completion for chat and prompt/completion rows, all for others.
         text_column: the column to read; None goes by the columns' names.
+        data_kind: what every file of ``data`` is; None goes by the files' names.
+        chat_template: file of a template that replaces the tokenizer's own.
+        template_args: further variables of the chat template, such as ``enable_thinking``.
+        turns: ``all`` assistant turns of a chat are learnt, or the ``last``.
         split: of a data set that has several.
         revision: of a teacher on a hub.
         dtype: arithmetic of the teacher; ``auto`` is the checkpoint's on a GPU, fp32 on a CPU.
@@ -76,10 +87,16 @@ class DumpConfig(BaseModel):
     max_error: float | None = None
     statistics: bool = False
     max_length: Annotated[int, Field(ge=2)] | None = None
-    long_rows: Literal["split", "truncate"] = "split"
+    long_rows: LongRows = "auto"
     overlap: Annotated[int, Field(ge=0)] = 0
+    end_of_text: Annotated[str, Field(min_length=1)] = AUTO
+    bad_rows: Literal["stop", "skip"] = "stop"
     positions: Literal["all", "completion"] | None = None
     text_column: str | None = None
+    data_kind: DataKind | None = None
+    chat_template: Path | None = None
+    template_args: dict[str, JsonValue] = Field(default_factory=dict)
+    turns: Literal["all", "last"] = "all"
     split: str = "train"
     revision: str | None = None
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -144,6 +161,8 @@ class DumpConfig(BaseModel):
             raise ValueError("overlap has no meaning with generate: prompts aren't split")
         if self.tensor_parallel and self.device_map is not None:
             raise ValueError("device_map and tensor_parallel are two ways to use several devices: choose one")
+        if self.generate is not None and self.long_rows in ("split", "truncate"):
+            raise ValueError(f"long_rows {self.long_rows} has no meaning with generate: a prompt is whole; use drop")
         if self.generate is not None and self.every > 1:
             raise ValueError("every has no meaning with generate: answers are kept whole")
         Encoding(preset=self.preset, max_error=self.max_error)

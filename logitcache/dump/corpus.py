@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from logitcache.data import PromptTokeniser, RowTokeniser, TokenSequence, read_rows
+from logitcache.data import (
+    ChatTemplate,
+    PromptTokeniser,
+    RowTokeniser,
+    SpecialTokens,
+    Tally,
+    TokenSequence,
+    read_rows,
+)
 from logitcache.dump.settings import Job
-from logitcache.errors import DumpInterruptedError
+from logitcache.errors import DataError, DumpInterruptedError, RowError
 from logitcache.progress import Report
 
 _REPORT_ROWS = 64
@@ -19,60 +28,61 @@ class Corpus:
     """Iterate once: ``(source, row, sequence)``, in the order of the input, until ``stop`` is set.
 
     Attributes:
-        rows: rows read so far.
-        empty_rows: those of them without a position to predict.
+        tally: what happened to the rows so far.
     """
 
     def __init__(self, job: Job, report: Report, stop: threading.Event | None = None) -> None:
-        config = job.config
-        assert config.max_length is not None
         self._job = job
         self._report = report
         self._stop = stop or threading.Event()
-        self._tokeniser: RowTokeniser | PromptTokeniser
-        if config.generate is not None:
-            self._tokeniser = PromptTokeniser(
-                job.tokenizer,
-                vocab_size=job.vocab_size,
-                max_length=config.max_length - config.reserved,
-                positions=config.positions,
-                text_column=config.text_column,
-            )
-        else:
-            self._tokeniser = RowTokeniser(
-                job.tokenizer,
-                vocab_size=job.vocab_size,
-                max_length=config.max_length,
-                overlap=config.overlap,
-                long_rows=config.long_rows,
-                positions=config.positions,
-                text_column=config.text_column,
-            )
-        self._every = config.every
+        self.tally = Tally()
+        self._chat = chat_template(job)
+        self._tokeniser = _tokeniser(job, self._chat, self.tally)
+        self._skip_bad = job.config.bad_rows == "skip"
+        self._every = job.config.every
         self._seen = 0
-        self.rows = 0
-        self.empty_rows = 0
 
     @property
     def positions(self) -> str:
         """``completion`` if any row had tokens that aren't to be predicted, else ``all``."""
         return "completion" if self._tokeniser.saw_masked else "all"
 
+    def facts(self) -> dict[str, Any]:
+        """What else was settled while reading, for the manifest: the date that a chat template wrote."""
+        return {"date": self._chat.date} if self._chat.date is not None else {}
+
     def __iter__(self) -> Iterator[tuple[int, int, TokenSequence]]:
+        for number, row_number, _, sequences in self.rows():
+            for sequence in sequences:
+                if (kept := self._thinned(sequence)) is not None:
+                    yield number, row_number, kept
+        self._report("tokenise", self.tally.read, self.tally.read, "rows")
+
+    def rows(self) -> Iterator[tuple[int, int, str, list[TokenSequence]]]:
+        """``(source, row, name of the row, its sequences)`` of each row, those that are left out too.
+
+        Raises:
+            DataError: the corpus can't be read.
+            DumpInterruptedError: ``stop`` was set.
+        """
         for number, source in enumerate(self._job.sources):
             for row_number, row in enumerate(read_rows(source, self._job.config.split)):
-                empty = True
-                for sequence in self._tokeniser.sequences(row, f"{source.name} row {row_number + 1}"):
-                    empty = False
-                    if (kept := self._thinned(sequence)) is not None:
-                        yield number, row_number, kept
+                where = f"{source.name} row {row_number + 1}"
+                yield number, row_number, where, self._sequences(row, where)
                 if self._stop.is_set():
                     raise DumpInterruptedError("stopped on request, before the corpus was read; nothing is kept")
-                self.rows += 1
-                self.empty_rows += empty
-                if self.rows % _REPORT_ROWS == 1:
-                    self._report("tokenise", self.rows, None, "rows")
-        self._report("tokenise", self.rows, self.rows, "rows")
+                if self.tally.read % _REPORT_ROWS == 1:
+                    self._report("tokenise", self.tally.read, None, "rows")
+
+    def _sequences(self, row: dict[str, Any], where: str) -> list[TokenSequence]:
+        self.tally.read += 1
+        try:
+            return self._tokeniser.sequences(row, where)
+        except RowError as error:
+            if self._skip_bad:
+                self.tally.leave_out(str(error).removeprefix(f"{where}: "), where)
+                return []
+            raise RowError(f"{error} (--bad-rows skip leaves such rows out and counts them)") from error
 
     def _thinned(self, sequence: TokenSequence) -> TokenSequence | None:
         """The sequence with every n-th target of the corpus only; None if none of its own is among them."""
@@ -86,3 +96,58 @@ class Corpus:
         mask_L = np.zeros_like(sequence.target_mask_L)
         mask_L[kept_M] = True
         return TokenSequence(sequence.token_ids_L, mask_L)
+
+
+def chat_template(job: Job) -> ChatTemplate:
+    """The teacher's chat template with the job's arguments."""
+    config = job.config
+    return ChatTemplate(job.tokenizer, arguments=config.template_args, turns=config.turns)
+
+
+def special_tokens(job: Job) -> dict[str, Any]:
+    """The tokens that a text begins and a document ends with, for the manifest; absent where there are none."""
+    special = SpecialTokens.of(job.tokenizer, job.config.end_of_text)
+    before = job.tokenizer.convert_ids_to_tokens(list(special.before))
+    end = special.end_of_text
+    return {
+        **({"begin_of_sequence": before} if before else {}),
+        **({} if end is None else {"end_of_text": job.tokenizer.convert_ids_to_tokens(end)}),
+    }
+
+
+def empty_corpus(tally: Tally) -> DataError:
+    """No row gave a sequence; the error says what became of them."""
+    reasons = "; ".join(
+        f"{what.rows:,} {reason} (the first is {what.first})" for reason, what in tally.left_out.items()
+    )
+    if not reasons:
+        return DataError("the corpus is empty: it has no rows")
+    return DataError(f"the corpus is empty: of {tally.read:,} rows none has a token to predict: {reasons}")
+
+
+def _tokeniser(job: Job, chat: ChatTemplate, tally: Tally) -> RowTokeniser | PromptTokeniser:
+    config = job.config
+    assert config.max_length is not None
+    if config.generate is not None:
+        return PromptTokeniser(
+            job.tokenizer,
+            vocab_size=job.vocab_size,
+            max_length=config.max_length - config.reserved,
+            drop_long=config.long_rows == "drop",
+            positions=config.positions,
+            text_column=config.text_column,
+            chat=chat,
+            tally=tally,
+        )
+    return RowTokeniser(
+        job.tokenizer,
+        vocab_size=job.vocab_size,
+        max_length=config.max_length,
+        overlap=config.overlap,
+        long_rows=config.long_rows,
+        positions=config.positions,
+        text_column=config.text_column,
+        end_of_text=config.end_of_text,
+        chat=chat,
+        tally=tally,
+    )

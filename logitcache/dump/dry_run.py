@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from logitcache.cache import encode_shard
-from logitcache.data import TokenSequence
+from logitcache.data import Tally, TokenSequence
 from logitcache.dump.assemble import assemble
 from logitcache.dump.config import DumpConfig, make_config
 from logitcache.dump.plan import Plan, cut_into_batches
@@ -42,7 +42,8 @@ class DryRun:
     """The plan of a dump, and an estimate of what it takes.
 
     Attributes:
-        rows, empty_rows: rows of the input, and those of them without a position to predict.
+        rows, empty_rows: rows of the input, and those of them that are left out.
+        tally: what happened to the rows, as :meth:`logitcache.data.Tally.to_json` gives it.
         sequences, tokens, targets, shards: of the whole cache; with ``generate``, if every answer is as long as may be.
         filling: tokens computed only to fill batches up, as a share of all that are computed.
         bytes_per_target, bytes: estimated from one small shard; larger shards compress a little better.
@@ -52,6 +53,7 @@ class DryRun:
 
     rows: int
     empty_rows: int
+    tally: dict[str, Any]
     sequences: int
     tokens: int
     targets: int
@@ -87,10 +89,12 @@ def _estimate(job: Job, plan: Plan) -> DryRun:
     for shard in range(len(plan)):
         lengths = plan.shard_lengths(shard)
         computed += sum(len(batch) * lengths[batch[0]] for batch in cut_into_batches(lengths, job.config.batch_tokens))
+    tally = Tally.from_json(plan.tally)
     seconds = plan.tokens / tokens_per_second / job.config.world_size
     return DryRun(
-        rows=plan.rows,
-        empty_rows=plan.empty_rows,
+        rows=tally.read,
+        empty_rows=tally.left_out_rows,
+        tally=plan.tally,
         sequences=plan.sequences,
         tokens=plan.tokens,
         targets=plan.targets,

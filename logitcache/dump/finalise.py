@@ -10,6 +10,7 @@ from logitcache.cache import Calibration, Provenance, Teacher, finalize_cache, r
 from logitcache.cache.files import SCRATCH_DIR
 from logitcache.cache.manifest import MANIFEST_NAME
 from logitcache.dump.claims import try_claim
+from logitcache.dump.corpus import special_tokens
 from logitcache.dump.descriptors import read_descriptor
 from logitcache.dump.plan import Plan
 from logitcache.dump.settings import Job
@@ -89,7 +90,13 @@ def _write_manifest(job: Job, plan: Plan) -> None:
         vocab_size=done[0].vocab_size,
         positions=plan.positions,
         max_length=config.max_length,
-        settings=_recorded(settings) | ({"skipped_non_finite": skipped} if skipped else {}),
+        settings={
+            **_recorded(settings),
+            **special_tokens(job),
+            **plan.facts,
+            "rows": plan.tally,
+            **({"skipped_non_finite": skipped} if skipped else {}),
+        },
         software=settings["software"],
     )
     calibration = done[0].calibration
@@ -116,10 +123,12 @@ _RECORDED = (
     "reference",
     "shard_tokens",
     "tensor_parallel",
+    "template_args",
     "text_column",
 )
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
-    recorded = {name: settings[name] for name in _RECORDED if settings[name] is not None}
-    return recorded | ({"every": settings["every"]} if settings["every"] > 1 else {})
+    recorded = {name: settings[name] for name in _RECORDED if settings[name] not in (None, {})}
+    unusual = {"every": settings["every"] > 1, "turns": settings["turns"] != "all"}
+    return recorded | {name: settings[name] for name, told in unusual.items() if told}

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from logitcache.cache.files import SCRATCH_DIR, storage_error, sync_directory
 from logitcache.data import TokenSequence
-from logitcache.dump.corpus import Corpus
-from logitcache.errors import DataError, StorageError
+from logitcache.dump.corpus import Corpus, empty_corpus
+from logitcache.errors import StorageError
 
 PLAN_DIR = "plan"
 _TOKENS, _MASK, _OFFSETS, _ROWS, _SETTINGS = "tokens.u32", "mask.bool", "offsets.i64", "rows.i64", "plan.json"
@@ -39,7 +39,8 @@ class Plan:
         stamps: hashes of files already read, see :class:`logitcache.dump.settings.Stamps`.
         corpus_digest: over the tokenised sequences in order.
         positions: ``all`` or ``completion``, as the rows turned out.
-        rows, empty_rows: rows of the input, and those of them without a position to predict.
+        tally: what happened to the rows of the input, as :meth:`logitcache.data.Tally.to_json` gives it.
+        facts: what was settled while reading, for the manifest.
         shards: ``[P + 1]``, shard ``i`` holds the sequences from ``shards[i]`` to ``shards[i + 1]``.
     """
 
@@ -47,8 +48,8 @@ class Plan:
     stamps: dict[str, Any]
     corpus_digest: str
     positions: str
-    rows: int
-    empty_rows: int
+    tally: dict[str, Any]
+    facts: dict[str, Any]
     shards: NDArray[np.int64]
     _tokens_L: NDArray[np.uint32]
     _mask_L: NDArray[np.bool_]
@@ -212,15 +213,15 @@ def _write_plan(
             file.flush()
             os.fsync(file.fileno())
     if len(offsets) == 1:
-        raise DataError("the corpus is empty: no row has two tokens, one to read and one to predict")
+        raise empty_corpus(corpus.tally)
     _write_synced(directory / _OFFSETS, offsets.tobytes())
     _write_synced(directory / _ROWS, rows.tobytes())
     head = {
         "settings": settings,
         "stamps": stamps,
         "positions": corpus.positions,
-        "rows": corpus.rows,
-        "empty_rows": corpus.empty_rows,
+        "tally": corpus.tally.to_json(),
+        "facts": corpus.facts(),
         "corpus_digest": "sha256:" + digest.hexdigest(),
         "shards": cut_into_shards(np.diff(np.asarray(offsets)) + reserved, shard_tokens).tolist(),
     }

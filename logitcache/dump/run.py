@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,8 @@ import yaml
 from logitcache.cache import Cache, open_cache
 from logitcache.cache.files import SCRATCH_DIR, storage_error
 from logitcache.cache.manifest import MANIFEST_NAME
+from logitcache.data import Tally
+from logitcache.data.tally import EMPTY
 from logitcache.dump.config import DumpConfig, make_config
 from logitcache.dump.corpus import Corpus
 from logitcache.dump.finalise import clear_scratch, finalise
@@ -22,9 +25,13 @@ from logitcache.dump.plan import Plan, load_plan, make_plan
 from logitcache.dump.settings import Job, Stamps, check_resume, resolve, settings_of
 from logitcache.dump.signals import stop_on_signal
 from logitcache.dump.worker import Worker
-from logitcache.errors import ConfigError, DumpInterruptedError, OutputExistsError, StorageError
+from logitcache.errors import ConfigError, DumpInterruptedError, LogitCacheWarning, OutputExistsError, StorageError
 from logitcache.progress import Report, silent
 from logitcache.teacher import DTYPES, Team, TransformersTeacher, choose_device, load_model, team
+
+
+class LeftOutWarning(LogitCacheWarning):
+    """Rows of the corpus are left out, cut, or not read as they stand."""
 
 
 def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> Cache:
@@ -141,7 +148,16 @@ def _plan(job: Job, report: Report, stop: threading.Event) -> Plan:
     if plan is None:
         plan = new_plan(job, out, report, stop=stop)
         _save_config(config)
+        _warn_of_rows(Tally.from_json(plan.tally))
     return plan
+
+
+def _warn_of_rows(tally: Tally) -> None:
+    """Say before the teacher's work begins which rows it won't see; what is merely empty can wait for the end."""
+    told = {**{reason: what for reason, what in tally.left_out.items() if reason != EMPTY}, **tally.cut, **tally.notes}
+    for reason, what in told.items():
+        rows = f"{what.rows:,} of {tally.read:,} rows"
+        warnings.warn(f"{rows}: {reason}; the first is {what.first}", LeftOutWarning, stacklevel=3)
 
 
 def _as_planned(job: Job, plan: Plan, config: DumpConfig) -> Job:

@@ -31,7 +31,8 @@ _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
 #: Fields of DumpConfig that every worker of one dump must agree on.
 _SHARED_FIELDS = (
     "top_k", "tail_samples", "candidates", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap",
-    "positions", "text_column", "split", "dtype", "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
+    "end_of_text", "bad_rows", "positions", "text_column", "data_kind", "template_args", "turns", "split", "dtype",
+    "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
 )  # fmt: skip
 
 Settings = dict[str, Any]
@@ -96,7 +97,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     Raises:
         ModelError, DataError, ConfigError: what was named isn't there, or the settings don't fit the teacher.
     """
-    sources = find_sources(config.data)
+    sources = find_sources(config.data, kind=config.data_kind)
     files = find_teacher(config.teacher, config.revision)
     model_config = load_config(files, trust_remote_code=config.trust_remote_code)
     text_config = model_config.get_text_config()
@@ -108,6 +109,8 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
         raise ConfigError("all ids are kept: nothing is left for tail_samples or candidates")
     device = choose_device(config.device)
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
+    if config.chat_template is not None:
+        tokenizer.chat_template = _read_template(config.chat_template)
     limit = getattr(text_config, "max_position_embeddings", None)
     max_length = config.max_length or min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
     if limit and max_length > limit:
@@ -129,6 +132,14 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
         }
     )
     return Job(resolved, files, tokenizer, device, vocab_size, sources, processes, reference)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (getattr(error, "strerror", None) or "it is not UTF-8 text").lower()
+        raise ConfigError(f"chat_template {path} can't be read: {reason}") from error
 
 
 def settings_of(job: Job, stamps: Stamps) -> Settings:

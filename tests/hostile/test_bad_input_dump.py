@@ -79,7 +79,8 @@ def test_broken_model(dump: Any, tiny_llama_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "\n", "the"])
 def test_empty_corpus(dump: Any, tmp_path: Path, content: str) -> None:
     (tmp_path / "empty.txt").write_text(content)
-    refused(dump, tmp_path / "out", DataError, "corpus is empty", data=[str(tmp_path / "empty.txt")])
+    settings = {"data": [str(tmp_path / "empty.txt")], "end_of_text": "none"}
+    refused(dump, tmp_path / "out", DataError, "corpus is empty: of 1 rows none", **settings)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,56 @@
+"""The first rows of a corpus as a dump would read them, before any teacher is loaded."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logitcache.data import Tally, TokenSequence
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.corpus import Corpus
+from logitcache.dump.settings import resolve
+from logitcache.progress import silent
+
+
+@dataclass(frozen=True)
+class PreviewedSequence:
+    """A sequence as the teacher will see it.
+
+    Attributes:
+        row: names the row that it is from.
+        tokens, targets: how many there are.
+        parts: its text in stretches, each with whether it is to be predicted.
+    """
+
+    row: str
+    tokens: int
+    targets: int
+    parts: tuple[tuple[str, bool], ...]
+
+
+def preview_rows(config: DumpConfig, rows: int) -> tuple[list[PreviewedSequence], Tally]:
+    """The sequences of the first ``rows`` rows, and what happened to those rows.
+
+    Raises:
+        ModelError, DataError, ConfigError: as for a dump.
+    """
+    job = resolve(config)
+    corpus = Corpus(job, silent)
+    found: list[PreviewedSequence] = []
+    for _, _, where, sequences in itertools.islice(corpus.rows(), rows):
+        found.extend(_previewed(job.tokenizer, where, sequence) for sequence in sequences)
+    return found, corpus.tally
+
+
+def _previewed(tokenizer: Any, where: str, sequence: TokenSequence) -> PreviewedSequence:
+    ids_L, mask_L = sequence.token_ids_L, sequence.target_mask_L
+    is_target_L = np.concatenate([[False], mask_L[:-1]])
+    changes = [0, *(np.flatnonzero(np.diff(is_target_L)) + 1).tolist(), len(ids_L)]
+    parts = tuple(
+        (str(tokenizer.decode(ids_L[start:stop].tolist())), bool(is_target_L[start]))
+        for start, stop in itertools.pairwise(changes)
+    )
+    return PreviewedSequence(where, len(ids_L), int(mask_L.sum()), parts)
