@@ -3,7 +3,7 @@
 from logitcache.models.finding import find_head
 from logitcache.models.gate import check_language_model
 from logitcache.models.head import Head, device_of, evaluating, inside
-from logitcache.models.loading import explained, load_language_model
+from logitcache.models.loading import explained, load_language_model, refuse_adapter
 
 __all__ = [
     "Head",
@@ -14,4 +14,5 @@ __all__ = [
     "find_head",
     "inside",
     "load_language_model",
+    "refuse_adapter",
 ]

@@ -33,12 +33,12 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
 
     Raises:
         ModelError: no such model; not one that predicts the next token; a weight is missing or of another shape; an
-            adapter lies beside the weights; it doesn't fit on the device.
+            adapter lies there; it doesn't fit on the device.
         MissingDependencyError: a package is needed to read it.
     """
     import transformers
 
-    _refuse_adapter(what, name, place)
+    refuse_adapter(what, name, place)
     if kwargs.get("gguf_file") is not None:
         kwargs.setdefault("quantization_config", transformers.GgufConfig(dequantize=True))
     # To be told which weights have another shape, instead of a table in the log.
@@ -53,14 +53,20 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     return model.eval()
 
 
-def _refuse_adapter(what: str, name: str, place: str | Path) -> None:
-    """transformers would load an adapter that lies beside the weights without a word."""
+def refuse_adapter(what: str, name: str, place: str | Path) -> None:
+    """transformers would load an adapter, or one that lies beside a model's weights, without a word.
+
+    Raises:
+        ModelError: there is an adapter in the directory.
+    """
     path = Path(place)
-    if (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{what} {name} holds a model and an adapter (config.json and adapter_config.json): merge the adapter into "
-            "the model, or move one of the two away"
-        )
+    if not (path / "adapter_config.json").is_file():
+        return
+    beside = " beside its model" if (path / "config.json").is_file() else ""
+    raise ModelError(
+        f"{what} {name} is a directory with an adapter{beside} (adapter_config.json): merge the two with PEFT's "
+        "merge_and_unload and give the result, or the model without the adapter"
+    )
 
 
 def _automatic_class(what: str, name: str, place: str | Path, kwargs: dict[str, Any]) -> str:
