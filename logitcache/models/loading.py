@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from logitcache.errors import MissingDependencyError, ModelError
+from logitcache.models.files import check_gguf, check_quantised
 from logitcache.models.weights import check_loaded
 
 # In the order of preference, where the configuration doesn't name the class that saved it.
@@ -44,12 +45,17 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     # To be told which weights have another shape, instead of a table in the log.
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(what, name, "weights"), _quiet() as told:
-        automatic = getattr(transformers, _automatic_class(what, name, place, kwargs))
+        config = _configuration(place, kwargs)
+        automatic = getattr(transformers, _automatic_class(what, name, config))
         try:
             model, found = automatic.from_pretrained(str(place), **kwargs)
         except RuntimeError as error:
             raise _conversion_error(what, name, told) or error from error
     check_loaded(what, name, model, found)
+    if "gguf_file" in kwargs:
+        check_gguf(f"{what} {name}", Path(place) / kwargs["gguf_file"], model)
+    elif getattr(config, "quantization_config", None) and Path(place).is_dir():
+        check_quantised(f"{what} {name}", Path(place))
     return model.eval()
 
 
@@ -69,18 +75,22 @@ def refuse_adapter(what: str, name: str, place: str | Path) -> None:
     )
 
 
-def _automatic_class(what: str, name: str, place: str | Path, kwargs: dict[str, Any]) -> str:
+def _configuration(place: str | Path, kwargs: dict[str, Any]) -> Any:
+    """The configuration of the checkpoint that ``kwargs`` load."""
+    from transformers import AutoConfig
+
+    names = ("trust_remote_code", "local_files_only", "revision", "gguf_file", "cache_dir", "token")
+    return AutoConfig.from_pretrained(
+        str(place), **{name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    )
+
+
+def _automatic_class(what: str, name: str, config: Any) -> str:
     """The name of transformers' automatic class that loads this checkpoint.
 
     Raises:
         ModelError: none of them does, or the model writes from an encoder's output.
     """
-    import transformers
-
-    names = ("trust_remote_code", "local_files_only", "revision", "gguf_file", "cache_dir", "token")
-    config = transformers.AutoConfig.from_pretrained(
-        str(place), **{key: kwargs[key] for key in names if kwargs.get(key) is not None}
-    )
     if config.is_encoder_decoder or getattr(config.get_text_config(), "is_encoder_decoder", False):
         raise ModelError(
             f"{what} {name} is an encoder-decoder model ({config.model_type}); one that predicts the next token from "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,7 @@ from logitcache.data import hash_file
 from logitcache.errors import MissingDependencyError, ModelError
 from logitcache.hub import fetch
 from logitcache.models import refuse_adapter
-
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# What transformers loads from a directory: the first of these that is there. An index names the files.
-_WEIGHT_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+from logitcache.models.files import weight_files
 
 
 @dataclass(frozen=True)
@@ -48,43 +39,11 @@ class TeacherFiles:
         """
         if self.gguf_file is not None:
             return [self.directory / self.gguf_file]
-        for name in (_named_in_config(self.directory), *_WEIGHT_NAMES):
-            if name and (self.directory / name).is_file():
-                return _indexed(self.directory / name) if name.endswith(".index.json") else [self.directory / name]
-        for suffix in _WEIGHT_SUFFIXES:
-            files = sorted(path for path in self.directory.glob(f"*{suffix}") if path.is_file())
-            if files:
-                return files
-        raise ModelError(f"teacher {self.directory} holds no weights (*.safetensors)")
+        return weight_files(f"teacher {self.directory}", self.directory)
 
     def load_kwargs(self) -> dict[str, Any]:
         """What every ``from_pretrained`` needs to find these files, and nothing else."""
         return {"local_files_only": True} | ({} if self.gguf_file is None else {"gguf_file": self.gguf_file})
-
-
-def _named_in_config(directory: Path) -> str:
-    """The file of weights that config.json names itself; empty if it doesn't."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever reads the configuration says so
-        return ""
-    return str(config.get("transformers_weights") or "") if isinstance(config, dict) else ""
-
-
-def _indexed(index: Path) -> list[Path]:
-    """The files that an index of sharded weights names.
-
-    Raises:
-        ModelError: it isn't such an index, or one of the files isn't there.
-    """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} is not an index of weights: {error or type(error).__name__}") from error
-    lacking = [name for name in names if not (index.parent / name).is_file()]
-    if lacking or not names:
-        raise ModelError(f"{index} names {lacking[0] if lacking else 'no file'}, which is not there")
-    return [index.parent / name for name in names]
 
 
 def find_teacher(teacher: str, revision: str | None = None) -> TeacherFiles:
