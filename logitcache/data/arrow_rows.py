@@ -14,7 +14,8 @@ from logitcache.errors import DataError
 
 _ROWS_A_BATCH = 1024
 _FILE_MAGIC = b"ARROW1"
-_STREAM_ENDS = (b"\xff\xff\xff\xff\x00\x00\x00\x00", b"\x00\x00\x00\x00")  # now, and before Arrow 0.15
+# Before Arrow 0.15 no mark stood before a message, and four zeros at the end.
+_CONTINUATION, _OLD_END = b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"
 
 Mend = Callable[[Any], Any]
 
@@ -24,7 +25,7 @@ def read_parquet(path: Path, name: str) -> Iterator[Row]:
 
     Raises:
         DataError: two columns have one name, or a value can't be taken; the message names the row.
-        OSError, pyarrow.ArrowException: the file is cut or damaged.
+        OSError, UnicodeDecodeError, pyarrow.ArrowException: the file is cut or damaged.
     """
     with pq.ParquetFile(path) as file:
         yield from _rows(file.iter_batches(_ROWS_A_BATCH), name)
@@ -35,7 +36,7 @@ def read_arrow(path: Path, name: str) -> Iterator[Row]:
 
     Raises:
         DataError: a stream has no mark at its end, two columns have one name, or a value can't be taken.
-        OSError, pyarrow.ArrowException: the file is cut or damaged.
+        OSError, UnicodeDecodeError, pyarrow.ArrowException: the file is cut or damaged.
     """
     with path.open("rb") as start:
         is_file = start.read(len(_FILE_MAGIC)) == _FILE_MAGIC
@@ -56,19 +57,18 @@ def check_stream_end(path: Path, name: str) -> None:
         DataError: there is no mark.
     """
     with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - len(_STREAM_ENDS[0]), 0))
-        end = file.read()
-    if not end.endswith(_STREAM_ENDS):
-        raise DataError(f"{name} has no Arrow end mark: it is cut, its writer was never closed, or it is no Arrow file")
+        begin = file.read(len(_CONTINUATION))
+        end = _CONTINUATION + _OLD_END if begin == _CONTINUATION else _OLD_END
+        file.seek(max(path.stat().st_size - len(end), 0))
+        if file.read() == end:
+            return
+    raise DataError(f"{name} has no Arrow end mark: it is cut, its writer was never closed, or it is no Arrow file")
 
 
 def _rows(batches: Iterator[Any], name: str) -> Iterator[Row]:
     first = 1
     for whole in batches:
-        names = whole.schema.names
-        if len(set(names)) < len(names):
-            twice = next(column for column in names if names.count(column) > 1)
-            raise DataError(f"{name}: two columns are named {twice!r}")
+        names = _names(whole, name)
         for start in range(0, whole.num_rows, _ROWS_A_BATCH):
             batch = whole.slice(start, _ROWS_A_BATCH)
             columns = [
@@ -78,6 +78,15 @@ def _rows(batches: Iterator[Any], name: str) -> Iterator[Row]:
             for values in zip(*columns, strict=True):
                 yield dict(zip(names, values, strict=True))
             first += batch.num_rows
+
+
+def _names(batch: Any, name: str) -> list[str]:
+    names: list[str] = batch.schema.names
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"{name}: two columns are named {next(column for column in names if names.count(column) > 1)!r}"
+        )
+    return names
 
 
 def _values(column: Any, where: str, first_row: int) -> list[Any]:

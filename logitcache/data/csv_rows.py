@@ -39,7 +39,8 @@ def read_csv(file: io.BufferedReader, name: str, delimiter: str) -> Iterator[Row
                 )
             yield {column: cell or None for column, cell in zip(columns, cells, strict=True)}
     except csv.Error as error:
-        raise DataError(f"{name} line {reader.line_num} can't be read as a table: {error}") from error
+        reason = str(error).split(" - ")[0]
+        raise DataError(f"{name} line {reader.line_num} can't be read as a table: {reason}") from error
 
 
 def _header(cells: list[str], name: str) -> list[str]:

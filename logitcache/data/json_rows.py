@@ -166,8 +166,12 @@ class _JsonStream:
 
     def _error(self, what: str, at: int | None = None) -> DataError:
         line = self._line_at(self._at if at is None else at)
-        return DataError(f"{self._name} line {line} is not valid JSON: {what}")
+        return DataError(f"{self._name} line {line} can't be read as rows of JSON: {what}")
 
 
 def _reason(error: Exception) -> str:
-    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (column {error.pos + 1})"
+    return str(error).split(";")[0]

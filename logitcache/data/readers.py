@@ -59,7 +59,7 @@ def _read_file(path: Path, kind: str, name: str) -> Iterator[Row]:
         else:
             with open_bytes(path, name) as file:
                 yield from _read_text_like(file, kind, name)
-    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pa.ArrowException) as error:
         # Python's own OSError has a number, and is about the disk; Arrow's has none, and is about the content.
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"can't read {name}: {error.strerror or error}") from error

@@ -116,7 +116,7 @@ def _matches(name: str, pattern: Path, kind: str | None) -> Iterator[Source]:
         raise DataError(f"no file matches {name}" + (f", only directories like {left_out[0]}" if left_out else ""))
     if left_out and "**" not in name:
         warnings.warn(
-            f"{name} also matches {len(left_out)} directories, which aren't read: {left_out[0]}, …",
+            f"{name} also matches directories, which aren't read: {len(left_out)}, the first is {left_out[0]}",
             LogitCacheWarning,
             stacklevel=2,
         )

@@ -17,16 +17,15 @@ def decode(data: bytes, where: str) -> str:
     Raises:
         DataError: a byte isn't UTF-8, or is NUL; the message names ``where``, the line and the byte in it.
     """
+    if (at := data.find(0)) >= 0:
+        raise DataError(f"{where} is not text: NUL at {_place(data, at)} (binary data, or UTF-16)")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not UTF-8 text: 0x{data[error.start]:02x} at {_place(data, error.start)}. "
             "Convert it, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
-    if (at := data.find(0)) >= 0:
-        raise DataError(f"{where} is not text: NUL at {_place(data, at)} (binary data, or UTF-16)")
-    return text
 
 
 def read_document(file: io.BufferedReader, name: str) -> str:

@@ -88,7 +88,7 @@ def test_damaged_rows(dump: Any, tmp_path: Path) -> None:
     cases = {
         "a.jsonl": (b'{"text": "one two"}\n{"text": ', "line 2 is not valid JSON"),
         "b.jsonl": (b"[1, 2]\n", "line 1 is list; each line must be an object"),
-        "c.jsonl": (b'{"text": "\xff\xfe"}\n', "line 1 is not valid JSON"),
+        "c.jsonl": (b'{"text": "\xff\xfe"}\n', "line 1 is not UTF-8"),
         "d.jsonl": (b'{"body": "one two"}\n', "the columns are body"),
         "e.jsonl": (b'{"text": 7}\n', "column 'text' holds int"),
         "f.txt": (b"\xff\xfe\x00", "UTF-8"),

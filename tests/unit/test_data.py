@@ -1,28 +1,21 @@
-"""Rows from every kind of input, and which positions of them get targets, against slow oracles."""
+"""Which positions of rows get targets, against slow oracles."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from logitcache.data import RowTokeniser, find_sources, read_rows
+from logitcache.data import RowTokeniser
 from logitcache.errors import DataError
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "data" / "chat_templates"
-ROWS = [{"text": f"line {i}, né à Łódź", "number": i} for i in range(2500)]
 SPECIAL = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>"]
 SPECIAL += ["<|user|>", "<|assistant|>", "<|end|>"]
 
@@ -35,61 +28,6 @@ def tokenizer(smollm2_dir: Path) -> Any:
 def tokenise(tokenizer: Any, row: dict[str, Any], **options: Any) -> list[Any]:
     options = {"vocab_size": len(tokenizer), "max_length": 10_000} | options
     return list(RowTokeniser(tokenizer, **options).sequences(row, "row 1"))
-
-
-# Reading
-
-
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    table = pa.Table.from_pylist(rows)
-    match path.name.split(".", 1)[1]:
-        case "jsonl":
-            path.write_bytes(lines)
-        case "jsonl.gz":
-            path.write_bytes(gzip.compress(lines))
-        case "jsonl.zst":
-            path.write_bytes(zstandard.compress(lines))
-        case "parquet":
-            pq.write_table(table, path, row_group_size=700)
-        case "arrow":
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=300)
-        case "ipc":
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table)
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "ipc"])
-def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"rows.{suffix}"
-    _write(ROWS, path)
-    (source,) = find_sources([str(path)])
-    assert list(read_rows(source)) == ROWS
-
-
-def test_saved_dataset(tmp_path: Path) -> None:
-    data = datasets.Dataset.from_list(ROWS)
-    data.save_to_disk(tmp_path / "plain")
-    datasets.DatasetDict({"train": data.select(range(5)), "test": data.select(range(5, 9))}).save_to_disk(
-        tmp_path / "two"
-    )
-    assert list(read_rows(*find_sources([str(tmp_path / "plain")]))) == ROWS
-    assert list(read_rows(*find_sources([str(tmp_path / "two")]), split="test")) == ROWS[5:9]
-    with pytest.raises(DataError, match=r"no split 'dev'; it has train, test"):
-        list(read_rows(*find_sources([str(tmp_path / "two")]), split="dev"))
-
-
-def test_text_is_one_document_and_globs_are_sorted(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.txt", "c.md"):
-        (tmp_path / name).write_text(f"\ufeffI am {name}.\n\nSecond paragraph.", encoding="utf-8")
-    sources = find_sources([str(tmp_path / "*.txt"), str(tmp_path / "c.md")])
-    assert [row["text"].split()[2] for source in sources for row in read_rows(source)] == ["a.txt.", "b.txt.", "c.md."]
-
-
-def test_directory_without_data_set_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"name its files, for example .*/\*\.jsonl"):
-        find_sources([str(tmp_path)])
 
 
 # Splitting
