@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from logitcache.errors import ModelError, TargetsError, TokenizerMismatchError
-from logitcache.hub import fetch
+from logitcache.cache.tokenizer import tokenizer_files
+from logitcache.errors import ConfigError, ModelError, TargetsError
+from logitcache.models import load_language_model
+from logitcache.models.adapters import attach_adapter
+from logitcache.models.loading import explained
+from logitcache.models.numbering import compare_numbering
+from logitcache.models.student_files import StudentFiles, find_student
+from logitcache.streaming.batches import known_positions
+from logitcache.streaming.lengths import Lengths
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Text on which two tokenizers with equal vocabularies but other merges or other splitting come apart.
-_PROBES = (
-    "The State of the Union is strong; unemployment fell by 3.5% in 1964 — isn't that so?",
-    "def f(x):\n\treturn [i**2 for i in range(0x1F)]  # größer, naïve café\r\n\n",
-    "  leading spaces,   runs of    them, CamelCaseWords, UPPER lower 1234567890 1,000,000",
-    "日本語の文章。Привет, мир! مرحبا 😀👍🏽 e\u0301 vs \u00e9",
-)
 
 
 @dataclass(frozen=True)
@@ -29,64 +30,59 @@ class Pairing:
         model: the student, a transformers causal language model.
         vocab_limit: ids below it are known to both heads.
         notes: what the user should know about the pair; empty when it is perfect.
+        tokenizer: the files of the tokenizer to save with the student: its own where it differs from the cache's.
     """
 
     model: Any
     vocab_limit: int
     notes: tuple[str, ...] = ()
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def load_student(name: str | Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
-    """Load a causal language model from a directory or a hub id.
+def load_student(
+    name: str | Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None, what: str = "student"
+) -> Any:
+    """Load a causal language model from a directory, a GGUF file or a hub id.
+
+    An adapter's directory gives a PEFT model: the adapter on its base, trainable as it is.
 
     Raises:
         ModelError: it isn't there or can't be loaded as one.
+        MissingDependencyError: a package is needed to read it.
     """
-    from transformers import AutoModelForCausalLM
-
-    path = Path(name).expanduser()
-    local = path.is_dir()
-    if not local and (path.exists() or str(name).startswith((".", "/", "~"))):
-        what = "is a file, not a model's directory" if path.exists() else "does not exist"
-        raise ModelError(f"the student {name} {what}: give a directory that `save_pretrained` wrote, or a hub id")
-    if local and not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
-        raise ModelError(f"{path} is not a model: it has no config.json")
-    if not local:
-        fetch("student", str(name), ("config.json", "adapter_config.json"))
-    extra = {} if attention is None else {"attn_implementation": attention}
-    try:
-        return AutoModelForCausalLM.from_pretrained(path if local else str(name), dtype=dtype, **extra)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"can't load the student {name}: {reason}") from error
+    files = find_student(name, what)
+    whole = files.base or files
+    extra = whole.load_kwargs() | ({} if attention is None else {"attn_implementation": attention})
+    called = whole.name if files.base is None else f"{files.name}, base {whole.name}"
+    model = load_language_model(what, called, whole.place, dtype=dtype, **extra)
+    return model if files.base is None else attach_adapter(model, files)
 
 
-def pair(cache: Any, student: Any, tokenizer_source: str | Path | None) -> Pairing:
+def pair(cache: Any, student: Any, tokenizer_source: str | Path | None, *, max_length: int | None = None) -> Pairing:
     """Check that a student can learn from a cache, or be measured against it.
 
     Args:
         cache: an open cache.
         student: the loaded model.
-        tokenizer_source: where the student's tokenizer is; None skips the comparison.
+        tokenizer_source: the student's name, as :func:`load_student` takes it; None skips the comparison of tokenizers.
+        max_length: longer sequences of the cache are left out by the caller.
 
     Raises:
         TokenizerMismatchError: the two tokenizers number tokens differently.
         ModelError: the student's vocabulary is too small for the cache's tokenizer.
+        ConfigError: a sequence of the cache is longer than the student takes.
         TargetsError: the cache has no targets.
     """
     if cache.manifest.totals.targets == 0:
         raise TargetsError(f"the cache {cache.root} holds no targets: there is nothing to learn from it")
-    words = len(cache.load_tokenizer())
-    notes = []
-    if tokenizer_source is not None and not compare_tokenizers(cache, tokenizer_source):
-        notes.append(
-            f"{tokenizer_source} has no tokenizer to compare with the cache's; the cache's is taken as its own"
-        )
-    has = int(student.get_output_embeddings().weight.shape[0])
+    check_lengths(cache, student, max_length)
+    known, differences, tokenizer = _compare(cache, tokenizer_source)
+    notes = list(differences)
+    has = _rows(student)
     # A tokenizer may have more entries than the teacher has logits for; nothing in the cache can name those.
-    if has < min(words, cache.vocab_size):
+    if has < min(known, cache.vocab_size):
         raise ModelError(
-            f"the student's vocabulary has {has:,} entries, the cache's tokenizer {words:,}: "
+            f"the student's vocabulary has {has:,} entries, the cache's tokenizer {known:,}: "
             "take a student of the same family, or resize its embeddings"
         )
     if has > cache.vocab_size:
@@ -95,62 +91,93 @@ def pair(cache: Any, student: Any, tokenizer_source: str | Path | None) -> Pairi
             "rows beyond (padding) take no part"
         )
     elif has < cache.vocab_size:
-        notes.append(
-            f"the student's head has {has:,} rows, the teacher's {cache.vocab_size:,} (the tokenizer needs {words:,}): "
-            "positions whose targets name an id beyond the student's are left out"
-        )
+        notes.append(_beyond(cache, has, known))
     limit = min(has, cache.vocab_size)
     if cache.top_k > limit:
         raise ModelError(
             f"every position of the cache names {cache.top_k:,} ids, and the student's head has only {has:,} rows: cut "
             "the cache with `logitcache convert --top-k`"
         )
-    return Pairing(student, limit, tuple(notes))
+    return Pairing(student, limit, tuple(notes), tokenizer)
 
 
-def compare_tokenizers(cache: Any, source: str | Path) -> bool:
-    """True if the tokenizer at ``source`` numbers text like the cache's; False if there is none to compare.
+def check_lengths(cache: Any, student: Any, max_length: int | None = None) -> None:
+    """Refuse sequences that are longer than what the student's configuration says it takes.
 
-    Compared are the vocabulary, the added and special tokens, and how a few awkward texts are split.
+    Args:
+        cache, student: as for :func:`pair`.
+        max_length: longer sequences are left out by the caller.
 
     Raises:
-        TokenizerMismatchError: they differ; the message says where.
+        ConfigError: there is one.
     """
-    theirs = _load_tokenizer(source)
-    if theirs is None:
-        return False
+    limit = getattr(student.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return
+    if any(bound is not None and bound <= limit for bound in (max_length, cache.manifest.provenance.max_length)):
+        return
+    lengths = Lengths(cache)
+    lengths.read_all()
+    longest = max((int(lengths.of(shard).max(initial=0)) for shard in range(len(cache.shards))), default=0)
+    if longest > limit:
+        raise ConfigError(
+            f"the cache {cache.root} holds a sequence of {longest:,} tokens, and the student takes {limit:,}: train "
+            f"with --max-length {limit}, which leaves longer ones out, or dump a cache with --max-length {limit}"
+        )
+
+
+def _rows(student: Any) -> int:
+    """Ids that the student can both read and predict."""
+    tables = (student.get_output_embeddings(), student.get_input_embeddings())
+    return min(int(table.weight.shape[0]) for table in tables if table is not None)
+
+
+def _beyond(cache: Any, has: int, known: int) -> str:
+    """A note on a head that is smaller than the teacher's; what it costs is counted on one shard."""
+    arrays = cache.read_shard(0)
+    kept_N = known_positions(arrays, has)
+    return (
+        f"the student's head has {has:,} rows, the teacher's {cache.vocab_size:,} (the tokenizer needs {known:,}): "
+        "positions whose targets name an id beyond the student's, or that follow such a token, are left out "
+        f"({int((~kept_N).sum()):,} of {len(kept_N):,} in the first shard)"
+    )
+
+
+def _compare(cache: Any, source: str | Path | None) -> tuple[int, list[str], Mapping[str, bytes]]:
+    """How many ids both must know, what differs in words, and the files of the tokenizer to save with the student.
+
+    Raises:
+        TokenizerMismatchError: they number tokens differently.
+        ModelError: the student's tokenizer can't be read.
+    """
     ours = cache.load_tokenizer()
-    our_vocab, their_vocab = ours.get_vocab(), theirs.get_vocab()
-    if our_vocab != their_vocab:
-        differing = sorted(
-            (word for word in our_vocab.keys() | their_vocab.keys() if our_vocab.get(word) != their_vocab.get(word)),
-            key=lambda word: min(our_vocab.get(word, 1 << 62), their_vocab.get(word, 1 << 62)),
-        )
-        first = differing[0]
-        raise TokenizerMismatchError(
-            f"the student's tokenizer ({source}) is not the cache's: {len(differing):,} tokens differ, the first is "
-            f"{first!r} (id {our_vocab.get(first, 'none')} in the cache, {their_vocab.get(first, 'none')} in the "
-            "student's); a student must come from the teacher's family"
-        )
-    for text in _PROBES:
-        if ours(text, add_special_tokens=False).input_ids != theirs(text, add_special_tokens=False).input_ids:
-            raise TokenizerMismatchError(
-                f"the student's tokenizer ({source}) has the cache's vocabulary but splits text differently, "
-                f"for example {text[:30]!r}; a student must use the teacher's tokenizer"
-            )
-    return True
+    if source is None:
+        return len(ours), [], _files(cache)
+    theirs = load_student_tokenizer(find_student(source))
+    if theirs is None:
+        note = f"{source} has no tokenizer to compare with the cache's; the cache's is taken as its own"
+        return len(ours), [note], _files(cache)
+    found = compare_numbering(ours, theirs, "the student's", str(source), "the cache")
+    if not found.differences:
+        return found.shared_ids, [], _files(cache)
+    note = f"the tokenizers differ, and number alike what both have: {'; '.join(found.differences)}"
+    return found.shared_ids, [f"{note}. The student keeps its own"], tokenizer_files(theirs)
 
 
-def _load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer at a place, or None where a local directory has none."""
+def _files(cache: Any) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.tokenizer_dir.iterdir()}
+
+
+def load_student_tokenizer(files: StudentFiles, what: str = "student") -> Any:
+    """The student's tokenizer, or its base's; None if a local student has none.
+
+    Raises:
+        ModelError: it can't be read.
+    """
     from transformers import AutoTokenizer
 
-    path = Path(source).expanduser()
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-    if path.is_dir() and not any((path / name).exists() for name in names):
+    place = files.tokenizer()
+    if place is None:
         return None
-    try:
-        return AutoTokenizer.from_pretrained(path if path.is_dir() else str(source), trust_remote_code=False)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"can't load the student's tokenizer from {source}: {reason}") from error
+    with explained(what, files.name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(str(place.place), trust_remote_code=False, **place.load_kwargs())

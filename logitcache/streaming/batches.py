@@ -100,9 +100,11 @@ class DecodedShard:
     """A shard in memory, compact, with the places of its sequences' targets worked out once."""
 
     def __init__(self, arrays: ShardArrays, vocab_limit: int | None = None, selection: Selection | None = None) -> None:
-        """``vocab_limit``: positions whose targets name an id from there on are left out."""
+        """``vocab_limit``: positions that need an id from there on are left out, see :func:`known_positions`."""
         if vocab_limit is not None and vocab_limit < arrays.vocab_size:
-            arrays = keep_targets(arrays, np.all(arrays.topk_ids_NK < vocab_limit, axis=1))
+            arrays = keep_targets(arrays, known_positions(arrays, vocab_limit))
+            # A model without such a row can't read the token; nothing is learnt behind it.
+            arrays = replace(arrays, token_ids_L=np.where(arrays.token_ids_L < vocab_limit, arrays.token_ids_L, 0))
         if selection is not None and not selection.keeps_all:
             arrays = keep_targets(arrays, selection.keep(arrays))
         self.vocab_size = arrays.vocab_size
@@ -148,6 +150,15 @@ def narrow_logprobs(logprobs_NK: NDArray[np.float32]) -> NDArray[Any]:
         if not torch.equal(half.float(), wide):
             return logprobs_NK
     return narrow_NK
+
+
+def known_positions(arrays: ShardArrays, vocab_limit: int) -> NDArray[np.bool_]:
+    """``[N]``, False where the targets, the next token or one up to there are ids from ``vocab_limit`` on."""
+    unknown_L1 = np.concatenate([[0], np.cumsum(arrays.token_ids_L >= vocab_limit)])
+    starts_L = np.repeat(arrays.offsets_S1[:-1], np.diff(arrays.offsets_S1))
+    read_L = unknown_L1[np.minimum(np.arange(len(starts_L)) + 2, len(starts_L))] - unknown_L1[starts_L]
+    known_N: NDArray[np.bool_] = (read_L[arrays.target_mask_L] == 0) & np.all(arrays.topk_ids_NK < vocab_limit, axis=1)
+    return known_N
 
 
 def keep_targets(arrays: ShardArrays, keep_N: NDArray[np.bool_]) -> ShardArrays:

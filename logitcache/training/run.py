@@ -16,7 +16,7 @@ from logitcache.atomic import write_atomically
 from logitcache.errors import OutputExistsError
 from logitcache.evaluation import Metrics
 from logitcache.losses.registry import resolve
-from logitcache.pairing import DTYPES, load_student, pair
+from logitcache.pairing import DTYPES, check_lengths, load_student, pair
 from logitcache.progress import Report, silent
 from logitcache.report import NO_PLOT, write_report
 from logitcache.share.opening import open_place
@@ -25,7 +25,7 @@ from logitcache.training import checkpoints
 from logitcache.training.arguments import CHECKPOINTS, micro_batch_size, training_arguments
 from logitcache.training.audit import Audit, choose_fill
 from logitcache.training.config import TrainConfig
-from logitcache.training.lora import add_lora
+from logitcache.training.lora import prepare_student
 from logitcache.training.packing import check_packing
 from logitcache.training.source import Source, check_eval_cache
 
@@ -163,8 +163,12 @@ class Run:
         self._check_targets()
         torch.manual_seed(config.seed)
         student = load_student(config.student, dtype=DTYPES[config.dtype], attention=config.attention)
-        self.pairing = pair(self.cache, student, config.student)
-        self.student = student if config.lora_rank is None else add_lora(student, config)
+        self.pairing = pair(self.cache, student, config.student, max_length=config.max_length)
+        for cache in self.source.caches[1:]:
+            check_lengths(cache, student, config.max_length)
+        for cache in filter(None, (self.eval_cache, audit_cache)):
+            check_lengths(cache, student)
+        self.student = prepare_student(student, config)
         if config.pack_tokens is not None:
             check_packing(student)
         limit = self.pairing.vocab_limit
@@ -209,7 +213,7 @@ class Run:
             args=args,
             feed=Feed(feed_stream, feed_stream.plan(0).order.samples, args.max_steps - done),
             eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
-            tokenizer_dir=self.cache.tokenizer_dir,
+            tokenizer=self.pairing.tokenizer,
             settings=self.settings,
             components=self.source.components(feed_stream),
             audit=self.audit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class DistillTrainer(Trainer):
         args: Any,
         feed: Feed,
         eval_stream: Callable[[], Stream] | None,
-        tokenizer_dir: Path,
+        tokenizer: Mapping[str, bytes],
         settings: dict[str, Any],
         components: list[dict[str, Any]],
         audit: Audit | None,
@@ -73,7 +73,7 @@ class DistillTrainer(Trainer):
         # The Trainer wants an eval_dataset where there is an eval_strategy; evaluate() below uses the stream.
         super().__init__(model=model, args=args, eval_dataset=[] if eval_stream else None)
         self.remove_callback(PrinterCallback)
-        self.feed, self._eval_stream, self._tokenizer_dir = feed, eval_stream, tokenizer_dir
+        self.feed, self._eval_stream, self._tokenizer = feed, eval_stream, tokenizer
         self._settings, self._keep, self._advised = settings, keep_checkpoints, False
         self._components, self._audit = components, audit
         self.add_callback(_Follow(self, total_tokens, report))
@@ -149,7 +149,7 @@ class DistillTrainer(Trainer):
         own = None
         if state_dict is not None:
             own = {name.removeprefix("student."): value for name, value in state_dict.items()}
-        save_student(self.student(), out, self._tokenizer_dir, own)
+        save_student(self.student(), out, self._tokenizer, own)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -175,8 +175,10 @@ class DistillTrainer(Trainer):
             raise RuntimeError(f"the checkpoint doesn't fit the student: {missing or load_result.unexpected_keys}")
 
 
-def save_student(student: Any, out: Path, tokenizer_dir: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Save a student with the cache's tokenizer beside it.
+def save_student(
+    student: Any, out: Path, tokenizer: Mapping[str, bytes], state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Save a student with a tokenizer's files beside it.
 
     Raises:
         StorageError: no room, no permission.
@@ -184,8 +186,8 @@ def save_student(student: Any, out: Path, tokenizer_dir: Path, state_dict: dict[
     try:
         out.mkdir(parents=True, exist_ok=True)
         student.save_pretrained(out, state_dict=state_dict)
-        for path in tokenizer_dir.iterdir():
-            (out / path.name).write_bytes(path.read_bytes())
+        for name, content in tokenizer.items():
+            (out / name).write_bytes(content)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"can't save the student in {out}: {error}") from error
 

@@ -86,16 +86,18 @@ def swap_two_words(content: dict[str, Any]) -> None:
     vocab["the"], vocab["and"] = vocab["and"], vocab["the"]
 
 
-def add_a_token(content: dict[str, Any]) -> None:
-    extra = dict(content["added_tokens"][-1], id=len(content["model"]["vocab"]), content="<extra>")
-    content["added_tokens"].append(extra)
+def add_a_word(content: dict[str, Any]) -> None:
+    """One that text yields: a token of its own and the merge that makes it."""
+    vocab = content["model"]["vocab"]
+    vocab["thethe"] = len(vocab)
+    content["model"]["merges"].append(["the", "the"])
 
 
 def forget_merges(content: dict[str, Any]) -> None:
     content["model"]["merges"] = content["model"]["merges"][:200]
 
 
-@pytest.mark.parametrize("edit", [swap_two_words, add_a_token, forget_merges])
+@pytest.mark.parametrize("edit", [swap_two_words, add_a_word, forget_merges])
 def test_another_tokenizer(settings: dict[str, Any], student_dir: Path, tmp_path: Path, edit: Change) -> None:
     other = tmp_path / "other"
     shutil.copytree(student_dir, other)
@@ -143,7 +145,7 @@ def test_places_that_hold_no_student(settings: dict[str, Any], tmp_path: Path) -
         ("nothing", "does not exist"),
         ("folder", "not a model"),
         ("file", "is a file"),
-        ("broken", "can't load"),
+        ("broken", "can't be loaded"),
     ):
         with pytest.raises(ModelError, match=message):
             lc.train(**{**settings, "student": tmp_path / name})
