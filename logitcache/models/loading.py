@@ -46,9 +46,9 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(what, name, "weights"), _quiet() as told:
         config = _configuration(place, kwargs)
-        automatic = getattr(transformers, _automatic_class(what, name, config))
+        loader = _class_for(what, name, config)
         try:
-            model, found = automatic.from_pretrained(str(place), **kwargs)
+            model, found = loader.from_pretrained(str(place), **kwargs)
         except RuntimeError as error:
             raise _conversion_error(what, name, told) or error from error
     check_loaded(what, name, model, found)
@@ -85,26 +85,32 @@ def _configuration(place: str | Path, kwargs: dict[str, Any]) -> Any:
     )
 
 
-def _automatic_class(what: str, name: str, config: Any) -> str:
-    """The name of transformers' automatic class that loads this checkpoint.
+def _class_for(what: str, name: str, config: Any) -> Any:
+    """The automatic class, or transformers' own, that loads this checkpoint.
 
     Raises:
         ModelError: none of them does, or the model writes from an encoder's output.
     """
+    import transformers
+
     if config.is_encoder_decoder or getattr(config.get_text_config(), "is_encoder_decoder", False):
         raise ModelError(
             f"{what} {name} is an encoder-decoder model ({config.model_type}); one that predicts the next token from "
             "the text alone is needed"
         )
     remote = getattr(config, "auto_map", None) or {}
-    saved_as = set(getattr(config, "architectures", None) or ())
+    saved_as = list(getattr(config, "architectures", None) or ())
     knowing = [each for each in _AUTOMATIC if each in remote or _local_class(each, config)]
-    if not knowing:
-        raise ModelError(
-            f"{what} {name} is of a kind ({config.model_type}) that does not predict the next token, or that this "
-            "transformers doesn't know"
-        )
-    return next((each for each in knowing if _local_class(each, config) in saved_as), knowing[0])
+    if knowing:
+        chosen = next((each for each in knowing if _local_class(each, config) in saved_as), knowing[0])
+        return getattr(transformers, chosen)
+    for own in (getattr(transformers, each, None) for each in saved_as):
+        if own is not None and issubclass(own, transformers.GenerationMixin) and own.config_class is type(config):
+            return own
+    raise ModelError(
+        f"{what} {name} is of a kind ({config.model_type}) that does not predict the next token, or that this "
+        "transformers doesn't know"
+    )
 
 
 def _local_class(automatic: str, config: Any) -> str:

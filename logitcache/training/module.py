@@ -44,11 +44,19 @@ class DistillModule(nn.Module):
         base, _ = inside(student)
         # Held in a tuple, so that body and head aren't registered as submodules a second time.
         self._parts: tuple[Head] = (find_head(base),)
+        self._freeze_what_text_does_not_reach()
         self.why_dense = self.head.why_dense
         self._covered, self._counted, self._listed = torch.zeros(()), 0, 0
         if self.why_dense:
             warnings.warn(self.why_dense, LogitCacheWarning, stacklevel=2)
         self._flattens = "flash" in str(getattr(base.config, "_attn_implementation", ""))
+
+    def _freeze_what_text_does_not_reach(self) -> None:
+        """A vision tower gets no gradient; data-parallel wrappers would wait for one, and weight decay shrink it."""
+        reached = {id(value) for part in (self.head.body, self.head.output) for value in part.parameters()}
+        for value in self.student.parameters():
+            if id(value) not in reached:
+                value.requires_grad_(False)
 
     @property
     def config(self) -> Any:
