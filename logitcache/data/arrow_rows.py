@@ -100,9 +100,12 @@ def _values(column: Any, where: str, first_row: int) -> list[Any]:
         mend = _mend(column.type)
         return values if mend is None else [mend(value) for value in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        if len(column) == 1:
+        # Arrow ends the process when it slices a map that isn't valid.
+        if len(column) <= 1 or "map<" in str(column.type):
+            last_row = first_row + len(column) - 1
+            rows = f"row {first_row}" if last_row == first_row else f"one of the rows {first_row} to {last_row}"
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{where} in row {first_row} can't be taken: {reason}") from error
+            raise DataError(f"{where} in {rows} can't be taken: {reason}") from error
         half = len(column) // 2
         return [
             *_values(column.slice(0, half), where, first_row),

@@ -44,7 +44,8 @@ def refused(path: Path, content: bytes, match: str) -> None:
 def contents() -> dict[str, bytes]:
     """Small files by name; those of several members or batches end one of them in the middle of the rows."""
     lines, half = json_lines(ROWS), len(json_lines(ROWS[:6]))
-    table = pa.Table.from_pylist(ROWS)
+    tags = pa.array([[("k", "v"), ("l", None)]] * len(ROWS), pa.map_(pa.string(), pa.string()))
+    table = pa.Table.from_pylist(ROWS).append_column("tags", tags)
     files = {"x.json": json_array(ROWS), "object.json": b'{"v": 1, "data": ' + json_array(ROWS) + b"}"}
     for suffix, compress in COMPRESSORS.items():
         files[f"x.jsonl{suffix}"] = compress(lines[:half]) + compress(lines[half:])
