@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.data.chat_forms import TemplateForms
+from logitcache.data.chat_forms import Given, TemplateForms
 from logitcache.data.chat_left_out import left_out
 from logitcache.data.chat_messages import Message
 from logitcache.data.chat_targets import TurnFinder
@@ -111,10 +111,10 @@ class ChatTemplate:
         finder = given.rendered(
             lambda spelled: TurnFinder(given.template, spelled, given.variables, specials=self._specials, where=where)
         )
-        turns = [i for i, message in enumerate(given.messages) if message["role"] == "assistant"]
-        wanted = [i for i in (turns if self._turns == "all" else turns[-1:]) if i >= supervised_from]
-        ids, is_target_L = self._tokenise(finder.text, finder.spans([i for i in wanted if given.supervised[i]]))
-        notes = [*given.notes, *finder.notes, *left_out(finder.text, given.messages, finder.stretches)]
+        missing = left_out(finder.text, given.messages, finder.stretches)
+        spans = finder.spans([i for i in self._wanted(given, supervised_from) if i not in missing.empty_turns])
+        ids, is_target_L = self._tokenise(finder.text, spans)
+        notes = [*given.notes, *finder.notes, *missing.notes]
         if self._begins_twice(ids, given.messages):
             ids, is_target_L = ids[1:], is_target_L[1:]
             notes.append(_TWICE)
@@ -139,6 +139,11 @@ class ChatTemplate:
         text = given.rendered(lambda spelled: given.template.render(spelled, given.variables, prompt=True))
         ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         return ids[1:] if self._begins_twice(ids, given.messages) else ids
+
+    def _wanted(self, given: Given, supervised_from: int) -> list[int]:
+        turns = [i for i, message in enumerate(given.messages) if message["role"] == "assistant"]
+        turns = turns if self._turns == "all" else turns[-1:]
+        return [i for i in turns if i >= supervised_from and given.supervised[i]]
 
     def _tokenise(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], NDArray[np.bool_]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

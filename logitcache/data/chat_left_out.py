@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from logitcache.data.chat_messages import Message
 
 
-def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[int, int] | None]) -> list[str]:
-    """Notes on what isn't in the text; each wording once.
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """What isn't in the text.
+
+    Attributes:
+        notes: on what is left out, each wording once.
+        empty_turns: messages of the assistant that say something, of which nothing is left. Learning such a turn would
+            teach an empty answer.
+    """
+
+    notes: list[str]
+    empty_turns: set[int]
+
+
+def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[int, int] | None]) -> LeftOut:
+    """Compares the messages with the text that a template made of them.
 
     Args:
         text: the conversation as rendered.
@@ -24,21 +39,24 @@ def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[i
     """
     whole = _Squeezed(text)
     notes: dict[str, None] = {}
-    for message, place in zip(messages, stretches, strict=True):
+    empty: set[int] = set()
+    for i, (message, place) in enumerate(zip(messages, stretches, strict=True)):
         own = _Squeezed(text[slice(*place)]) if place else whole
-        said = _texts(message.get("content"))
         if message["role"] != "assistant":
-            if not all(own.holds(part) or whole.holds(part) for part in said):
-                what = "changes the text" if place else "leaves out a message"
+            if not all(own.holds(part) or whole.holds(part) for part in _texts(message.get("content"))):
+                what = "changes the text of a message" if place else "leaves out a message"
                 notes[f"the chat template {what} of role {message['role'][:40]!r}"] = None
             continue
-        if not all(own.holds(part) for part in said):
-            notes["the chat template leaves out part of an assistant's message"] = None
-        if not own.holds(message.get("reasoning_content")):
-            notes["the chat template leaves out an assistant's reasoning"] = None
-        if not all(own.holds(call["function"]["name"]) for call in message.get("tool_calls", [])):
-            notes["the chat template leaves out an assistant's tool call"] = None
-    return list(notes)
+        said = [(part, "part of an assistant's message") for part in _texts(message.get("content"))]
+        said += [(message.get("reasoning_content", ""), "an assistant's reasoning")]
+        said += [(call["function"]["name"], "an assistant's tool call") for call in message.get("tool_calls", [])]
+        said = [(part, what) for part, what in said if isinstance(part, str) and part.strip()]
+        missing = [what for part, what in said if not own.holds(part)]
+        notes.update({f"the chat template leaves out {what}": None for what in missing})
+        if said and len(missing) == len(said):
+            empty.add(i)
+            notes["an assistant's turn of which the chat template leaves nothing isn't learnt"] = None
+    return LeftOut(list(notes), empty)
 
 
 class _Squeezed:
@@ -51,9 +69,7 @@ class _Squeezed:
     def _text(self) -> str:
         return _squeeze(self._given)
 
-    def holds(self, sought: Any) -> bool:
-        if not isinstance(sought, str):
-            return True
+    def holds(self, sought: str) -> bool:
         return _squeeze(sought) in self._text or any(
             _squeeze(json.dumps(sought.strip(), ensure_ascii=ascii)[1:-1]) in self._text for ascii in (False, True)
         )
@@ -65,5 +81,5 @@ def _squeeze(text: str) -> str:
 
 def _texts(content: Any) -> list[str]:
     if isinstance(content, list):
-        return [part["text"] for part in content if isinstance(part, dict) and "text" in part]
+        return [part["text"] for part in content]
     return [content] if isinstance(content, str) else []

@@ -62,7 +62,7 @@ def _beyond(template: Template, before: list[Message], variables: Mapping[str, A
         return None
     last = _last_placed(prompt)
     if last is None:
-        return prompt.text[prompt.tail :]
+        return prompt.text[len(plain.text) :] if prompt.text.startswith(plain.text) else None
     with_prompt, without = prompt.stretches[last], plain.stretches[last]
     if with_prompt is None or without is None:
         return None

@@ -64,6 +64,7 @@ class TurnFinder:
         self._whole = template.rendering(messages, variables)
         self.text = self._whole.text if self._whole else template.render(messages, variables)
         self.stretches = self._whole.stretches if self._whole else [None] * len(messages)
+        self._closing = _closing(self.text, self._specials)
         self.notes: list[str] = []
 
     def spans(self, turns: Sequence[int]) -> list[tuple[int, int]]:
@@ -159,9 +160,8 @@ class TurnFinder:
 
     def _end(self, start: int, stop: int) -> int:
         """The end of the token that ends a turn whose own text reaches from ``start`` to ``stop``."""
-        rest = self.text[stop:]
-        if rest.strip() and not self._special.sub("", rest).strip():
-            # Nothing but end tokens follow, which the template writes behind its loop.
+        if stop >= self._closing:
+            # Nothing but end tokens follow, which some templates write behind their loop.
             stop = len(self.text)
         said = self.text[start:stop].rstrip()
         if said.endswith(self._specials):
@@ -203,3 +203,12 @@ def common_length(one: str, other: str) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _closing(text: str, specials: tuple[str, ...]) -> int:
+    """Where the special tokens begin that end the text; its length if none do."""
+    end = len(text)
+    while specials and (last := next((each for each in specials if text.rstrip().endswith(each)), None)):
+        text = text.rstrip().removesuffix(last)
+        end = len(text)
+    return end

@@ -35,12 +35,10 @@ class Rendering:
         text: without marks.
         stretches: for each message its beginning and end in ``text``; None if the template writes nothing for it,
             or writes it outside of its loops.
-        tail: where ``text`` goes on after the last message.
     """
 
     text: str
     stretches: list[tuple[int, int] | None]
-    tail: int
 
 
 class Template:
@@ -100,7 +98,7 @@ class Template:
         numbers = {id(message): number for number, message in enumerate(messages)}
         context = self._context(messages, variables, prompt)
         marked = self._marked.render(**context, **{_MARK_VARIABLE: _marker(mark, numbers)})
-        pieces = re.split(f"{mark}(b|e|a)([0-9]+):([0-9]*){mark}", marked)
+        pieces = re.split(f"{mark}(b|e)([0-9]+):([0-9]*){mark}", marked)
         if "".join(pieces[::4]) != text:
             return None
         return _placed(text, pieces, len(messages))
@@ -137,29 +135,38 @@ def _mark_loops(tree: nodes.Template) -> None:
             changed: list[nodes.Node] = []
             for item in value:
                 changed.append(item)
-                if isinstance(item, nodes.For) and isinstance(item.target, nodes.Name):
+                if isinstance(item, nodes.For) and isinstance(item.target, nodes.Name) and _may_write(item):
                     number += 1
-                    variable = nodes.Name(item.target.name, "load")
-                    item.body = [
-                        _call("b", number, variable, item.lineno),
-                        *item.body,
-                        _call("e", number, nodes.Const(None), item.lineno),
-                    ]
-                    changed.append(_call("a", number, nodes.Const(None), item.lineno))
+                    begin = _call("b", str(number), nodes.Name(item.target.name, "load"), item.lineno)
+                    end = _call("e", str(number), nodes.Const(None), item.lineno)
+                    item.body = [begin, *item.body, end]
+                    changed.append(end)
             value[:] = changed
 
 
-def _call(kind: str, loop: int, message: nodes.Expr, lineno: int) -> nodes.Output:
+def _may_write(loop: nodes.For) -> bool:
+    """False for loops that write nothing, which templates run inside of others, over all messages."""
+    pieces = [piece for output in loop.find_all(nodes.Output) for piece in output.nodes]
+    return any(not isinstance(piece, nodes.TemplateData) or bool(piece.data.strip()) for piece in pieces)
+
+
+def _call(kind: str, loop: str, message: nodes.Expr, lineno: int) -> nodes.Output:
     arguments: list[nodes.Expr] = [nodes.Const(kind), nodes.Const(loop), message]
     call = nodes.Call(nodes.Name(_MARK_VARIABLE, "load"), arguments, [], None, None)
     output = nodes.Output([call])
     return output.set_lineno(lineno, override=True)  # type: ignore[return-value]
 
 
-def _marker(mark: str, numbers: dict[int, int]) -> Callable[[str, int, Any], str]:
-    def write(kind: str, loop: int, message: Any) -> str:
-        number = numbers.get(id(message), "") if kind == "b" else ""
-        return f"{mark}{kind}{loop}:{number}{mark}"
+def _marker(mark: str, numbers: dict[int, int]) -> Callable[[str, str, Any], str]:
+    """The function that writes marks: of loops over messages only, since a template may test what others wrote."""
+    over_messages: set[str] = set()
+
+    def write(kind: str, loop: str, item: Any) -> str:
+        number = numbers.get(id(item)) if kind == "b" else None
+        if number is not None:
+            over_messages.add(loop)
+            return f"{mark}b{loop}:{number}{mark}"
+        return f"{mark}e{loop}:{mark}" if loop in over_messages else ""
 
     return write
 
@@ -169,43 +176,32 @@ def _placed(text: str, pieces: list[str], count: int) -> Rendering:
 
     A body that ends early (``continue``) has no mark at its end; the next mark of its loop closes it.
     """
-    found: list[list[tuple[int, int, str]]] = [[] for _ in range(count)]
-    open_bodies: list[tuple[str, str, int]] = []
-    loop_ends: dict[str, int] = {}
+    found: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    open_bodies: list[tuple[str, int, int]] = []
     position = len(pieces[0])
     for kind, loop, message, after in zip(pieces[1::4], pieces[2::4], pieces[3::4], pieces[4::4], strict=True):
         while any(loop == other for other, _, _ in open_bodies):
             other, inner, start = open_bodies.pop()
-            if inner and text[start:position].strip():
-                found[int(inner)].append((start, position, other))
+            if text[start:position].strip():
+                found[inner].append((start, position))
             if other == loop:
                 break
         if kind == "b":
-            open_bodies.append((loop, message, position))
-        else:
-            loop_ends[loop] = position
+            open_bodies.append((loop, int(message), position))
         position += len(after)
-    stretches, loops = _outermost(found)
-    tail = max((loop_ends[loop] for loop in loops if loop in loop_ends), default=max(loop_ends.values(), default=0))
-    return Rendering(text, stretches, tail)
+    return Rendering(text, _outermost(found))
 
 
-def _outermost(found: list[list[tuple[int, int, str]]]) -> tuple[list[tuple[int, int] | None], set[str]]:
-    """Of each message the stretch that doesn't lie in another message's; and the loops that wrote these.
+def _outermost(found: list[list[tuple[int, int]]]) -> list[tuple[int, int] | None]:
+    """Of each message the stretch that doesn't lie in another message's.
 
     A message written twice has no single place, so it has none here.
     """
-    every = sorted((start, -stop, number) for number, spans in enumerate(found) for start, stop, _ in spans)
-    outer: set[tuple[int, int, int]] = set()
+    every = sorted((start, -stop, number) for number, spans in enumerate(found) for start, stop in spans)
+    outer: list[list[tuple[int, int]]] = [[] for _ in found]
     reached = -1
     for start, minus_stop, number in every:
         if -minus_stop > reached:
-            outer.add((start, -minus_stop, number))
+            outer[number].append((start, -minus_stop))
             reached = -minus_stop
-    stretches: list[tuple[int, int] | None] = []
-    loops: set[str] = set()
-    for number, spans in enumerate(found):
-        own = [span for span in spans if (span[0], span[1], number) in outer]
-        stretches.append(own[0][:2] if len(own) == 1 else None)
-        loops.update(loop for *_, loop in own)
-    return stretches, loops
+    return [spans[0] if len(spans) == 1 else None for spans in outer]
