@@ -5,6 +5,7 @@ Shape legend: L tokens of a row, N positions with targets, V words, K entries ke
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from benchmarks._architectures_models import (
     looks_ahead,
     row_logits,
 )
-from logitcache.errors import LogitCacheWarning
 from logitcache.models.finding import find_head
 from logitcache.models.head import inside
 
@@ -35,7 +35,9 @@ TOLERANCE = 5e-5
 LOOKS_AHEAD = 1e-3
 TOP_K = 16
 PACKED = 96
-USES = ("dump", "evaluate", "bild", "forward_kl", "packed", "saved")
+USES = ("dump", "evaluate", "train", "packed", "saved")
+# What students are trained with: one loss that reads a few ids, and one that reads all.
+LOSSES = ("bild", "forward_kl")
 
 
 @dataclass
@@ -65,8 +67,7 @@ class Record:
         ahead: nats by which its logits change when what follows is cut off.
         context: nats by which the last log-probs change with a token before.
         way: ``fused``, ``dense`` (head as it is) or ``whole`` (through the model itself).
-        dump, evaluate, bild, forward_kl, packed, saved: the uses.
-        notes: what the product warned of.
+        dump, evaluate, train, packed, saved: the uses.
         seconds: all of it took.
     """
 
@@ -79,11 +80,9 @@ class Record:
     way: str = ""
     dump: Part = field(default_factory=Part)
     evaluate: Part = field(default_factory=Part)
-    bild: Part = field(default_factory=Part)
-    forward_kl: Part = field(default_factory=Part)
+    train: Part = field(default_factory=Part)
     packed: Part = field(default_factory=Part)
     saved: Part = field(default_factory=Part)
-    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,10 +111,9 @@ def check(name: str, work: Path, shared: Path) -> Record:
     else:
         copy_files(shared / "tokenizer", work / "model")
         record.kind = type(model).__name__
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             _try_all(record, model, work, shared)
-        record.notes = sorted({str(one.message) for one in caught if issubclass(one.category, LogitCacheWarning)})
     record.seconds = round(time.perf_counter() - started, 2)
     return record
 
@@ -135,17 +133,13 @@ def _try_all(record: Record, model: Any, work: Path, shared: Path) -> None:
     with _outcome(record.evaluate, record):
         found = lc.evaluate(cache, work / "model").kl
         record.evaluate.off = _off(found, _kl(cache, rows))
-    for loss, part, settings in (
-        ("bild", record.bild, {}),
-        ("forward_kl", record.forward_kl, {}),
-        ("forward_kl", record.packed, {"pack_tokens": PACKED}),
-    ):
+    for part, settings in ((record.train, {}), (record.packed, {"pack_tokens": PACKED})):
         with _outcome(part, record):
-            found = _first_loss(cache, work, loss, settings)
-            part.off = _off(found, _dense(cache, rows, loss))
-    if record.bild.outcome == "right":
+            found = _first_loss(cache, work, settings)
+            part.off = _off(found, _dense(cache, rows))
+    if record.train.outcome == "right":
         with _outcome(record.saved, record):
-            trained = load(work / "trained-bild", record.name)
+            trained = load(work / "trained", type(model))
             again = [row_logits(trained, sequence.token_ids) for sequence in cache]
             record.saved.off = max(_largest(one - other) for one, other in zip(again, rows, strict=True))
 
@@ -156,9 +150,9 @@ def _outcome(part: Part, record: Record) -> Iterator[None]:
     try:
         yield
     except lc.LogitCacheError as error:
-        part.outcome, part.says = "refused", str(error)
-        if len(part.says.splitlines()) > 2:
-            part.outcome, part.says = "wrong", f"a refusal of {len(part.says.splitlines())} lines: {part.says}"
+        part.outcome, part.says = "refused", re.sub(r"\S*/model\b", "DIR", str(error))
+        if (lines := len(part.says.splitlines())) > 2:
+            part.outcome, part.says = "wrong", f"a refusal of {lines} lines: {part.says}"
     except Exception as error:  # noqa: BLE001  # that there is one is the finding
         part.outcome = "wrong"
         part.says = f"traceback: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
@@ -202,13 +196,13 @@ def _dump(model: Any, work: Path, shared: Path) -> float:
     return off
 
 
-def _first_loss(cache: lc.Cache, work: Path, loss: str, settings: dict[str, Any]) -> float:
+def _first_loss(cache: lc.Cache, work: Path, settings: dict[str, Any]) -> float:
     """The loss of the first step over the whole cache."""
     result = lc.train(
         cache=cache.root,
         student=work / "model",
-        out=work / f"trained-{'-'.join([loss, *settings])}",
-        loss=loss,
+        out=work / "-".join(["trained", *settings]),
+        loss=",".join(f"{loss}=1.0" for loss in LOSSES),
         batch_size=len(cache),
         max_steps=1,
         learning_rate=1e-12,
@@ -220,13 +214,14 @@ def _first_loss(cache: lc.Cache, work: Path, loss: str, settings: dict[str, Any]
     return float(next(entry["loss"] for entry in result.history if "loss" in entry))
 
 
-def _dense(cache: lc.Cache, rows: list[Tensor], loss: str) -> float:
+def _dense(cache: lc.Cache, rows: list[Tensor]) -> float:
     """The mean loss from the model's own logits, one row at a time."""
-    function = lc.losses.get(loss)
-    per_token = [
-        function(row_LV[one.positions], one.targets, one.labels) for row_LV, one in zip(rows, cache, strict=True)
-    ]
-    return float(torch.cat(per_token).double().mean())
+    functions = [lc.losses.get(loss) for loss in LOSSES]
+    total: list[Tensor] = []
+    for row_LV, one in zip(rows, cache, strict=True):
+        each = [function(row_LV[one.positions], one.targets, one.labels) for function in functions]
+        total.append(torch.stack(each).double().sum(0))
+    return float(torch.cat(total).mean())
 
 
 def _kl(cache: lc.Cache, rows: list[Tensor]) -> float:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from benchmarks._architectures_special import DECODERS, SPECIAL, VARIANTS
+from benchmarks._architectures_special import DECODERS, HIDDEN, SPECIAL, VARIANTS
 
 VOCAB = 512
 # Ids from here on are for images, sounds and other marks; the sweep's tokenizer has fewer entries, so no text has them.
 FIRST_MARK = 440
-HIDDEN, HEADS, HEAD_DIM = 128, 4, 32
+HEADS, HEAD_DIM = 4, 32
 
 # Ends the name of an architecture that is told to be a decoder.
 DECODER = " (is_decoder)"
@@ -24,6 +24,8 @@ _LAYERS = re.compile(
     r"^(num_(hidden|encoder|decoder|blocks|global)?_?layers|num_blocks|n_layers?|layers|depth|\w*(encoder|decoder)_layers"
     r"|num_layers|conf_num_hidden_layers|resampler_depth|num_lstm_layers|num_layers_per_stack)$"
 )
+# Lists with an entry a stage of a vision or audio part: what each is divided by.
+_STAGES = {"depths": 16, "embed_dim": 4, "hidden_sizes": 8}
 # Dictionaries that aren't parts with sizes of their own.
 _AS_IT_IS = re.compile(r"rope|label|_dict$|_map$")
 _NOISE = re.compile(r"drop|jitter|noise")
@@ -56,6 +58,9 @@ _SIZES: list[tuple[re.Pattern[str], int]] = [
         (r"(intermediate|ffn|mlp)_?(hidden_)?(size|dim|multiple_size)$", 128),
         (r"^(n_inner|d_ff|d_inner|dff|dim_ff)$", 128),
         (r"byte_group_vocab$", 64),
+        (r"^base_channels$", 32),
+        (r"^num_filters$", 4),
+        (r"^zero_expert_num$", 2),
         (r"vocab_size(_per_layer_input)?$", VOCAB),
         (r"(^|_)hidden_(size|dim)(_\w+)?$|^(d_model|n_embd|dim_model|embedding_size|lru_width)$", HIDDEN),
         (r"(^|_)(embed_dim|emb_dim|projection_dim|embed_proj_dim|output_proj_dims)$", HIDDEN),
@@ -115,10 +120,12 @@ def _shrink(fields: dict[str, Any], marks: _Marks) -> dict[str, Any]:
             small[name] = dict(value) if _AS_IT_IS.search(name) else _shrink(value, marks)
         elif _MARK.search(name):
             small[name] = _mark(name, value, marks)
+        elif isinstance(value, list) and name in _STAGES:
+            small[name] = [max(1, each // _STAGES[name]) for each in value]
         elif isinstance(value, list) and layers > 1 and len(value) == layers:
-            small[name] = [value[index] for index in kept]
-        elif isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            small[name] = len(kept) if _LAYERS.match(name) else _size(name, value, fields)
+            small[name] = [_number(name, value[index], fields) for index in kept]
+        elif isinstance(value, int) and value > 1 and _LAYERS.match(name):
+            small[name] = len(kept)
         elif value is None and name in _MISSING:
             small[name] = _MISSING[name]
         elif isinstance(value, float) and _NOISE.search(name):
@@ -126,7 +133,7 @@ def _shrink(fields: dict[str, Any], marks: _Marks) -> dict[str, Any]:
         elif value == 1.0 and _LOGIT_SCALE.search(name):
             small[name] = 0.5
         else:
-            small[name] = value
+            small[name] = _number(name, value, fields)
     _fit_sections(small)
     return small
 
@@ -148,7 +155,10 @@ def _mark(name: str, value: Any, marks: _Marks) -> Any:
     return value if value is None or value < 0 else marks.of(name)
 
 
-def _size(name: str, value: int, fields: dict[str, Any]) -> int:
+def _number(name: str, value: Any, fields: dict[str, Any]) -> Any:
+    """A size made small; what isn't one stays."""
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 1:
+        return value
     for pattern, size in _SIZES:
         if pattern.search(name):
             if size == 2 and "heads" in name and value == fields.get("num_attention_heads"):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+#: The width of every tiny model.
+HIDDEN = 128
+
 _KINDS = ["linear_attention", "full_attention"]
 
 
@@ -30,6 +33,14 @@ _INDEXED = {
     "split_ngram_parts": 1,
     "ple_embed_dim": 64,
 }
+_TALKER = {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 64}}
+_HALF_TURNED = {
+    "head_dim": 64,
+    "rope_parameters": {
+        "indexed_attention": {"partial_rotary_factor": 0.5},
+        "sliding_attention": {"partial_rotary_factor": 0.5},
+    },
+}
 _PLAIN_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 # Two layers of each kind, since the second of a kind shares weights with the first.
 _ZAMBA = {
@@ -46,6 +57,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"after": {"rope_parameters": _PLAIN_ROPE}},
     "dbrx": {"after": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}}},
     "deepseek_ocr2": _text(mlp_layer_types=["dense", "sparse"]),
+    "diffusion_gemma": _text(num_experts=8, top_k_experts=2, moe_intermediate_size=64),
+    "dots3_note": {
+        "after": {
+            "text_config": _HALF_TURNED,
+            "vision_config": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+            "audio_config": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
+        }
+    },
+    "dots3_note_text": {"after": _HALF_TURNED},
+    "emu3": {
+        "before": {"vocabulary_map": {"<image>": 440, "<|extra_200|>": 441, "<|visual token 000000|>": 442}},
+    },
     "ernie4_5_vl_moe": _sections(6, 6, 4),
     "falcon_h1": {"after": {"mamba_d_ssm": 256, "mamba_d_head": 32}},
     "fun_asr_nano": {"after": {"adaptor_config": {"intermediate_size": 32}}},
@@ -55,10 +78,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "glm5_next": _text(index_kpool=4),
     "glm_ocr": _sections(4, 6, 6),
     "glmga": _sections(4, 6, 6),
-    "granite4_vision": {"before": {"deepstack_layer_map": [[0, 0]]}},
+    "granite4_vision": {"before": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "4/8"}},
     "granitemoehybrid": {"after": {"layer_types": _KINDS, "mamba_d_head": 32}},
     "hunyuan_vl": _sections(4, 4, 4, 4),
     "jamba": {"after": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1}},
+    "kyutai_speech_to_text": {"after": {"codec_config": {"upsample_groups": 32}}},
     "lfm2_moe": {"after": {"layer_types": ["conv", "full_attention"]}},
     "mamba2": {"after": {"num_heads": 8}},
     "mistral4": {"after": {"rope_parameters": {"partial_rotary_factor": 0.5}, "head_dim": 64}},
@@ -70,6 +94,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen2_vl": _sections(4, 6, 6),
     "qwen4_exp": _text(**_INDEXED),
     "qwen4_exp_text": {"after": _INDEXED},
+    "qwen3_omni_moe": {"after": {"talker_config": _TALKER}},
     "reformer": {
         "before": {"is_decoder": True, "attn_layers": ["local", "lsh"]},
         "after": {"axial_pos_shape": [16, 16], "axial_pos_embds_dim": [64, 64], "num_buckets": 4, "hash_seed": 0},

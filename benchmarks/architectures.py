@@ -49,8 +49,8 @@ def main() -> int:
         parser.error(f"no architecture called {', '.join(unknown)}")
     records = sweep(names, options.jobs, options.seconds)
     if options.json:
-        found = [{"outcome": outcome(record), **record.as_dict()} for record in records]
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        lines = [json.dumps({"outcome": outcome(record), **record.as_dict()}) for record in records]
+        options.json.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     if options.markdown:
         options.markdown.write_text(markdown(records), encoding="utf-8")
     print("; ".join(f"{count} {what}" for what, count in counts(records).items()))
