@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     cache: Annotated[str, typer.Option(help="The cache to measure against; best of text held out from training.")],
-    student: Annotated[str | None, typer.Option(help="The student: a directory or a hub id.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The student: a model's or adapter's directory, a GGUF file or a hub id.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Name several students behind it.")] = False,
     students: Annotated[list[str] | None, typer.Argument(help="Students to compare.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward pass.")] = 8,

@@ -14,7 +14,7 @@ from .measures import quiet_transformers
 
 
 def student(
-    teacher: Annotated[str, typer.Option(help="The model to cut: a directory or a hub id.")],
+    teacher: Annotated[str, typer.Option(help="The model to cut: a directory, a GGUF file or a hub id.")],
     layers: Annotated[str, typer.Option(help="How many layers to keep, or which: 10, or 0,3,7,29.")],
     out: Annotated[Path, typer.Option(help="The student's directory; must not exist yet.")],
     importance: Annotated[

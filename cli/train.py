@@ -19,7 +19,9 @@ def train(
     weights: Annotated[
         str | None, typer.Option(help="Each cache's share of the tokens: 0.7,0.3; by default each comes once an epoch.")
     ] = None,
-    student: Annotated[str | None, typer.Option(help="The student: a directory or a hub id.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The student: a model's or adapter's directory, a GGUF file or a hub id.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the trained student goes; must not exist yet.")] = None,
     loss: Annotated[
         str | None,

@@ -11,10 +11,11 @@ import torch
 
 from logitcache.cache.tokenizer import tokenizer_files
 from logitcache.errors import ConfigError, ModelError, TargetsError
-from logitcache.models import load_language_model
+from logitcache.models import check_language_model, load_language_model
 from logitcache.models.adapters import attach_adapter
 from logitcache.models.loading import explained
 from logitcache.models.numbering import compare_numbering
+from logitcache.models.probe import longest
 from logitcache.models.student_files import StudentFiles, find_student
 from logitcache.streaming.batches import known_positions
 from logitcache.streaming.lengths import Lengths
@@ -55,7 +56,10 @@ def load_student(
     extra = whole.load_kwargs() | ({} if attention is None else {"attn_implementation": attention})
     called = whole.name if files.base is None else f"{files.name}, base {whole.name}"
     model = load_language_model(what, called, whole.place, dtype=dtype, **extra)
-    return model if files.base is None else attach_adapter(model, files)
+    if files.base is not None:
+        model = attach_adapter(model, files)
+    check_language_model(model, what, files.name)
+    return model
 
 
 def pair(cache: Any, student: Any, tokenizer_source: str | Path | None, *, max_length: int | None = None) -> Pairing:
@@ -111,17 +115,17 @@ def check_lengths(cache: Any, student: Any, max_length: int | None = None) -> No
     Raises:
         ConfigError: there is one.
     """
-    limit = getattr(student.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return
-    if any(bound is not None and bound <= limit for bound in (max_length, cache.manifest.provenance.max_length)):
+    limit = longest(student.config)
+    if limit is None or any(
+        bound is not None and bound <= limit for bound in (max_length, cache.manifest.provenance.max_length)
+    ):
         return
     lengths = Lengths(cache)
     lengths.read_all()
-    longest = max((int(lengths.of(shard).max(initial=0)) for shard in range(len(cache.shards))), default=0)
-    if longest > limit:
+    most = max((int(lengths.of(shard).max(initial=0)) for shard in range(len(cache.shards))), default=0)
+    if most > limit:
         raise ConfigError(
-            f"the cache {cache.root} holds a sequence of {longest:,} tokens, and the student takes {limit:,}: train "
+            f"the cache {cache.root} holds a sequence of {most:,} tokens, and the student takes {limit:,}: train "
             f"with --max-length {limit}, which leaves longer ones out, or dump a cache with --max-length {limit}"
         )
 

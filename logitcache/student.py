@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import ConfigError, ModelError, OutputExistsError
-from logitcache.pairing import load_student
+from logitcache.models import evaluating
+from logitcache.models.head import run
+from logitcache.models.probe import probe_ids, same
+from logitcache.models.student_files import find_student
+from logitcache.pairing import load_student, load_student_tokenizer
 from logitcache.progress import Report, silent
 
 # Entries of a configuration that hold one value a layer, or count layers.
@@ -45,7 +49,8 @@ def make_student(
     """Write a student made of some of a model's layers.
 
     Args:
-        teacher: a directory or hub id of a causal language model.
+        teacher: a directory, GGUF file or hub id of a causal language model, or of one for image and text, whose text
+            layers are cut.
         out: the student's directory; must not exist yet. It gets the teacher's tokenizer too.
         layers: how many to keep, or which.
         importance_cache: with a number of layers, keep those that change the hidden state most on this cache's text,
@@ -59,7 +64,8 @@ def make_student(
 
     Raises:
         OutputExistsError: ``out`` exists.
-        ModelError: the teacher can't be loaded, or its layers aren't a plain list.
+        ModelError: the teacher can't be loaded, its layers aren't a plain list, or what is left of it doesn't load
+            again as the same model: its layers need each other.
         ConfigError: more layers than there are, a layer that isn't there, or a list of them with ``importance_cache``.
     """
     out = Path(out)
@@ -67,7 +73,9 @@ def make_student(
         raise OutputExistsError(f"{out} exists: choose another --out, or remove it")
     if not isinstance(layers, int) and importance_cache is not None:
         raise ConfigError("importance chooses layers, so it goes with a number of them, not with a list")
-    model = load_student(teacher)
+    model = load_student(teacher, what="teacher")
+    if hasattr(model, "peft_config"):
+        raise ModelError(f"the teacher {teacher} is an adapter: merge it into its base, and cut that")
     stack = find_layers(model)
     if not isinstance(layers, int):
         kept = _checked(layers, len(stack))
@@ -83,16 +91,38 @@ def make_student(
 
 
 def find_layers(model: Any) -> nn.ModuleList:
-    """The model's stack of layers.
+    """The model's stack of layers: those that text runs through, and not a vision tower's.
 
     Raises:
         ModelError: there is no list of as many modules as the configuration says there are layers.
     """
-    count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(f"{type(model).__name__} has no plain list of {count} layers; only such models can be cut")
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if len(stacks) > 1:
+        ran = _modules_run(model)
+        stacks = [stack for stack in stacks if all(layer in ran for layer in stack)]
+    if not stacks:
+        raise ModelError(f"{type(model).__name__} has no plain list of {count} layers; only such models can be cut")
+    return max(stacks, key=lambda stack: sum(value.numel() for value in stack.parameters()))
+
+
+def _modules_run(model: Any) -> set[nn.Module]:
+    """The modules that a few tokens of text run through."""
+    ran: set[nn.Module] = set()
+    handles = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in model.modules()]
+    try:
+        _logits(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+@torch.no_grad()
+def _logits(model: Any) -> Tensor:
+    """``[1, T, V]`` of a few tokens."""
+    with evaluating(model):
+        return run(model, probe_ids(model)[None])
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> None:
@@ -109,7 +139,8 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
                 module.__dict__["layer_idx"] = index
     config = model.config.get_text_config()
     for name, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == total:
+        # A list of token ids may happen to be as long.
+        if isinstance(value, (list, tuple)) and len(value) == total and "token" not in name:
             setattr(config, name, type(value)(value[index] for index in kept))
     for name in _COUNTS:
         if name in vars(config):
@@ -169,19 +200,34 @@ def _checked(layers: Sequence[int], total: int) -> tuple[int, ...]:
 
 
 def _save(model: Any, teacher: str | Path, out: Path) -> None:
-    """Written aside and renamed, so that nothing half-written looks like a model."""
-    from transformers import AutoTokenizer
-
+    """Written aside, loaded again, and renamed, so that nothing half-written or wrong looks like a model."""
+    tokenizer = load_student_tokenizer(find_student(teacher, "teacher"), "teacher")
+    if tokenizer is None:
+        raise ModelError(f"the teacher {teacher} has no tokenizer, and its student needs one: put its files beside it")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         model.save_pretrained(aside)
-        try:
-            AutoTokenizer.from_pretrained(teacher).save_pretrained(aside)
-        except Exception as error:
-            raise ModelError(f"can't load the tokenizer of {teacher}: {str(error).splitlines()[0][:300]}") from error
+        tokenizer.save_pretrained(aside)
+        _check_again(model, aside)
         os.chmod(aside, 0o755)
         os.rename(aside, out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _check_again(model: Any, saved: Path) -> None:
+    """What was saved must be the model that was cut: layers may share values, or take their kind from their number.
+
+    Raises:
+        ModelError: it isn't.
+    """
+    what = f"{type(model).__name__} can't be cut to these layers, which need others"
+    try:
+        ours, again = _logits(model), _logits(load_student(saved))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{what}: {reason.replace(str(saved), 'of these layers')}") from error
+    if not same(again, ours, tolerance=1e-3):
+        raise ModelError(f"{what}: loaded again, it gives other logits")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from logitcache.dump.config import DumpConfig
-from logitcache.errors import ConfigError, ModelError, TokenizerMismatchError
+from logitcache.errors import ConfigError, LogitCacheWarning, ModelError, TokenizerMismatchError
+from logitcache.models.numbering import compare_numbering
 from logitcache.teacher import TeacherFiles, find_teacher, load_config, load_tokenizer
 
 
@@ -25,11 +27,25 @@ def find_reference(config: DumpConfig, tokenizer: Any, max_length: int) -> Teach
         theirs = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     except ModelError as error:
         raise ModelError(f"the reference can't be used: {error}") from error
-    if theirs.get_vocab() != tokenizer.get_vocab():
-        raise TokenizerMismatchError(
-            f"the reference {config.reference} has another tokenizer than the teacher: take a student of its family"
+    found = compare_numbering(tokenizer, theirs, "the reference's", str(config.reference), "the teacher")
+    _check_rows(own, tokenizer, str(config.reference))
+    if found.differences:
+        warnings.warn(
+            f"the reference's tokenizer differs, and numbers alike what both have: {'; '.join(found.differences)}",
+            LogitCacheWarning,
+            stacklevel=2,
         )
     limit = getattr(own, "max_position_embeddings", None)
     if limit and max_length > limit:
         raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the reference takes")
     return files
+
+
+def _check_rows(config: Any, tokenizer: Any, reference: str) -> None:
+    """The reference reads the teacher's tokens, so it must have a row for each of them."""
+    most = max(tokenizer.get_vocab().values(), default=-1)
+    if config.vocab_size <= most:
+        raise TokenizerMismatchError(
+            f"the reference {reference} has {config.vocab_size:,} words, and the teacher's tokenizer names ids up to "
+            f"{most:,}: resize its embeddings, or take another student of the family"
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from logitcache.errors import TokenizerMismatchError
@@ -20,6 +22,7 @@ _PROBES = (
 # Some files of a family normalise Unicode and others don't (GGUF can't say it): tokens mean the same all the same.
 _DECOMPOSED = "e\u0301, A\u030a, \u1112\u1161\u11ab"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_WORDS = 2000  # of the vocabulary that are split to compare
 _NAMED = 3  # entries that a message names
 
 
@@ -53,23 +56,40 @@ def compare_numbering(ours: Any, theirs: Any, whose: str, place: str, family: st
     """
     our_vocab, their_vocab = ours.get_vocab(), theirs.get_vocab()
     names = f"{whose} tokenizer ({place})"
-    equal = our_vocab == their_vocab
-    found = _Differences(our_vocab, their_vocab) if not equal else None
-    if found is not None:
-        wrong = found.wrong(_Entries(ours), _Entries(theirs))
-        if wrong:
-            raise TokenizerMismatchError(_refusal(wrong, our_vocab, their_vocab, names, family))
-    for text in _PROBES:
+    found = _Differences(our_vocab, their_vocab)
+    if wrong := found.wrong(_Entries(ours), _Entries(theirs)):
+        raise TokenizerMismatchError(_refusal(wrong, our_vocab, their_vocab, names, family))
+    for text in _probes(ours, found.words):
         if _ids(ours, text) != _ids(theirs, text):
             raise TokenizerMismatchError(
-                f"{names} has {family}'s vocabulary but splits text differently, for example {text[:30]!r}; "
-                "a student must use the teacher's tokenizer"
+                f"{names} has {family}'s vocabulary but splits text differently, for example "
+                f"{_first_difference(ours, theirs, text)!r}; a student must use the teacher's tokenizer"
             )
-    differences = [] if found is None else found.described(whose, family)
+    differences = found.described(whose, family)
     if _ids(ours, _DECOMPOSED) != _ids(theirs, _DECOMPOSED):
         differences.append("only one of the two composes accented letters (Unicode NFC)")
     shared = max((number for word, number in our_vocab.items() if their_vocab.get(word) == number), default=-1)
     return Numbering(shared + 1, tuple(differences))
+
+
+def _probes(tokenizer: Any, one_sided: list[str]) -> Iterator[str]:
+    """Texts that both must split alike: awkward ones, and words of the vocabulary, each on a line of its own.
+
+    A word is what its merges make of its letters; among the last ones are those that a shorter training lacks.
+    """
+    numbers = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+    chosen = sorted({*numbers[:: -(-len(numbers) // _WORDS) or 1], *numbers[-_WORDS // 4 :]})
+    lines = [tokenizer.decode([number]) for number in chosen]
+    text = unicodedata.normalize("NFC", "\n".join((*_PROBES, *lines)))
+    # What only one of them takes as a whole says nothing about the rest.
+    pieces = re.split("|".join(map(re.escape, one_sided)), text) if one_sided else [text]
+    yield from pieces
+
+
+def _first_difference(ours: Any, theirs: Any, text: str) -> str:
+    """The first line of a text, or the beginning of it, on which the two differ."""
+    lines = text.split("\n")
+    return next((line for line in lines if _ids(ours, line) != _ids(theirs, line)), text)[:30]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -86,6 +106,11 @@ class _Differences:
         self._only_theirs = [(number, word) for word, number in theirs.items() if word not in ours]
         self._our_words = {number: word for word, number in ours.items()}
         self._their_words = {number: word for word, number in theirs.items()}
+
+    @property
+    def words(self) -> list[str]:
+        """Those that only one of the two has."""
+        return [word for _, word in (*self._only_ours, *self._only_theirs)]
 
     def wrong(self, ours: _Entries, theirs: _Entries) -> list[str]:
         """The words whose difference can't be allowed."""
@@ -126,9 +151,10 @@ def _listed(named: list[str], one: str, many: str) -> str:
 
 
 def _refusal(wrong: list[str], ours: dict[str, int], theirs: dict[str, int], names: str, family: str) -> str:
+    count = "1 token" if len(wrong) == 1 else f"{len(wrong):,} tokens"
     first = min(wrong, key=lambda word: min(vocab[word] for vocab in (ours, theirs) if word in vocab))
     return (
-        f"{names} is not {family}'s: {len(wrong):,} tokens differ, the first is {first!r} (id "
+        f"{names} is not {family}'s: {count} differ{'s' if len(wrong) == 1 else ''}, the first is {first!r} (id "
         f"{ours.get(first, 'none')} in {family}, {theirs.get(first, 'none')} in the other); a student must come from "
         "the teacher's family"
     )
@@ -139,7 +165,11 @@ class _Entries:
 
     def __init__(self, tokenizer: Any) -> None:
         self._added = set(tokenizer.get_added_vocab())
-        self._yields = _yields(tokenizer)
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def _yields(self) -> Callable[[str], bool]:
+        return _yields(self._tokenizer)
 
     def added(self, word: str) -> bool:
         """True for a token that was added to the vocabulary, and is matched in the text as a whole."""

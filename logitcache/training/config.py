@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
 
     cache: str | tuple[str, ...] = Field(description="the cache to learn from, or a list of them")
     weights: tuple[float, ...] | None = Field(None, description="each cache's share of the tokens, in any unit")
-    student: str = Field(description="the student: a directory or a hub id")
+    student: str = Field(description="the student: a model's or adapter's directory, a GGUF file or a hub id")
     out: Path = Field(description="where the trained student goes; must not exist yet")
     loss: str = Field("bild", description="a loss, or a weighted sum such as bild=1.0,cross_entropy=0.1")
     loss_options: dict[str, Any] = Field(default_factory=dict, description="settings of a single loss")
