@@ -94,11 +94,11 @@ def test_peek_marks_what_is_to_be_predicted(asked: list[str], tmp_path: Path) ->
 def test_template_arguments_reach_the_template_and_the_manifest(asked: list[str], tmp_path: Path) -> None:
     template = tmp_path / "loud.jinja"
     template.write_text(
-        "{% for m in messages %}{{ m.role }}{% if loud %}!{% endif %}: {{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant{% if loud %}!{% endif %}: {% endif %}"
+        "{% for m in messages %}{{ m.role }}{% if loud %}!{% endif %}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% if loud %}!{% endif %}\n{% endif %}"
     )
     extra = ["--chat-template", str(template), "--template-args", "loud=true"]
-    assert "assistant!: ⟦Paris.<|im_end|>⟧" in logitcache(*asked, *extra, "--preview", "1")
+    assert "assistant!\n⟦Paris.<|im_end|>⟧" in logitcache(*asked, *extra, "--preview", "1")
     logitcache(*asked, *extra, "--out", tmp_path / "cache")
     cache = lc.open(tmp_path / "cache")
     assert cache.manifest.provenance.settings["template_args"] == {"loud": True}
