@@ -53,7 +53,8 @@ def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[i
         said = [(part, what) for part, what in said if isinstance(part, str) and part.strip()]
         missing = [what for part, what in said if not own.holds(part)]
         notes.update({f"the chat template leaves out {what}": None for what in missing})
-        if said and len(missing) == len(said):
+        lines = [line for part, _ in said for line in part.splitlines() if line.strip()]
+        if missing and not any(own.holds(line) for line in lines):
             empty.add(i)
             notes["an assistant's turn of which the chat template leaves nothing isn't learnt"] = None
     return LeftOut(list(notes), empty)

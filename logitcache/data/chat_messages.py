@@ -79,13 +79,14 @@ def normalise(
 def spellings(messages: list[Message]) -> Iterator[list[Message]]:
     """The messages as given first, then in spellings that some templates insist on.
 
-    A message without content may have to say ``content: null`` or hold an empty text, and the arguments of a tool call
+    A message without content may have to say ``content: null`` or hold an empty one, and the arguments of a tool call
     may have to be JSON text.
     """
     bare = any("content" not in message for message in messages)
     called = any("tool_calls" in message for message in messages)
+    nothing: Any = [] if any(isinstance(message.get("content"), list) for message in messages) else ""
     for as_json in (False, True) if called else (False,):
-        for empty in ({}, {"content": None}, {"content": ""}) if bare else ({},):
+        for empty in ({}, {"content": None}, {"content": nothing}) if bare else ({},):
             yield [{**empty, **(_with_json_arguments(message) if as_json else message)} for message in messages]
 
 

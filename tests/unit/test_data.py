@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,6 @@ from transformers import AutoTokenizer
 
 from logitcache.data import RowTokeniser
 from logitcache.errors import DataError
-
-TEMPLATES = Path(__file__).resolve().parent.parent / "data" / "chat_templates"
-SPECIAL = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<end_of_turn>"]
-SPECIAL += ["<|user|>", "<|assistant|>", "<|end|>"]
 
 
 @pytest.fixture(scope="module")
@@ -91,80 +86,7 @@ def test_prompt_and_completion(tokenizer: Any) -> None:
     assert everything.target_mask_L.tolist() == [True] * (len(everything.token_ids_L) - 1) + [False]
 
 
-# Chat: an oracle that knows the three templates by hand, and marks characters one at a time
-
-
-def _chatml(messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
-    parts = []
-    if messages[0]["role"] != "system":
-        system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-        parts.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
-    for message in messages:
-        parts.append((f"<|im_start|>{message['role']}\n", False))
-        parts.append((f"{message['content']}<|im_end|>", message["role"] == "assistant"))
-        parts.append(("\n", False))
-    return parts
-
-
-def _llama3(messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
-    parts = [("<|im_start|>", False)]  # the tokenizer's bos_token
-    for message in messages:
-        parts.append((f"<|start_header_id|>{message['role']}<|end_header_id|>\n\n", False))
-        parts.append((f"{message['content'].strip()}<|eot_id|>", message["role"] == "assistant"))
-    return parts
-
-
-def _gemma(messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
-    parts = [("<|im_start|>", False)]
-    for message in messages:
-        role = "model" if message["role"] == "assistant" else message["role"]
-        parts.append((f"<start_of_turn>{role}\n", False))
-        parts.append((f"{message['content'].strip()}<end_of_turn>", message["role"] == "assistant"))
-        parts.append(("\n", False))
-    return parts
-
-
-def _oracle(tokenizer: Any, parts: list[tuple[str, bool]]) -> tuple[list[int], list[bool]]:
-    text = "".join(part for part, _ in parts)
-    spoken = [flag for part, flag in parts for _ in part]
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    is_target = [any(spoken[a:b]) for a, b in encoded["offset_mapping"]]
-    return encoded["input_ids"], [*is_target[1:], False]
-
-
-words = st.text(
-    st.sampled_from("abc de.\n<>|{}éß日") | st.characters(codec="utf-8", exclude_categories=["Co"]), min_size=1
-)
-turns = st.lists(st.tuples(words, words), min_size=1, max_size=3)
-
-
-@pytest.mark.parametrize(("template", "oracle"), [(None, _chatml), ("llama3", _llama3), ("gemma", _gemma)])
-def test_chat_masks_equal_the_oracle(
-    smollm2_dir: Path, template: str | None, oracle: Callable[[list[dict[str, str]]], list[tuple[str, bool]]]
-) -> None:
-    tokenizer = _with_template(smollm2_dir, template)
-
-    @settings(deadline=None, max_examples=60)
-    @given(turns=turns)
-    def check(turns: list[tuple[str, str]]) -> None:
-        messages = []
-        for said, answered in turns:
-            messages.append({"role": "user", "content": said})
-            messages.append({"role": "assistant", "content": answered})
-        ids, mask = _oracle(tokenizer, oracle(messages))
-        (sequence,) = tokenise(tokenizer, {"messages": messages})
-        assert sequence.token_ids_L.tolist() == ids
-        assert sequence.target_mask_L.tolist() == mask
-
-    check()
-
-
-def _with_template(smollm2_dir: Path, template: str | None) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    if template is not None:
-        tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
-        tokenizer.chat_template = (TEMPLATES / f"{template}.jinja").read_text()
-    return tokenizer
+# Chats
 
 
 CHAT = [
@@ -175,40 +97,10 @@ CHAT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("template", "end"),
-    [
-        (None, "<|im_end|>"),
-        ("llama3", "<|eot_id|>"),
-        ("llama3_training", "<|eot_id|>"),
-        ("gemma", "<end_of_turn>"),
-        ("qwen2_5", "<|im_end|>"),
-        ("qwen3", "<|im_end|>"),
-        ("phi3", "<|end|>"),
-    ],
-)
-def test_assistant_turns_of_real_templates(smollm2_dir: Path, template: str | None, end: str) -> None:
-    tokenizer = _with_template(smollm2_dir, template)
+def test_a_position_predicts_the_token_after_it(tokenizer: Any) -> None:
     (sequence,) = tokenise(tokenizer, {"messages": CHAT})
     spoken = tokenizer.decode(sequence.token_ids_L[1:][sequence.target_mask_L[:-1]])
-    assert spoken == f"Paris.\nIt lies on the Seine.{end}Rome{end}"
-
-
-def test_template_that_marks_turns_agrees_with_transformers(smollm2_dir: Path) -> None:
-    tokenizer = _with_template(smollm2_dir, "llama3_training")
-    theirs = tokenizer.apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
-    (sequence,) = tokenise(tokenizer, {"messages": CHAT})
-    assert sequence.token_ids_L.tolist() == theirs["input_ids"]
-    assert sequence.target_mask_L.tolist() == [bool(mark) for mark in theirs["assistant_masks"][1:]] + [False]
-
-
-def test_thoughts_belong_to_the_assistant(smollm2_dir: Path) -> None:
-    tokenizer = _with_template(smollm2_dir, "qwen3")
-    messages = [CHAT[0], {"role": "assistant", "reasoning_content": "France … Paris.", "content": "Paris."}]
-    (sequence,) = tokenise(tokenizer, {"messages": messages})
-    spoken = tokenizer.decode(sequence.token_ids_L[1:][sequence.target_mask_L[:-1]])
-    assert "France … Paris." in spoken
-    assert spoken.endswith("Paris.<|im_end|>")
+    assert spoken == "Paris.\nIt lies on the Seine.<|im_end|>Rome<|im_end|>"
 
 
 def test_prompt_and_completion_as_messages(tokenizer: Any) -> None:
