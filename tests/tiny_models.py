@@ -36,12 +36,15 @@ def save_tiny(
     return place
 
 
-def change_weights(place: Path, change: Callable[[Weights], Any]) -> None:
-    """Change the tensors of a directory's only, or last, file of weights."""
-    path = sorted(place.glob("*.safetensors"))[-1]
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
+def change_weights(place: Path, change: Callable[[Weights], Any], holding: str = "") -> None:
+    """Change the tensors of a directory's file of weights: of several, of the one that holds a tensor of that name."""
+    for path in sorted(place.glob("*.safetensors")):
+        weights = load_file(path)
+        if not holding or holding in weights:
+            change(weights)
+            save_file(weights, path, metadata={"format": "pt"})
+            return
+    raise KeyError(holding)
 
 
 def shard(place: Path) -> None:
@@ -82,7 +85,10 @@ _GGUF_NAMES = {
 
 
 def write_gguf(place: Path, out: Path, change: Callable[[Weights], Any] = lambda weights: None) -> Path:
-    """A Llama with a tied head and a byte-level tokenizer, from its directory, as a GGUF file of 32-bit floats."""
+    """A Llama with a tied head and a byte-level tokenizer, from its directory, as a GGUF file of 32-bit floats.
+
+    Rows beyond the tokenizer's words get names, as llama.cpp's converter gives them.
+    """
     import gguf
 
     model = AutoModelForCausalLM.from_pretrained(place)
@@ -101,8 +107,9 @@ def write_gguf(place: Path, out: Path, change: Callable[[Weights], Any] = lambda
     vocabulary = json.loads((place / "tokenizer.json").read_text())["model"]
     words = sorted(vocabulary["vocab"], key=vocabulary["vocab"].get)
     writer.add_tokenizer_model("gpt2")
+    words += [f"[PAD{number}]" for number in range(len(words), config.vocab_size)]
     writer.add_token_list(words)
-    writer.add_token_types([3 if word.startswith("<|") else 1 for word in words])
+    writer.add_token_types([3 if word.startswith("<|") else 5 if word.startswith("[PAD") else 1 for word in words])
     writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
     writer.add_eos_token_id(0)
     for name, value in weights.items():

@@ -19,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from logitcache.data import TokenSequence
+from logitcache.errors import ModelError
 from logitcache.models import device_of
+from logitcache.models.finding import tolerance
+from logitcache.models.probe import difference, probe_ids, spread
 
 
 class Generation(BaseModel):
@@ -41,14 +44,56 @@ class Generation(BaseModel):
 
 
 @torch.inference_mode()
-def answer(model: Any, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+def heeds_padding(model: Any) -> bool:
+    """True if a prompt that is filled up on the left, with a mask, is answered as it is alone.
+
+    Models without positions or states of their own for padding (some recurrent ones) take the filling for text.
+
+    Raises:
+        ModelError: it can't answer a prompt at all.
+    """
+    ids_T = probe_ids(model)
+    prompts = [
+        TokenSequence(row.cpu().numpy().astype(np.uint32), np.zeros(len(row), bool)) for row in (ids_T, ids_T[3:])
+    ]
+
+    def first_logits(batch: list[TokenSequence]) -> Tensor:
+        ids_BL, mask_BL = (tensor.to(ids_T.device) for tensor in _pad_left(batch))
+        settings = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        logits: Tensor = model.generate(ids_BL, attention_mask=mask_BL, pad_token_id=0, **settings).logits[0][-1]
+        return logits
+
+    try:
+        alone = first_logits(prompts[1:])
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(f"{type(model).__name__} can't answer prompts in transformers: {first_line}") from error
+    try:
+        together = first_logits(prompts)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # what it can't do with padding it may do without
+    return difference(together, alone) <= tolerance(model) * spread(alone)
+
+
+def answer(
+    model: Any, prompts: Sequence[TokenSequence], generation: Generation, *, padded: bool = True
+) -> list[TokenSequence]:
     """Prompts with their answers; every position from a prompt's last on predicts a token of the answer.
 
     Args:
         model: a transformers causal language model.
         prompts: their masks mark the last position, and others of the prompt where those are wanted too.
         generation: how to answer.
+        padded: False to answer one prompt at a time, without any filling.
     """
+    if padded:
+        return _answer_together(model, prompts, generation)
+    return [answered for prompt in prompts for answered in _answer_together(model, [prompt], generation)]
+
+
+@torch.inference_mode()
+def _answer_together(model: Any, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+    """The answers to one batch."""
     from transformers import GenerationConfig, LogitsProcessorList
 
     ends = _end_tokens(model)

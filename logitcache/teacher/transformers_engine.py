@@ -20,7 +20,7 @@ from torch import Tensor
 from logitcache.data import TokenSequence
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
-from logitcache.teacher.generate import Generation, answer
+from logitcache.teacher.generate import Generation, answer, heeds_padding
 from logitcache.topk import TopK
 
 #: Bytes of one chunk's logits in float32: a GPU wants more work in a call than a CPU.
@@ -91,6 +91,7 @@ class TransformersTeacher:
             )
         self._statistics = statistics
         self._halve = halve
+        self._heeds_padding: bool | None = None  # found out when prompts are to be answered
         self._device = device_of(model)
         self.vocab_size = self.head.vocab_size
         if top_k > self.vocab_size:
@@ -126,7 +127,9 @@ class TransformersTeacher:
             ModelError: no room for a single prompt.
         """
         try:
-            return answer(self._model, prompts, generation)
+            if self._heeds_padding is None:
+                self._heeds_padding = heeds_padding(self._model)
+            return answer(self._model, prompts, generation, padded=self._heeds_padding)
         except torch.OutOfMemoryError as error:
             if len(prompts) == 1 or not self._halve:
                 raise ModelError(f"{_too_large(prompts)}, or --max-new-tokens") from error

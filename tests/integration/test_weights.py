@@ -71,7 +71,7 @@ def test_a_checkpoint_with_a_damaged_weight_is_refused(
     form: str, change: str, teacher_dir: Path, text: Path, tmp_path: Path
 ) -> None:
     place = form_of(tmp_path / "teacher", form, teacher_dir)
-    change_weights(place, CHANGES[change])
+    change_weights(place, CHANGES[change], holding=DOWN)
     refused(SAID[change], place, text, tmp_path / "out")
 
 
