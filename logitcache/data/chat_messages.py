@@ -58,7 +58,7 @@ def normalise(
     supervised: list[bool] = []
     notes: dict[str, None] = {}
     for number, given in enumerate(messages, 1):
-        at = f"{where}, message {number}"
+        at = f"{where}: message {number}"
         message = _plain_message(given, at)
         mark = _supervision(message, at)
         if mark and message["role"] != "assistant":

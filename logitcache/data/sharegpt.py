@@ -42,10 +42,10 @@ def from_sharegpt(items: Iterable[Any], where: str = "the row") -> list[Message]
     for number, item in enumerate(items, 1):
         speaker = item.get("from") if isinstance(item, Mapping) else None
         if not isinstance(speaker, str):
-            raise RowError(f"{where}, message {number}: does not say who it is from")
+            raise RowError(f"{where}: message {number}: does not say who it is from")
         role = _ROLES.get(speaker.strip().lower())
         if role is None:
-            raise RowError(f"{where}, message {number}: is from {speaker!r}; known are {', '.join(_ROLES)}")
+            raise RowError(f"{where}: message {number}: is from {speaker!r}; known are {', '.join(_ROLES)}")
         rest = {key: value for key, value in item.items() if key not in ("from", "value")}
         messages.append({**rest, "role": role, "content": item.get("value")})
     return messages

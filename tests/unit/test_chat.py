@@ -167,7 +167,7 @@ def test_weights_are_0_or_1_and_null_is_none(tokenizer: Any) -> None:
     assert row.notes == (
         "a message that isn't the assistant's is marked for training; only the assistant's are targets",
     )
-    with pytest.raises(RowError, match=r"row 1, message 2: weight is 0\.5; .* must be 0 or 1"):
+    with pytest.raises(RowError, match=r"row 1: message 2: weight is 0\.5; .* must be 0 or 1"):
         template.encode([CHAT[0], {**CHAT[1], "weight": 0.5}], 0, "row 1")
 
 
@@ -288,7 +288,7 @@ def test_content_parts(tokenizer: Any) -> None:
         assert targets(tokenizer, row) == [" Paris<end_of_utterance>"]
         assert row.notes == ()
     picture = [{"type": "image_url", "image_url": {"url": "x.png"}}, {"type": "text", "text": "What is it?"}]
-    with pytest.raises(RowError, match="row 1, message 1: its content has a part of type 'image_url'; only text"):
+    with pytest.raises(RowError, match="row 1: message 1: its content has a part of type 'image_url'; only text"):
         chat(tokenizer, "smolvlm").encode([{"role": "user", "content": picture}, messages[1]], 0, "row 1")
 
 
@@ -309,12 +309,12 @@ def test_bos_is_not_written_twice(tokenizer: Any) -> None:
     [
         (
             {"role": "user", "content": "\ud83d"},
-            r"row 1, message 1: the text holds half of a surrogate pair \(\\ud83d\)",
+            r"row 1: message 1: the text holds half of a surrogate pair \(\\ud83d\)",
         ),
-        ({"content": "Hi"}, "row 1, message 1: has no role; its keys are content"),
-        ({"role": "user", "content": 7}, "row 1, message 1: its content must be text .*, not int"),
-        ("Hi", "row 1, message 1: must be a mapping with role and content, not str"),
-        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "row 1, message 1: a tool call has no function name"),
+        ({"content": "Hi"}, "row 1: message 1: has no role; its keys are content"),
+        ({"role": "user", "content": 7}, "row 1: message 1: its content must be text .*, not int"),
+        ("Hi", "row 1: message 1: must be a mapping with role and content, not str"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "row 1: message 1: a tool call has no function name"),
         ({"role": "system", "content": "Hi"}, "row 1: the chat template can't render .*: System role not supported"),
     ],
 )

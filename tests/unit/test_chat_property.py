@@ -130,7 +130,7 @@ def test_sharegpt() -> None:
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "assistant", "tool"]
     assert [message["content"] for message in messages] == [item["value"] for item in items]
     assert messages[2]["loss"] is False
-    with pytest.raises(RowError, match="row 3, message 1: is from 'narrator'; known are human,"):
+    with pytest.raises(RowError, match="row 3: message 1: is from 'narrator'; known are human,"):
         from_sharegpt([{"from": "narrator", "value": "Once"}], "row 3")
 
 
