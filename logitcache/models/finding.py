@@ -24,6 +24,7 @@ from logitcache.models.scaling import explain
 # What rounding may change, as a share of the logits' spread. Half-precision kernels round differently with the number
 # of rows; a missed scale, cap, mask or position is far larger than this.
 _TOLERANCE = {False: 1e-3, True: 0.05}
+_ORIGINAL = "original_max_position_embeddings"
 
 
 @torch.no_grad()
@@ -163,4 +164,17 @@ def _with_habits(head: Head, ids_T: Tensor) -> Head:
         counts = False
     beside = run(head.body, torch.stack([ids_T, filled_T]))
     apart = all(difference(one[: len(two)], two) <= limit * spread(two) for one, two in zip(beside, alone, strict=True))
-    return replace(head, alone=not apart, counts_positions=counts)
+    return replace(head, alone=not apart, counts_positions=counts, turn=_turn(head.body))
+
+
+def _turn(body: nn.Module) -> int | None:
+    """The length at which a long-context rotary embedding ("longrope") changes its frequencies, if the body has one."""
+    lengths = []
+    for module in body.modules():
+        kinds = getattr(module, "rope_type", None)
+        if "longrope" not in (kinds.values() if isinstance(kinds, dict) else [kinds]):
+            continue
+        parameters: dict[str, Any] = getattr(module, "config").rope_parameters  # noqa: B009 - not every module has one
+        parts = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]
+        lengths += [part[_ORIGINAL] for part in parts if part.get(_ORIGINAL)]
+    return min(lengths, default=None)

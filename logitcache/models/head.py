@@ -31,6 +31,7 @@ class Head:
         whole: True if the body gives logits, and D is V.
         alone: True if a row's values change with the rows beside it, so that each must run by itself.
         counts_positions: True if position ids 0, 1, 2, … are what the body takes where none are given.
+        turn: tokens beyond which the longest row of a batch sets the rotary frequencies of all; None if it never does.
     """
 
     body: nn.Module
@@ -42,6 +43,7 @@ class Head:
     whole: bool = False
     alone: bool = False
     counts_positions: bool = True
+    turn: int | None = None
 
     @property
     def weight(self) -> Tensor:

@@ -32,10 +32,12 @@ class Numbering:
 
     Attributes:
         shared_ids: every id that both give the same text is below it.
+        unknown: ids that text may yield by the one, and that the other lacks.
         differences: what a user should know, in words; empty if the two are equal.
     """
 
     shared_ids: int
+    unknown: tuple[int, ...] = ()
     differences: tuple[str, ...] = ()
 
 
@@ -69,7 +71,7 @@ def compare_numbering(ours: Any, theirs: Any, whose: str, place: str, family: st
     if _ids(ours, _DECOMPOSED) != _ids(theirs, _DECOMPOSED):
         differences.append("only one of the two composes accented letters (Unicode NFC)")
     shared = max((number for word, number in our_vocab.items() if their_vocab.get(word) == number), default=-1)
-    return Numbering(shared + 1, tuple(differences))
+    return Numbering(shared + 1, found.unknown(_Entries(ours)), tuple(differences))
 
 
 def _probes(tokenizer: Any, one_sided: list[str]) -> Iterator[str]:
@@ -126,6 +128,10 @@ class _Differences:
                 if not (excuse or own.unused(word)):
                     found.append(word)
         return list(dict.fromkeys(found))
+
+    def unknown(self, ours: _Entries) -> tuple[int, ...]:
+        """Ids of ours that theirs lacks, but for those that no text yields."""
+        return tuple(sorted(number for number, word in self._only_ours if not ours.unused(word)))
 
     def described(self, whose: str, family: str) -> list[str]:
         """One part for each kind of difference."""

@@ -7,6 +7,7 @@ D hidden width, E that of the reference, V and W vocabularies, K entries kept.
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class TransformersTeacher:
         heads = [self.head] if self._reference is None else [self.head, self._reference]
         # Logits of one sequence at a time are enough in memory, and rows that change with those beside them go alone.
         self._one_by_one = any(head.whole or head.alone for head in heads)
+        # From here on a long row would change the rotary frequencies of the shorter ones beside it.
+        self._turn = min((head.turn for head in heads if head.turn is not None), default=sys.maxsize)
         if self._one_by_one:
             warnings.warn(
                 f"the teacher {_name(model)} runs one sequence at a time, which is slower: {_why_alone(heads)}",
@@ -110,7 +113,8 @@ class TransformersTeacher:
         size, so values can then differ in their last bits from a run that had room.
         """
         try:
-            parts = [[sequence] for sequence in batch] if self._one_by_one else [batch]
+            apart = self._one_by_one or max(len(sequence.token_ids_L) for sequence in batch) > self._turn
+            parts = [[sequence] for sequence in batch] if apart else [batch]
             targets = TopK.cat([self._run(part) for part in parts])
         except torch.OutOfMemoryError as error:
             if len(batch) == 1 or not self._halve:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,23 @@ def test_what_text_does_not_reach_is_not_trained(tokenizer_dir: Path, tmp_path: 
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained
     assert all("language_model" in name or "lm_head" in name for name in trained)
+
+
+def test_long_rows_do_not_change_the_short_ones_beside_them(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Phi-3's rotary frequencies are those of long texts if any row of the batch is long."""
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0 + i for i in range(8)]}
+    config = transformers.Phi3Config(
+        **sizes, vocab_size=420, num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0, max_position_embeddings=256, original_max_position_embeddings=32,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, **factors},
+    )  # fmt: skip
+    place = save_tiny(tmp_path / "model", tokenizer_dir, config)
+    data = tmp_path / "rows.jsonl"
+    text = TEXT.read_text(encoding="utf-8")
+    data.write_text("".join(json.dumps({"text": text[:length]}) + "\n" for length in (40, 200, 60, 180)))
+    cache = lc.dump(teacher=str(place), data=[str(data)], out=tmp_path / "cache", **TINY | {"preset": "exact"})
+    check_rows(cache, CAUSAL.from_pretrained(place).eval())
 
 
 def test_settings_of_the_scale_are_taken_from_the_configuration(tokenizer_dir: Path, tmp_path: Path) -> None:
