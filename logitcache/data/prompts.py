@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from logitcache.data.chat import ChatTemplate
+from logitcache.data.files.sources import Row
 from logitcache.data.pieces import TokenSequence
 from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader
-from logitcache.data.sources import Row
 from logitcache.data.special_tokens import NONE, SpecialTokens
 from logitcache.data.tally import EMPTY, Tally
 from logitcache.data.tokenise import Positions, checked_text

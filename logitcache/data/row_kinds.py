@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from logitcache.data.chat import Message, from_sharegpt
-from logitcache.data.sources import Row
+from logitcache.data.files.sources import Row
 from logitcache.errors import DataError, RowError
 
 #: Columns of a chat. `text` often stands beside them, as the same chat already rendered.

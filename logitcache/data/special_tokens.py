@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitcache.errors import ConfigError
+from logitcache.data.chat import ChatTemplate
+from logitcache.errors import ConfigError, DataError
 
 #: What pretraining puts after a document, in the vocabularies that name it so. They are asked only where the
 #: tokenizer's end token ends a turn of a chat instead.
@@ -92,9 +93,6 @@ def _end_of_text(tokenizer: Any, wanted: str) -> int | None:
 
 def _ends_turns(tokenizer: Any) -> bool:
     """True if the end token stands in the tokenizer's own chats."""
-    from logitcache.data.chat import ChatTemplate
-    from logitcache.errors import DataError
-
     if not getattr(tokenizer, "chat_template", None):
         return False
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

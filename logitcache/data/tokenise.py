@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from logitcache.data.chat import ChatTemplate
+from logitcache.data.files.sources import Row
 from logitcache.data.pieces import LongRows, Pieces, Tokenised, TokenSequence
 from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader, TokenRow
-from logitcache.data.sources import Row
 from logitcache.data.special_tokens import AUTO, SpecialTokens
 from logitcache.data.tally import EMPTY, Tally
 from logitcache.errors import ConfigError, RowError

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitcache.data.chat import ChatTemplate, from_sharegpt
-from logitcache.data.chat_messages import normalise
-from logitcache.data.chat_targets import TurnFinder
-from logitcache.data.chat_template import Template
+from logitcache.data.chat.messages import normalise
+from logitcache.data.chat.targets import TurnFinder
+from logitcache.data.chat.template import Template
 from logitcache.errors import LogitCacheError, RowError
 
 NAMES = ["qwen2_5", "qwen3", "gptoss", "gemma", "gemma4_v5", "deepseek_r1_distill", "cohere2", "glm4moe", "smolvlm"]

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logitcache.data import find_sources, read_rows
-from logitcache.data.dataset_rows import read_hub
-from logitcache.data.sources import HubId, parse_hub_id
+from logitcache.data.files.dataset_rows import read_hub
+from logitcache.data.files.sources import HubId, parse_hub_id
 from logitcache.errors import ConfigError, DataError, LogitCacheWarning
 
 ROWS = [{"text": f"line {i}, né à Łódź", "number": i} for i in range(2500)]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from logitcache.data.chat_messages import Message
-from logitcache.data.chat_template import Rendering, Template
+from logitcache.data.chat.messages import Message
+from logitcache.data.chat.template import Rendering, Template
 
 
 def opening(

@@ -16,10 +16,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from logitcache.data.chat_kinds import kinds_of
-from logitcache.data.chat_messages import Message
-from logitcache.data.chat_openings import opening
-from logitcache.data.chat_template import Template
+from logitcache.data.chat.kinds import kinds_of
+from logitcache.data.chat.messages import Message
+from logitcache.data.chat.openings import opening
+from logitcache.data.chat.template import Template
 from logitcache.errors import RowError
 
 #: Said of a turn that nothing ends.
@@ -36,7 +36,7 @@ class TurnFinder:
         specials: the texts of the tokenizer's special tokens.
         where: names the row in errors.
         exact: renders the messages before every turn, which costs the square of their number. Otherwise turns of one
-            kind (:mod:`~logitcache.data.chat_kinds`) share a generation prompt as long as the text agrees with it.
+            kind (:mod:`~logitcache.data.chat.kinds`) share a generation prompt as long as the text agrees with it.
 
     Attributes:
         text: the conversation.

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitcache.data.sources import Row
+from logitcache.data.files.sources import Row
 from logitcache.errors import DataError
 
 _ROWS_A_BATCH = 1024

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from logitcache.data.sources import Row
-from logitcache.data.utf8 import read_chunks, read_lines
+from logitcache.data.files.sources import Row
+from logitcache.data.files.utf8 import read_chunks, read_lines
 from logitcache.errors import DataError, LogitCacheWarning
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from logitcache.data.file_kinds import COMPRESSIONS, compression_of
+from logitcache.data.files.kinds import COMPRESSIONS, compression_of
 from logitcache.errors import DataError
 
 _BUFFER_BYTES = 1 << 20

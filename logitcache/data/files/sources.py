@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from logitcache.data.file_kinds import is_file_name, kind_of
+from logitcache.data.files.kinds import is_file_name, kind_of
 from logitcache.errors import DataError, LogitCacheWarning
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ class Source:
 
     Attributes:
         name: as the user knows it, for messages.
-        kind: how to read it: one of ``file_kinds.KINDS``, ``dataset`` or ``hub``.
+        kind: how to read it: one of ``kinds.KINDS``, ``dataset`` or ``hub``.
         path: where it is; None for a hub id.
     """
 
@@ -64,7 +64,7 @@ def find_sources(data: Sequence[str], kind: str | None = None) -> list[Source]:
 
     Args:
         data: paths, globs, and ids like ``org/name``, ``org/name:subset``, ``org/name:subset@revision``.
-        kind: how to read every file, whatever its name; see ``file_kinds.KINDS``. Directories and ids stay as they are.
+        kind: how to read every file, whatever its name; see ``kinds.KINDS``. Directories and ids stay as they are.
 
     Raises:
         ConfigError: there is no such kind.

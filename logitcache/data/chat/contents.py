@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from logitcache.data.chat_template import Template
+from logitcache.data.chat.template import Template
 
 _SAID = ("Xyzzy plugh", "Plover quux")
 

@@ -17,8 +17,8 @@ from jinja2 import Environment, TemplateError, nodes
 from jinja2.meta import find_undeclared_variables
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from logitcache.data.chat_date import FixedDate
-from logitcache.data.chat_messages import Message
+from logitcache.data.chat.date import FixedDate
+from logitcache.data.chat.messages import Message
 from logitcache.errors import DataError
 
 _MARK_VARIABLE = "logitcache_mark"
@@ -48,7 +48,7 @@ class Template:
         source: Jinja text.
         special_tokens: variables such as ``bos_token``.
         date: the day that the template is told is today, as YYYY-MM-DD; None takes the template's own, see
-            :class:`~logitcache.data.chat_date.FixedDate`.
+            :class:`~logitcache.data.chat.date.FixedDate`.
 
     Raises:
         DataError: not a Jinja template, or not a date.
@@ -74,7 +74,7 @@ class Template:
         """A conversation's text.
 
         Args:
-            messages: as :func:`~logitcache.data.chat_messages.normalise` gives them.
+            messages: as :func:`~logitcache.data.chat.messages.normalise` gives them.
             variables: what the template is given beyond the messages.
             prompt: with the generation prompt.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from logitcache.data.chat_contents import contents_taken
-from logitcache.data.chat_messages import Message, normalise, normalise_tools, plain, spellings
-from logitcache.data.chat_template import Template
+from logitcache.data.chat.contents import contents_taken
+from logitcache.data.chat.messages import Message, normalise, normalise_tools, plain, spellings
+from logitcache.data.chat.template import Template
 from logitcache.errors import DataError, RowError
 
 _Result = TypeVar("_Result")

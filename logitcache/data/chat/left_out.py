@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from logitcache.data.chat_messages import Message
+from logitcache.data.chat.messages import Message
 
 
 @dataclass(frozen=True, eq=False)

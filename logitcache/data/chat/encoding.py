@@ -12,14 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.data.chat_forms import Given, TemplateForms
-from logitcache.data.chat_left_out import left_out
-from logitcache.data.chat_messages import Message
-from logitcache.data.chat_targets import TurnFinder
-from logitcache.data.sharegpt import from_sharegpt
+from logitcache.data.chat.forms import Given, TemplateForms
+from logitcache.data.chat.left_out import left_out
+from logitcache.data.chat.messages import Message
+from logitcache.data.chat.targets import TurnFinder
 from logitcache.errors import DataError
-
-__all__ = ["ChatTemplate", "ChatTokens", "Message", "from_sharegpt"]
 
 _TWICE = "the text began with BOS twice, because the template and the row both write it; one is kept"
 
@@ -92,7 +89,7 @@ class ChatTemplate:
         """A conversation's tokens, those marked that the model would have to produce.
 
         Args:
-            messages: ``{"role": ..., "content": ...}`` each; see :mod:`logitcache.data.chat_messages`.
+            messages: ``{"role": ..., "content": ...}`` each; see :mod:`logitcache.data.chat.messages`.
             supervised_from: index of the first message whose turns are learnt.
             where: names the row in errors.
             tools: the row's tools.

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from logitcache.data.arrow_rows import read_arrow, read_parquet
-from logitcache.data.csv_rows import read_csv
-from logitcache.data.dataset_rows import read_hub, read_saved
-from logitcache.data.decompress import open_bytes
-from logitcache.data.json_rows import read_json, read_jsonl
-from logitcache.data.sources import Row, Source, parse_hub_id
-from logitcache.data.utf8 import read_document
+from logitcache.data.files.arrow_rows import read_arrow, read_parquet
+from logitcache.data.files.csv_rows import read_csv
+from logitcache.data.files.dataset_rows import read_hub, read_saved
+from logitcache.data.files.decompress import open_bytes
+from logitcache.data.files.json_rows import read_json, read_jsonl
+from logitcache.data.files.sources import Row, Source, parse_hub_id
+from logitcache.data.files.utf8 import read_document
 from logitcache.errors import DataError
 
 _KIND_NAMES = {

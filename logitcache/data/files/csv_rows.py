@@ -9,8 +9,8 @@ import csv
 import io
 from collections.abc import Iterator
 
-from logitcache.data.sources import Row
-from logitcache.data.utf8 import read_lines
+from logitcache.data.files.sources import Row
+from logitcache.data.files.utf8 import read_lines
 from logitcache.errors import DataError
 
 #: A quote that is never closed makes one cell of all that follows; past this many characters it is refused.

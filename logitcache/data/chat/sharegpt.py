@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from logitcache.data.chat_messages import Message
+from logitcache.data.chat.messages import Message
 from logitcache.errors import RowError
 
 _ROLES = {

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from logitcache.data.arrow_rows import as_text, check_stream_end
-from logitcache.data.sources import HubId, Row
+from logitcache.data.files.arrow_rows import as_text, check_stream_end
+from logitcache.data.files.sources import HubId, Row
 from logitcache.errors import DataError, MissingDependencyError
 
 _SHOWN_SUBSETS = 20

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from logitcache.data.chat_messages import Message
+from logitcache.data.chat.messages import Message
 
 
 def kinds_of(messages: Sequence[Message], looked_for: Sequence[str]) -> list[Hashable]:

@@ -1,0 +1,7 @@
+"""Conversations to tokens by the teacher's chat template, and which of them the model itself would have to produce."""
+
+from logitcache.data.chat.encoding import ChatTemplate, ChatTokens
+from logitcache.data.chat.messages import Message
+from logitcache.data.chat.sharegpt import from_sharegpt
+
+__all__ = ["ChatTemplate", "ChatTokens", "Message", "from_sharegpt"]
