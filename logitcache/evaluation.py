@@ -6,6 +6,7 @@ Shape legend: N positions with targets, D hidden width, V words, K entries a pos
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from logitcache.cache import Cache
-from logitcache.errors import ModelError
+from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.losses import metrics
 from logitcache.models import Head, evaluating, find_head, inside
 from logitcache.pairing import load_student, pair
@@ -159,11 +160,14 @@ def evaluate(
         ModelError: the student can't be loaded, or its vocabulary is too small.
         TokenizerMismatchError: the student numbers tokens differently.
         TargetsError: the cache holds no targets.
+        ConfigError: a sequence of the cache is longer than the student takes.
     """
     opened = cache if isinstance(cache, Cache) else open_place(cache)
     named = isinstance(student, (str, Path))
     model = load_student(student, dtype=dtype) if named else student
     fit = pair(opened, model, student if named else None)
+    for note in fit.notes:
+        warnings.warn(note, LogitCacheWarning, stacklevel=2)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(target)
     with evaluating(model):
@@ -178,6 +182,8 @@ def _measure(
     if refusal:
         raise ModelError(f"the student can't be measured: {refusal}")
     head = find_head(inner)
+    if head.cost:
+        warnings.warn(f"the student: {head.cost}", LogitCacheWarning, stacklevel=3)
     total, done = MetricSums.zeros(cache.ranked, device), 0
     for batch in _batches(cache, vocab_limit, batch_size):
         batch = batch.to(device)

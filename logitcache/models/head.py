@@ -77,6 +77,18 @@ class Head:
             return ""
         return f"{what}; the loss reads all logits instead, which takes more memory and time"
 
+    @property
+    def cost(self) -> str:
+        """Empty, or one line on why sequences run one at a time."""
+        if self.alone:
+            return "what it says of a row changes with the rows beside it, so it runs one at a time, which is slower"
+        if self.whole:
+            return (
+                f"{type(self.body).__name__} can't be taken apart into hidden states and an output layer, so it makes "
+                "all logits itself, one sequence at a time, which takes more memory and time"
+            )
+        return ""
+
     def hidden(self, input_ids: Tensor, **inputs: Any) -> Tensor:
         """Last hidden states ``[B, L, D]``, what :meth:`logits` reads.
 

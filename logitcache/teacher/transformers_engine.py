@@ -82,16 +82,12 @@ class TransformersTeacher:
         self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
         self._reference = None if reference is None else check_language_model(reference, "reference", _name(reference))
         heads = [self.head] if self._reference is None else [self.head, self._reference]
-        # Logits of one sequence at a time are enough in memory, and rows that change with those beside them go alone.
-        self._one_by_one = any(head.whole or head.alone for head in heads)
+        costs = [head.cost for head in heads if head.cost]
+        self._one_by_one = bool(costs)
         # From here on a long row would change the rotary frequencies of the shorter ones beside it.
         self._turn = min((head.turn for head in heads if head.turn is not None), default=sys.maxsize)
-        if self._one_by_one:
-            warnings.warn(
-                f"the teacher {_name(model)} runs one sequence at a time, which is slower: {_why_alone(heads)}",
-                LogitCacheWarning,
-                stacklevel=2,
-            )
+        if costs:
+            warnings.warn(f"teacher {_name(model)}: {costs[0]}", LogitCacheWarning, stacklevel=2)
         self._statistics = statistics
         self._halve = halve
         self._heeds_padding: bool | None = None  # found out when prompts are to be answered
@@ -198,13 +194,6 @@ def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
 def _name(model: Any) -> str:
     """What the model was loaded from, for messages."""
     return str(getattr(model.config, "name_or_path", "") or type(model).__name__)
-
-
-def _why_alone(heads: Sequence[Head]) -> str:
-    if any(head.alone for head in heads):
-        return "what it says of a row changes with the rows beside it"
-    whole = next(head for head in heads if head.whole)
-    return f"{type(whole.body).__name__} can't be taken apart into hidden states and an output layer"
 
 
 def _too_large(batch: Sequence[TokenSequence]) -> str:
