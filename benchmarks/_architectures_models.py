@@ -5,6 +5,7 @@ Shape legend: L tokens of a row, V words.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from pathlib import Path
@@ -56,8 +57,16 @@ def load(directory: Path, kind: Any) -> Any:
 def row_logits(model: Any, token_ids_L: Tensor) -> Tensor:
     """``[L, V]``: the model's own forward pass over one row, nothing else given."""
     extra = {"use_cache": False} if "use_cache" in inspect.signature(type(model).forward).parameters else {}
-    logits: Tensor = model(input_ids=token_ids_L[None], **extra).logits[0].float()
-    return logits
+    logits: Tensor = model(input_ids=token_ids_L[None], **extra).logits[0]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@torch.no_grad()
+def rounding(model: Any, token_ids_L: Tensor) -> float:
+    """How far the log-probs of one row in float32 are from those in float64, in nats."""
+    own = row_logits(model, token_ids_L).log_softmax(1)
+    exact = row_logits(copy.deepcopy(model).double(), token_ids_L).log_softmax(1)
+    return float((own - exact).abs().max())
 
 
 @torch.no_grad()

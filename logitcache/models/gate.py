@@ -63,6 +63,7 @@ def _check_causal(model: Any, who: str) -> None:
             return
         again_TV = run(model, ids_T[None])[0]
         changed = {place: run(model, _with_other(ids_T, place, vocabulary(model))[None])[0] for place in (last, middle)}
+        shorter_TV = run(model, ids_T[None, :-1])[0] if last else own_TV[:0]
     limit = _LEAK[half(model)]
     effect = max(difference(own_TV[place], other_TV[place]) for place, other_TV in changed.items())
     if (noise := difference(own_TV, again_TV)) > limit * effect:
@@ -77,6 +78,12 @@ def _check_causal(model: Any, who: str) -> None:
                 f"{who} is not causal: another token at position {place} changes the logits before it by {leak:.2g} on "
                 f"average (at its own position by {effect:.2g}){_advice(model)}"
             )
+    # A distribution that depends on how long the row is can't be the one that the model writes from.
+    if (off := difference(own_TV[:last], shorter_TV)) > limit * effect:
+        raise ModelError(
+            f"{who} gives other logits for the same tokens when one more follows, whichever it is: they differ by "
+            f"{off:.2g} on average, so nothing that it says of a row holds for the row's beginning"
+        )
 
 
 def _with_other(ids_T: Tensor, place: int, words: int) -> Tensor:

@@ -16,11 +16,21 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 
 
 def load_config(files: TeacherFiles, *, trust_remote_code: bool = False) -> Any:
-    """The model's configuration; its text part has ``vocab_size`` and ``max_position_embeddings``."""
+    """The model's configuration; its text part has ``vocab_size``.
+
+    Raises:
+        ModelError: there is none, or it names no vocabulary.
+    """
     from transformers import AutoConfig
 
     with explained("teacher", files.name, "configuration"):
-        return AutoConfig.from_pretrained(files.directory, trust_remote_code=trust_remote_code, **files.load_kwargs())
+        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=trust_remote_code, **files.load_kwargs())
+    if not isinstance(getattr(config.get_text_config(), "vocab_size", None), int):
+        raise ModelError(
+            f"teacher {files.name} names no vocab_size in its config.json ({config.model_type}): a model that predicts "
+            "the next token is needed"
+        )
+    return config
 
 
 def load_tokenizer(files: TeacherFiles, *, trust_remote_code: bool = False) -> Any:
