@@ -16,6 +16,7 @@ from logitcache.errors import ConfigError, ModelError, OutputExistsError
 from logitcache.models import evaluating
 from logitcache.models.head import run
 from logitcache.models.probe import probe_ids, same
+from logitcache.models.saving import save_model
 from logitcache.models.student_files import find_student
 from logitcache.pairing import load_student, load_student_tokenizer
 from logitcache.progress import Report, silent
@@ -207,7 +208,7 @@ def _save(model: Any, teacher: str | Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        model.save_pretrained(aside)
+        save_model(model, aside)
         tokenizer.save_pretrained(aside)
         _check_again(model, aside)
         os.chmod(aside, 0o755)

@@ -11,7 +11,7 @@ from logitcache.models.numbering import compare_numbering
 from logitcache.teacher import TeacherFiles, find_teacher, load_config, load_tokenizer
 
 
-def find_reference(config: DumpConfig, tokenizer: Any, max_length: int) -> TeacherFiles | None:
+def find_reference(config: DumpConfig, tokenizer: Any, max_length: int, vocab_size: int) -> TeacherFiles | None:
     """The reference that a dump names, if it names one, checked against the teacher's ``tokenizer``.
 
     Raises:
@@ -28,7 +28,13 @@ def find_reference(config: DumpConfig, tokenizer: Any, max_length: int) -> Teach
     except ModelError as error:
         raise ModelError(f"the reference can't be used: {error}") from error
     found = compare_numbering(tokenizer, theirs, "the reference's", str(config.reference), "the teacher")
-    _check_rows(own, tokenizer, str(config.reference))
+    # Text yields these tokens, and the reference must read them.
+    beyond = [number for number in (*range(found.shared_ids), *found.unknown) if own.vocab_size <= number < vocab_size]
+    if beyond:
+        raise TokenizerMismatchError(
+            f"the reference {config.reference} has {own.vocab_size:,} words, and the teacher's tokenizer names ids up "
+            f"to {beyond[-1]:,}: resize its embeddings, or take another student of the family"
+        )
     if found.differences:
         warnings.warn(
             f"the reference's tokenizer differs, and numbers alike what both have: {'; '.join(found.differences)}",
@@ -39,13 +45,3 @@ def find_reference(config: DumpConfig, tokenizer: Any, max_length: int) -> Teach
     if limit and max_length > limit:
         raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the reference takes")
     return files
-
-
-def _check_rows(config: Any, tokenizer: Any, reference: str) -> None:
-    """The reference reads the teacher's tokens, so it must have a row for each of them."""
-    most = max(tokenizer.get_vocab().values(), default=-1)
-    if config.vocab_size <= most:
-        raise TokenizerMismatchError(
-            f"the reference {reference} has {config.vocab_size:,} words, and the teacher's tokenizer names ids up to "
-            f"{most:,}: resize its embeddings, or take another student of the family"
-        )

@@ -118,7 +118,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     if config.reserved >= max_length:
         raise ConfigError(f"max_new_tokens {config.reserved} must be below max_length {max_length}")
     dtype = choose_dtype(config.dtype, device, model_config)
-    reference = find_reference(config, tokenizer, max_length)
+    reference = find_reference(config, tokenizer, max_length, vocab_size)
     weight_files = files.weight_files() + (reference.weight_files() if reference else [])
     batch_tokens = config.batch_tokens or automatic_batch_tokens(
         device, text_config, DTYPES[dtype].itemsize, weight_files, processes

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from logitcache.errors import DivergedError, LogitCacheWarning, StorageError
 from logitcache.evaluation import MetricSums
 from logitcache.losses.metrics import coverage_advice
+from logitcache.models.saving import save_model
 from logitcache.progress import Report
 from logitcache.streaming import Batch, Stream
 from logitcache.training import checkpoints
@@ -185,7 +186,7 @@ def save_student(
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        student.save_pretrained(out, state_dict=state_dict)
+        save_model(student, out, state_dict=state_dict)
         for name, content in tokenizer.items():
             (out / name).write_bytes(content)
     except (OSError, SafetensorError) as error:

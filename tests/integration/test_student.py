@@ -9,18 +9,26 @@ from typing import Any
 import pytest
 import torch
 from make_caches import TEXT, cache_of_model, save_tokenizer, text_sequences
+from tiny_models import save_tiny, write_gguf
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    CLIPVisionConfig,
+    DeepseekV3Config,
     Gemma2Config,
+    Gemma3nTextConfig,
     GPT2Config,
     LlamaConfig,
+    LlavaConfig,
     PretrainedConfig,
     Qwen2Config,
 )
 from typer.testing import CliRunner
 
 from logitcache.cli.main import app
+from logitcache.errors import ModelError
 from logitcache.student import even_layers, find_layers, make_student, most_influential
 
 pytestmark = pytest.mark.integration
@@ -116,3 +124,91 @@ def test_student_command(tokenizer_dir: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["layers"] == [0, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "teacher"]
+
+
+@torch.no_grad()
+def test_the_text_layers_of_an_image_text_model_are_cut(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Its vision tower has as many layers, and keeps them."""
+    tower = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = LlavaConfig(vision_config=tower, text_config=LlamaConfig(**SHAPE), image_token_index=599)
+    save_tiny(tmp_path / "teacher", tokenizer_dir, config, AutoModelForImageTextToText)
+    assert make_student(tmp_path / "teacher", tmp_path / "student", layers=[0, 3, 5]) == (0, 3, 5)
+    teacher, student = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / name).eval() for name in ("teacher", "student")
+    )
+    assert student.config.text_config.num_hidden_layers == 3
+    assert student.config.vision_config.num_hidden_layers == 6
+    own = teacher.model.language_model.layers
+    del own[4], own[2], own[1]
+    ids = torch.arange(1, 25)[None]
+    assert torch.equal(student(input_ids=ids).logits, teacher(input_ids=ids, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_a_gguf_file_is_cut(tokenizer_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    gguf = write_gguf(save_tiny(tmp_path / "teacher", tokenizer_dir, config), tmp_path / "teacher.gguf")
+    arguments = ["student", "--teacher", str(gguf), "--layers", "0,5", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert make_student(tmp_path / "teacher", tmp_path / "expected", layers=[0, 5]) == (0, 5)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(tmp_path / name).eval() for name in ("out", "expected"))
+    ids = torch.arange(1, 25)[None]
+    assert torch.allclose(ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-4)
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("out", "expected")]
+    assert tokenizers[0]("The state of the union").input_ids == tokenizers[1]("The state of the union").input_ids
+
+
+DEPENDENT: dict[str, tuple[PretrainedConfig, list[int], list[int]]] = {
+    # The last layers take keys and values from one that may be gone; embeddings hold a part for each layer.
+    "gemma3n": (
+        Gemma3nTextConfig(
+            **SHAPE, head_dim=16, num_kv_shared_layers=2, vocab_size_per_layer_input=600, laurel_rank=4,
+            hidden_size_per_layer_input=8, activation_sparsity_pattern=[0.0] * 6,
+            layer_types=["sliding_attention", "full_attention"] * 3,
+        ),
+        [0, 1, 5],
+        [0, 1, 2, 3, 4, 5],
+    ),
+    # A layer's number says whether it has experts.
+    "deepseek": (
+        DeepseekV3Config(
+            **{**SHAPE, "num_key_value_heads": 2}, moe_intermediate_size=16, n_routed_experts=4, n_group=1,
+            topk_group=1, num_experts_per_tok=2, first_k_dense_replace=2, q_lora_rank=8, kv_lora_rank=8,
+            qk_rope_head_dim=8, v_head_dim=8, qk_nope_head_dim=8,
+        ),
+        [0, 2, 5],
+        [0, 1, 5],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_layers_that_need_others_are_cut_right_or_not_at_all(name: str, tokenizer_dir: Path, tmp_path: Path) -> None:
+    config, refused, taken = DEPENDENT[name]
+    save_tiny(tmp_path / "teacher", tokenizer_dir, config)
+    with pytest.raises(ModelError, match="can't be cut to these layers") as error:
+        make_student(tmp_path / "teacher", tmp_path / "refused", layers=refused)
+    assert len(str(error.value).splitlines()) == 1
+    assert str(tmp_path) not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    assert make_student(tmp_path / "teacher", tmp_path / "taken", layers=taken) == tuple(taken)
+
+
+def test_a_list_of_token_ids_is_no_list_of_layers(tokenizer_dir: Path, tmp_path: Path) -> None:
+    config = LlamaConfig(**{**SHAPE, "num_hidden_layers": 3}, eos_token_id=[1, 2, 3])
+    save_tiny(tmp_path / "teacher", tokenizer_dir, config)
+    make_student(tmp_path / "teacher", tmp_path / "student", layers=[0, 2])
+    assert AutoConfig.from_pretrained(tmp_path / "student").eos_token_id == [1, 2, 3]
+
+
+def test_a_teacher_without_a_tokenizer_is_not_cut(tokenizer_dir: Path, tmp_path: Path) -> None:
+    save_model("llama", tmp_path / "teacher", tokenizer_dir)
+    for path in (tmp_path / "teacher").glob("token*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        make_student(tmp_path / "teacher", tmp_path / "student", layers=2)
+    assert not (tmp_path / "student").exists()
