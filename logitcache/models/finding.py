@@ -37,9 +37,9 @@ def find_head(model: Any) -> Head:
     ids_T = probe_ids(model)
     with evaluating(model):
         own_TV, trace = _watch(model, ids_T)
-        whole = Head(model, nn.Identity(), own_TV.shape[1], whole=True)
-        head = next(_reproducing(model, ids_T, own_TV, trace), whole)
-        return _with_habits(head, ids_T)
+        whole = Head(model, nn.Identity(), own_TV.shape[1], whole=True), own_TV
+        head, hidden_TD = next(_reproducing(model, ids_T, own_TV, trace), whole)
+        return _with_habits(head, ids_T, hidden_TD)
 
 
 def tolerance(model: Any) -> float:
@@ -89,8 +89,8 @@ def _watch(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
     return own[0], steps
 
 
-def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) -> Iterator[Head]:
-    """Heads that give the model's own logits, the innermost body first: it is the text's own path."""
+def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) -> Iterator[tuple[Head, Tensor]]:
+    """Heads that give the model's own logits, with the hidden states ``[T, D]``; the text's own body comes first."""
     limit, precise = tolerance(model), not half(model)
     bodies = [step for step in steps if "input_ids" in parameters_of(step.module) and step.out is not None]
     for body in bodies:
@@ -102,8 +102,9 @@ def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) 
             if done is None:
                 continue
             head = Head(body.module, output, own_TV.shape[1], done.logit_scale, done.softcap, done.words)
-            if _gives(head, ids_T, own_TV, limit):
-                yield head
+            hidden_TD = _hidden_alone(head, ids_T)
+            if hidden_TD is not None and same(head.logits(hidden_TD), own_TV, tolerance=limit):
+                yield head, hidden_TD
 
 
 def _outputs(model: Any, body: _Step, steps: list[_Step]) -> Iterator[tuple[nn.Module, Tensor]]:
@@ -141,29 +142,29 @@ def _paths(start: Tensor, steps: list[_Step], before: tuple[nn.Module, ...]) -> 
                 yield from _paths(step.out, steps, path)
 
 
-def _gives(head: Head, ids_T: Tensor, own_TV: Tensor, limit: float) -> bool:
-    """True if body and head, run by themselves, give the model's own logits."""
+def _hidden_alone(head: Head, ids_T: Tensor, **inputs: Tensor) -> Tensor | None:
+    """``[T, D]`` of the body run by itself; None if it needs what the model makes for it."""
     try:
-        ours = head.logits(run(head.body, ids_T[None])[0])
+        return run(head.body, ids_T[None], **inputs)[0]
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False  # the body needs what the model makes for it
-    return same(ours, own_TV, tolerance=limit)
+        return None
 
 
-def _with_habits(head: Head, ids_T: Tensor) -> Head:
+def _with_habits(head: Head, ids_T: Tensor, hidden_TD: Tensor) -> Head:
     """The head with what was seen of its body: how it counts positions, and whether rows of a batch stay apart."""
     half_T = ids_T[: max(1, len(ids_T) // 2)]
     filled_T = torch.cat([half_T, half_T[-1:].expand(len(ids_T) - len(half_T))])
+    positions_1T = torch.arange(len(ids_T), device=ids_T.device)[None]
     limit = 0.1 if half(head.body) else 1e-3
-    alone = run(head.body, ids_T[None])[0], run(head.body, half_T[None])[0]
-    positions_T = torch.arange(len(ids_T), device=ids_T.device)
-    try:
-        counted = run(head.body, ids_T[None], position_ids=positions_T[None])[0]
-        counts = difference(counted, alone[0]) <= limit * spread(alone[0])
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        counts = False
+    alone = hidden_TD, run(head.body, half_T[None])[0]
+
+    def equal(one: Tensor, two: Tensor) -> bool:
+        return difference(one[: len(two)], two) <= limit * spread(two)
+
+    counted = _hidden_alone(head, ids_T, position_ids=positions_1T)
+    counts = counted is not None and equal(counted, hidden_TD)
     beside = run(head.body, torch.stack([ids_T, filled_T]))
-    apart = all(difference(one[: len(two)], two) <= limit * spread(two) for one, two in zip(beside, alone, strict=True))
+    apart = all(equal(one, two) for one, two in zip(beside, alone, strict=True))
     return replace(head, alone=not apart, counts_positions=counts, turn=_turn(head.body))
 
 
