@@ -94,8 +94,9 @@ def test_peek_marks_what_is_to_be_predicted(asked: list[str], tmp_path: Path) ->
 def test_template_arguments_reach_the_template_and_the_manifest(asked: list[str], tmp_path: Path) -> None:
     template = tmp_path / "loud.jinja"
     template.write_text(
-        "{% for m in messages %}{{ m.role }}{% if loud %}!{% endif %}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant{% if loud %}!{% endif %}\n{% endif %}"
+        "{% set mark = '!' if loud else '' %}"
+        "{% for m in messages %}{{ m.role + mark + '\\n' + m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant' + mark + '\\n' }}{% endif %}"
     )
     extra = ["--chat-template", str(template), "--template-args", "loud=true"]
     assert "assistant!\n⟦Paris.<|im_end|>⟧" in logitcache(*asked, *extra, "--preview", "1")
