@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logitcache.errors import ModelError
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -96,13 +98,24 @@ class Head:
             input_ids: ``[B, L]``, on the device that :func:`device_of` names.
             inputs: ``attention_mask``, ``position_ids`` and whatever else the body takes; position ids are dropped
                 where the body counts otherwise.
+
+        Raises:
+            ModelError: the body refuses such rows, for example their length.
         """
         if not self.counts_positions:
             inputs.pop("position_ids", None)
-        if not self.alone or len(input_ids) == 1:
-            return run(self.body, input_ids, **inputs)
-        rows = range(len(input_ids))
-        return torch.cat([run(self.body, input_ids[row : row + 1], **_row(inputs, row)) for row in rows])
+        try:
+            if not self.alone or len(input_ids) == 1:
+                return run(self.body, input_ids, **inputs)
+            rows = range(len(input_ids))
+            return torch.cat([run(self.body, input_ids[row : row + 1], **_row(inputs, row)) for row in rows])
+        except torch.OutOfMemoryError:  # whoever asked may try fewer rows
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(
+                f"{type(self.body).__name__} can't run rows of {input_ids.shape[1]} tokens: {first_line}"
+            ) from error
 
     def hidden_at(self, input_ids: Tensor, index: Tensor, **inputs: Any) -> Tensor:
         """Last hidden states ``[N, D]`` at some positions. Logits of other positions are not kept, nor made at once.
