@@ -8,6 +8,7 @@ from typing import Any
 from logitcache.dump.config import DumpConfig
 from logitcache.errors import ConfigError, LogitCacheWarning, ModelError, TokenizerMismatchError
 from logitcache.models.numbering import compare_numbering
+from logitcache.models.probe import longest
 from logitcache.teacher import TeacherFiles, find_teacher, load_config, load_tokenizer
 
 
@@ -41,7 +42,7 @@ def find_reference(config: DumpConfig, tokenizer: Any, max_length: int, vocab_si
             LogitCacheWarning,
             stacklevel=2,
         )
-    limit = getattr(own, "max_position_embeddings", None)
+    limit = longest(own)
     if limit and max_length > limit:
         raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the reference takes")
     return files

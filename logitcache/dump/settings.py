@@ -16,6 +16,7 @@ from logitcache.dump.batch_size import automatic_batch_tokens
 from logitcache.dump.config import DEFAULT_MAX_LENGTH, EVERY_ID, DumpConfig
 from logitcache.dump.reference import find_reference
 from logitcache.errors import ConfigError, ResumeMismatchError
+from logitcache.models.probe import longest
 from logitcache.teacher import (
     DTYPES,
     TeacherFiles,
@@ -111,7 +112,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(config.chat_template)
-    limit = getattr(text_config, "max_position_embeddings", None)
+    limit = longest(model_config)
     max_length = config.max_length or min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
     if limit and max_length > limit:
         raise ConfigError(f"max_length {max_length} is more than the {limit} tokens that the teacher takes")

@@ -16,7 +16,7 @@ from torch import Tensor
 from logitcache.errors import ModelError
 from logitcache.models.finding import find_head
 from logitcache.models.head import Head, evaluating, inside, run
-from logitcache.models.probe import difference, half, probe_ids, vocabulary
+from logitcache.models.probe import difference, half, probe_ids, spread, vocabulary
 
 # What may be seen of a later token at an earlier position, as a share of what it changes at its own: rounding, no more.
 # Half precision rounds differently where a router groups tokens otherwise.
@@ -45,6 +45,8 @@ def check_language_model(model: Any, what: str, name: str) -> Head:
     except ModelError as error:
         raise ModelError(f"{what} {name}: {error}") from error
     _check_causal(language_model, f"{what} {name}", apart=not head.alone)
+    if head.alone:
+        _check_beginning(language_model, f"{what} {name}")
     return head
 
 
@@ -80,6 +82,26 @@ def _check_causal(model: Any, who: str, *, apart: bool) -> None:
                 f"{who} is not causal: another token at position {place} changes the logits before it by {leak:.2g} on "
                 f"average (at its own position by {effect:.2g}){_advice(model)}"
             )
+
+
+@torch.no_grad()
+def _check_beginning(model: Any, who: str) -> None:
+    """Cut the last token off: a row's beginning must stay as it was, or nothing holds for what the model will write.
+
+    Raises:
+        ModelError: it doesn't; the message says by how much.
+    """
+    ids_T = probe_ids(model)
+    last = len(ids_T) - 1
+    if last == 0:
+        return
+    with evaluating(model):
+        whole_TV, cut_TV = run(model, ids_T[None])[0], run(model, ids_T[None, :last])[0]
+    if (off := difference(whole_TV[:last], cut_TV)) > _LEAK[half(model)] * spread(whole_TV):
+        raise ModelError(
+            f"{who} gives other logits for the same tokens when one more follows, whichever it is: they differ by "
+            f"{off:.2g} on average, so they aren't what it writes by"
+        )
 
 
 def _with_other(ids_T: Tensor, place: int, words: int) -> Tensor:
