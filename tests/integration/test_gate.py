@@ -43,7 +43,7 @@ NOT_CAUSAL: dict[str, tuple[PretrainedConfig, str]] = {
     "bert": (BertConfig(**SIZES), "is not causal: .*is_decoder is false in its config.json"),
     "xlm": (XLMConfig(n_words=600, emb_dim=32, n_layers=2, n_heads=2, pad_index=2), "is not causal: another token"),
     "cpmant": (
-        CpmAntConfig(vocab_size=592, prompt_types=2, prompt_length=4, hidden_size=32, num_attention_heads=2,
+        CpmAntConfig(vocab_size=588, prompt_types=3, prompt_length=4, hidden_size=32, num_attention_heads=2,
                      dim_head=16, dim_ff=64, num_hidden_layers=2),
         "is not causal: another token",
     ),
