@@ -39,6 +39,8 @@ LOOKS_AHEAD = 1e-3
 TOP_K = 16
 PACKED = 96
 USES = ("dump", "evaluate", "train", "packed", "saved")
+# The directory that a message names.
+MODEL = "DIR"
 # What students are trained with: one loss that reads a few ids, and one that reads all.
 LOSSES = ("bild", "forward_kl")
 
@@ -110,11 +112,11 @@ def check(name: str, work: Path, shared: Path) -> Record:
     """
     record, started = Record(name), time.perf_counter()
     try:
-        model = build(name, work / "model")
+        model = build(name, work / MODEL)
     except CantBuildError as error:
-        record.cant_build = str(error)
+        record.cant_build = without_place(str(error))
     else:
-        copy_files(shared / "tokenizer", work / "model")
+        copy_files(shared / "tokenizer", work / MODEL)
         record.kind = type(model).__name__
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,9 +141,9 @@ def _try_all(record: Record, model: Any, work: Path, shared: Path) -> None:
             record.rounding = rounding(model, longest)
     # Students take the cache's tokenizer. Some model types read the file that all share in a way of their own.
     for path in (shared / "tokenizer").iterdir():
-        (work / "model" / path.name).unlink()
+        (work / MODEL / path.name).unlink()
     with _outcome(record.evaluate, record):
-        found = lc.evaluate(cache, work / "model").kl
+        found = lc.evaluate(cache, work / MODEL).kl
         record.evaluate.off = _off(found, _kl(cache, rows))
     for part, settings in ((record.train, {}), (record.packed, {"pack_tokens": PACKED})):
         with _outcome(part, record):
@@ -160,7 +162,7 @@ def _outcome(part: Part, record: Record) -> Iterator[None]:
     try:
         yield
     except lc.LogitCacheError as error:
-        part.outcome, part.says = "refused", re.sub(r"\S*/model\b", "DIR", str(error))
+        part.outcome, part.says = "refused", without_place(str(error))
         if (lines := len(part.says.splitlines())) > 2:
             part.outcome, part.says = "wrong", f"a refusal of {lines} lines: {part.says}"
     except Exception as error:  # noqa: BLE001  # that there is one is the finding
@@ -182,7 +184,7 @@ def _outcome(part: Part, record: Record) -> Iterator[None]:
 def _dump(model: Any, work: Path, shared: Path) -> float:
     """Dump rows of unequal lengths in one batch; the largest difference to the model's own rows, in nats."""
     cache = lc.dump(
-        teacher=str(work / "model"),
+        teacher=str(work / MODEL),
         data=[str(shared / "rows.jsonl")],
         out=work / "cache",
         top_k=TOP_K,
@@ -210,7 +212,7 @@ def _first_loss(cache: lc.Cache, work: Path, settings: dict[str, Any]) -> float:
     """The loss of the first step over the whole cache."""
     result = lc.train(
         cache=cache.root,
-        student=work / "model",
+        student=work / MODEL,
         out=work / "-".join(["trained", *settings]),
         loss=",".join(f"{loss}=1.0" for loss in LOSSES),
         batch_size=len(cache),
@@ -258,6 +260,11 @@ def _way(model: Any) -> str:
     if head.whole:
         return "whole"
     return "dense" if head.why_dense else "fused"
+
+
+def without_place(text: str) -> str:
+    """A message without the path of the sweep's own directory."""
+    return re.sub(rf"[^\s(]*/{MODEL}\b", MODEL, text)
 
 
 def _largest(difference: Tensor) -> float:

@@ -143,6 +143,7 @@ def _changed(saved: Any, loaded: Any) -> str:
 
 
 def _first_line(what: str, error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [""]
-    text = lines[0] if len(lines[0]) > 60 or len(lines) == 1 else " ".join(line.strip() for line in lines[:2])
+    """The error's first line, and the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{what}: {type(error).__name__}: {text[:200]}"
