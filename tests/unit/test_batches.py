@@ -122,15 +122,28 @@ def test_an_empty_cache_is_refused() -> None:
         stream(MemoryCache([], "sha256:none"))
 
 
-def test_a_smaller_vocabulary_leaves_positions_out_and_moves_nothing() -> None:
-    cache = MemoryCache.random(shards=3, largest=5, longest=8, seed=4)
+def known(shard: ShardArrays, limit: int) -> int:
+    """Positions whose targets, label and tokens so far are all below the limit."""
+    count = 0
+    for start, stop in zip(shard.offsets_S1, shard.offsets_S1[1:], strict=False):
+        for place in range(start, stop - 1):
+            target = int(shard.target_mask_L[:place].sum())
+            named = [*shard.token_ids_L[start : place + 2], *shard.topk_ids_NK[target : target + 1].flat]
+            count += bool(shard.target_mask_L[place]) and max(named) < limit
+    return count
+
+
+@pytest.mark.parametrize("limit", [30_000, 45_000])
+def test_a_smaller_vocabulary_leaves_positions_out_and_moves_nothing(limit: int) -> None:
+    cache = MemoryCache.random(shards=6, largest=9, longest=8, seed=4, first_word=100)
     by_first = expected_rows(cache)
-    limit = 30_000
-    kept = sum(int((shard.topk_ids_NK < limit).all(1).sum()) for shard in cache._shards)
+    kept = sum(known(shard, limit) for shard in cache._shards)
+    assert 0 < kept < sum(int((shard.topk_ids_NK < limit).all(1).sum()) for shard in cache._shards)
     batches = list(stream(cache, batch_size=3, vocab_limit=limit))
     assert sum(len(batch.target_index) for batch in batches) == kept
     assert sum(batch.batch_targets for batch in batches) == kept
     assert all(int(batch.targets.ids.max()) < limit for batch in batches if len(batch.topk_ids))
+    assert all(int(batch.input_ids.max()) < limit for batch in batches)
     assert sum(check(batch, by_first) for batch in batches) == kept
 
 
