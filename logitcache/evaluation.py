@@ -185,7 +185,7 @@ def _measure(
     if head.cost:
         warnings.warn(f"the student: {head.cost}", LogitCacheWarning, stacklevel=3)
     total, done = MetricSums.zeros(cache.ranked, device), 0
-    for batch in _batches(cache, vocab_limit, batch_size):
+    for batch in _batches(cache, vocab_limit, 1 if head.turn is not None else batch_size):
         batch = batch.to(device)
         hidden_ND = head.hidden_at(batch.input_ids, batch.target_index, position_ids=batch.position_ids)
         total = total.plus(metric_sums(head, hidden_ND, limited(batch.targets, vocab_limit), batch.labels, vocab_limit))

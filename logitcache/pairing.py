@@ -11,11 +11,11 @@ import torch
 
 from logitcache.cache.tokenizer import tokenizer_files
 from logitcache.errors import ConfigError, ModelError, TargetsError
-from logitcache.models import check_language_model, load_language_model
+from logitcache.models import check_language_model, find_head, inside, load_language_model
 from logitcache.models.adapters import attach_adapter
 from logitcache.models.loading import explained
 from logitcache.models.numbering import compare_numbering
-from logitcache.models.probe import longest
+from logitcache.models.probe import longest, vocabulary
 from logitcache.models.student_files import StudentFiles, find_student
 from logitcache.streaming.batches import known_positions
 from logitcache.streaming.lengths import Lengths
@@ -131,9 +131,9 @@ def check_lengths(cache: Any, student: Any, max_length: int | None = None) -> No
 
 
 def _rows(student: Any) -> int:
-    """Ids that the student can both read and predict."""
-    tables = (student.get_output_embeddings(), student.get_input_embeddings())
-    return min(int(table.weight.shape[0]) for table in tables if table is not None)
+    """Ids that the student can both read and predict. Its logits may be fewer than the rows of its output layer."""
+    model, refusal = inside(student)
+    return vocabulary(model) if refusal else min(vocabulary(model), find_head(model).vocab_size)
 
 
 def _beyond(cache: Any, has: int, known: int) -> str:

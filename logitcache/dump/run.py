@@ -26,6 +26,7 @@ from logitcache.dump.settings import Job, Stamps, check_resume, resolve, setting
 from logitcache.dump.signals import stop_on_signal
 from logitcache.dump.worker import Worker
 from logitcache.errors import ConfigError, DumpInterruptedError, LogitCacheWarning, OutputExistsError, StorageError
+from logitcache.models import device_of
 from logitcache.progress import Report, silent
 from logitcache.teacher import DTYPES, Team, TransformersTeacher, choose_device, load_model, team
 
@@ -223,7 +224,7 @@ def load_teacher(job: Job) -> TransformersTeacher:
     # A student is small: each process of a split teacher has it whole.
     reference = None
     if job.reference is not None:
-        reference = load(job.reference, device=model.get_input_embeddings().weight.device)
+        reference = load(job.reference, device=device_of(model))
     return TransformersTeacher(
         model,
         top_k=config.top_k,

@@ -100,8 +100,9 @@ class Head:
                 where the body counts otherwise.
 
         Raises:
-            ModelError: the body refuses such rows, for example their length.
+            ModelError: the body refuses such rows, for example their length; a long row would change those beside it.
         """
+        self._check_turn(input_ids, inputs.get("position_ids"))
         if not self.counts_positions:
             inputs.pop("position_ids", None)
         try:
@@ -124,7 +125,11 @@ class Head:
             input_ids: ``[B, L]``.
             index: ``[N]`` int64, row · L + column.
             inputs: as :meth:`hidden` takes them.
+
+        Raises:
+            ModelError: as :meth:`hidden` does.
         """
+        self._check_turn(input_ids, inputs.get("position_ids"))
         if not self.whole:
             hidden_BLD = self.hidden(input_ids, **inputs)
             return hidden_BLD.flatten(0, 1).index_select(0, index.to(hidden_BLD.device))
@@ -135,6 +140,22 @@ class Head:
             parts.append(logits_LV.index_select(0, (index[place] % length).to(logits_LV.device)))
             places.append(place)
         return torch.cat(parts)[torch.cat(places).argsort().to(parts[0].device)]
+
+    def _check_turn(self, input_ids: Tensor, position_ids: Tensor | None) -> None:
+        """Refuse to run a row beyond the turn beside another, or beside another document in it."""
+        if self.turn is None or input_ids.shape[1] <= self.turn:
+            return
+        several = len(input_ids) > 1
+        if position_ids is not None:
+            several = several or bool((position_ids[:, 1:] == 0).any())
+            if int(position_ids.max()) < self.turn:
+                return
+        if several:
+            raise ModelError(
+                f"{type(self.body).__name__} turns at other frequencies beyond {self.turn:,} tokens, and a longer row "
+                f"would change those beside it: one row at a time (--micro-batch-size 1, without --pack-tokens), or "
+                f"rows of at most {self.turn:,} (--max-length)"
+            )
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """``[N, V]`` logits as the model's own forward pass returns them."""

@@ -212,7 +212,7 @@ class Run:
             model=module,
             args=args,
             feed=Feed(feed_stream, feed_stream.plan(0).order.samples, args.max_steps - done),
-            eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args),
+            eval_stream=None if self.eval_cache is None else lambda: self._eval_stream(args, module.head),
             tokenizer=self.pairing.tokenizer,
             settings=self.settings,
             components=self.source.components(feed_stream),
@@ -226,11 +226,11 @@ class Run:
         size, limit = micro_batch_size(self.config, world_size), self.pairing.vocab_limit
         return self.source.stream(self.config, size, limit, rank, world_size)
 
-    def _eval_stream(self, args: Any) -> Stream:
+    def _eval_stream(self, args: Any, head: Any) -> Stream:
         assert self.eval_cache is not None
         return stream(
             self.eval_cache,
-            batch_size=8 * args.world_size,
+            batch_size=(8 if head.turn is None else 1) * args.world_size,
             rank=args.process_index,
             world_size=args.world_size,
             shuffle=False,
