@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Record:
         cant_build: why there is no such model here; empty if there is.
         alone: why transformers itself can't run it on text alone; empty if it can.
         ahead: nats by which its logits change when what follows is cut off.
-        context: nats by which the last log-probs change with a token before.
+        context: nats by which log-probs change with a token before.
         rounding: nats between a row in float32 and in float64; looked at where the dump is off by more than usual.
         way: ``fused``, ``dense`` (head as it is) or ``whole`` (through the model itself).
         dump, evaluate, train, packed, saved: the uses.
@@ -230,8 +230,8 @@ def _dense(cache: lc.Cache, rows: list[Tensor]) -> float:
     """The mean loss from the model's own logits, one row at a time."""
     functions = [lc.losses.get(loss) for loss in LOSSES]
     total: list[Tensor] = []
-    for row_LV, one in zip(rows, cache, strict=True):
-        each = [function(row_LV[one.positions], one.targets, one.labels) for function in functions]
+    for logits_NV, targets, labels_N in _known(cache, rows):
+        each = [function(logits_NV, targets, labels_N) for function in functions]
         total.append(torch.stack(each).double().sum(0))
     return float(torch.cat(total).mean())
 
@@ -239,13 +239,22 @@ def _dense(cache: lc.Cache, rows: list[Tensor]) -> float:
 def _kl(cache: lc.Cache, rows: list[Tensor]) -> float:
     """Mean KL of the rows to the cache in float64, what the cache doesn't list as one event."""
     total: list[Tensor] = []
-    for row_LV, one in zip(rows, cache, strict=True):
-        own_NV = row_LV[one.positions].double().log_softmax(1)
-        listed_NK, left_N = one.targets.logprobs.double(), one.targets.residual_logprob.double()
-        own_left_N = own_NV.scatter(1, one.targets.ids, -torch.inf).logsumexp(1)
-        listed = listed_NK.exp() * (listed_NK - own_NV.gather(1, one.targets.ids))
+    for logits_NV, targets, _ in _known(cache, rows):
+        own_NV = logits_NV.double().log_softmax(1)
+        listed_NK, left_N = targets.logprobs.double(), targets.residual_logprob.double()
+        own_left_N = own_NV.scatter(1, targets.ids, -torch.inf).logsumexp(1)
+        listed = listed_NK.exp() * (listed_NK - own_NV.gather(1, targets.ids))
         total.append(listed.sum(1) + left_N.exp() * (left_N - own_left_N))
     return float(torch.cat(total).mean())
+
+
+def _known(cache: lc.Cache, rows: list[Tensor]) -> Iterator[tuple[Tensor, lc.TopK, Tensor]]:
+    """Logits, targets and labels of each row where every id is known to teacher and student."""
+    limit = min(rows[0].shape[1], cache.vocab_size) if rows else 0
+    for row_LV, one in zip(rows, cache, strict=True):
+        known_N = (one.targets.ids < limit).all(1)
+        targets = replace(one.targets[known_N], vocab_size=limit)
+        yield row_LV[one.positions][known_N, :limit], targets, one.labels[known_N]
 
 
 def _off(found: float, wanted: float) -> float:

@@ -79,11 +79,11 @@ def looks_ahead(model: Any, token_ids_L: Tensor) -> float:
 
 @torch.no_grad()
 def context_matters(model: Any, token_ids_L: Tensor) -> float:
-    """How far the last log-probs of a row change with its third token from the end, in nats."""
-    other = token_ids_L.clone()
-    other[-3] = other[-3] + 1 if other[-3] < 100 else other[-3] - 1
-    own, changed = row_logits(model, token_ids_L)[-1], row_logits(model, other)[-1]
-    return float((own.log_softmax(0) - changed.log_softmax(0)).abs().max())
+    """How far another token in the middle of a row changes the log-probs after it, in nats."""
+    middle, other = len(token_ids_L) // 2, token_ids_L.clone()
+    other[middle] += 1 if other[middle] < 100 else -1
+    own, changed = row_logits(model, token_ids_L)[middle + 1 :], row_logits(model, other)[middle + 1 :]
+    return float((own.log_softmax(1) - changed.log_softmax(1)).abs().max())
 
 
 def _automatic(model_type: str) -> Any:

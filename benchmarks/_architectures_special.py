@@ -41,6 +41,15 @@ _HALF_TURNED = {
         "sliding_attention": {"partial_rotary_factor": 0.5},
     },
 }
+# Rows of more than 32 tokens turn at other frequencies than shorter ones.
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0] * 16,
+    "long_factor": [4.0] * 16,
+}
 _PLAIN_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 # Two layers of each kind, since the second of a kind shares weights with the first.
 _ZAMBA = {
@@ -116,5 +125,8 @@ DECODERS = (
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text (bidirectional)": ("gemma3_text", {"use_bidirectional_attention": True}),
     "gemma2 (capped)": ("gemma2", {"final_logit_softcapping": 2.0}),
+    "inkling_text (unpadded vocabulary)": ("inkling_text", {"unpadded_vocab_size": 500}),
     "mistral (no window)": ("mistral", {"sliding_window": None}),
+    # Students of it are refused: rows of the cache stand on both sides of the turn.
+    "phi3 (longrope)": ("phi3", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 32}),
 }
