@@ -12,6 +12,7 @@ from logitcache.data.pieces import TokenSequence
 from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader
 from logitcache.data.special_tokens import NONE, SpecialTokens
 from logitcache.data.tally import EMPTY, Tally
+from logitcache.data.token_rows import prompt_of
 from logitcache.data.tokenise import Positions, checked_text
 from logitcache.errors import RowError
 
@@ -90,7 +91,7 @@ class PromptTokeniser:
             return self._chat.encode_prompt(messages, where, tools=kind.tools, extra=kind.extra)
         if isinstance(kind, Document | PairRow):
             return self._text(kind.text if isinstance(kind, Document) else kind.prompt, where)
-        return kind.token_ids
+        return prompt_of(kind)
 
     def _text(self, text: str, where: str) -> list[int]:
         """A prompt's tokens, without an end that the tokenizer would put after it."""

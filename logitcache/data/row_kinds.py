@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from logitcache.data.chat import Message, from_sharegpt
 from logitcache.data.files.sources import Row
+from logitcache.data.shown import listed
+from logitcache.data.token_rows import BESIDE, TokenRow, token_row
 from logitcache.errors import DataError, RowError
 
 #: Columns of a chat. `text` often stands beside them, as the same chat already rendered.
@@ -21,9 +22,10 @@ _PAIRS = (
     ("instruction", "input", "output"),
     ("instruction", "context", "response"),
 )
-#: Columns that say which tokens are to be predicted, as trainers name them.
-_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
-_NOT_PREDICTED = -100
+#: Columns that hold the system message of a chat whose messages have none.
+_SYSTEM = ("system", "system_prompt")
+#: Columns that reach the chat template.
+_OF_CHATS = ("tools", "chat_template_kwargs", "documents", *_SYSTEM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +33,6 @@ class Document:
     """Plain text, all of it to be predicted."""
 
     text: str
-
-
-@dataclass(frozen=True, eq=False)
-class TokenRow:
-    """Token ids; ``predicted`` says which of them are to be predicted, None where the row doesn't say."""
-
-    token_ids: list[int]
-    predicted: list[bool] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +71,7 @@ class RowReader:
     has_template: bool
     note: Callable[[str, str], None]
     prompts: bool = False
+    _unread: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def kind(self, row: Row, where: str) -> RowKind | None:
         """What the row holds; None if it holds nothing.
@@ -85,29 +80,38 @@ class RowReader:
             DataError: no column is known, or the wanted one isn't there.
             RowError: a column holds the wrong kind of value.
         """
+        name = self._column(row, where)
+        if name is None:
+            return None
+        pair = None
+        if self.text_column is None:
+            pair = next((pair for pair in _PAIRS if pair[0] == name and pair[2] in row), None)
+        kind = self._value(row, name, where) if pair is None else self._pair(row, pair, where)
+        if kind is not None:
+            self._note_unread(row, pair or (name,), kind, where)
+        return kind
+
+    def _column(self, row: Row, where: str) -> str | None:
+        """The column that says what the row is; None if there is nothing in it."""
         if self.text_column is not None:
             if self.text_column not in row:
                 raise DataError(f"{where}: there is no column {self.text_column!r}; {columns_of(row)}")
-            return self._value(row, self.text_column, where)
+            return self.text_column
         known = self._known(row)
         if not known:
-            wanted = "text, messages, prompt and completion, or input_ids"
-            raise DataError(f"{where}: found no column {wanted}; {columns_of(row)}. Choose with --text-column")
+            raise DataError(f"{where}: {_unknown(row)}")
         filled = [name for name in known if _is_filled(row[name])]
         if not filled:
             return None
         if filled[0] != known[0]:
             self.note(f"column {known[0]} is empty, {filled[0]} is read instead", where)
-        pair = next((pair for pair in _PAIRS if pair[0] == filled[0] and pair[2] in row), None)
-        if pair is not None:
-            return self._pair(row, pair, where)
         if filled[0] in (*CHAT_COLUMNS, *TOKEN_COLUMNS) and isinstance(row[filled[0]], str):
             # Taken as a document it would teach its own notation.
             raise RowError(
                 f"{where}: column {filled[0]!r} holds text, not a list (JSON that wasn't decoded?); decode it, or "
                 f"choose --text-column {filled[0]} to take it as plain text"
             )
-        return self._value(row, filled[0], where)
+        return filled[0]
 
     def _known(self, row: Row) -> list[str]:
         """The row's columns that can be read, the first choice first; of a pair, the question's."""
@@ -129,19 +133,22 @@ class RowReader:
         if isinstance(value, Iterable) and not isinstance(value, Mapping):
             items = list(value)
             if all(isinstance(item, Mapping) for item in items):
-                return ChatRow(_messages(items, where), 0, row.get("tools") or None, _extra(row, where))
+                return self._chat(_messages(items, where), 0, row, where)
             if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-                return _token_row(items, row, where)
-        raise RowError(
-            f"{where}: column {name!r} holds {type(value).__name__}; it must be text, a list of token ids, or messages"
-        )
+                return token_row(items, row, where)
+            held = f"a list of {listed(sorted({type(item).__name__ for item in items}))}"
+        else:
+            held = type(value).__name__
+        raise RowError(f"{where}: column {name!r} holds {held}; it must be text, a list of token ids, or messages")
 
     def _pair(self, row: Row, columns: tuple[str, str | None, str], where: str) -> RowKind | None:
         first, further, answer = columns
         question, reply = row[first], row[answer]
+        if isinstance(question, list) and reply is None:
+            reply = []
         if isinstance(question, list) and isinstance(reply, list):
             messages = [*_messages(question, where), *_messages(reply, where)]
-            return ChatRow(messages, len(question), row.get("tools") or None, _extra(row, where))
+            return self._chat(messages, len(question), row, where)
         if not isinstance(question, str) or not isinstance(reply, str | None):
             raise RowError(f"{where}: {first} and {answer} must both be text or both be lists of messages")
         if first == "prompt":
@@ -149,20 +156,51 @@ class RowReader:
         rest = row.get(further) if further else None
         if rest is not None and not isinstance(rest, str):
             raise RowError(f"{where}: {further} holds {type(rest).__name__}; it must be text")
-        return self._instruction(question, rest or "", reply or "", where)
+        if not self.has_template:
+            self.note("an instruction with its answer, read in the form that Alpaca was published with", where)
+            return PairRow(_alpaca(question, rest or ""), reply or "")
+        self.note("an instruction with its answer, read as a chat", where)
+        asked = f"{question}\n\n{rest}" if rest else question
+        return self._chat(
+            [{"role": "user", "content": asked}, {"role": "assistant", "content": reply or ""}], 1, row, where
+        )
 
-    def _instruction(self, instruction: str, rest: str, answer: str, where: str) -> RowKind:
-        if self.has_template:
-            self.note("an instruction with its answer, read as a chat", where)
-            asked = f"{instruction}\n\n{rest}" if rest else instruction
-            return ChatRow([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}])
-        self.note("an instruction with its answer, read in the form that Alpaca was published with", where)
-        return PairRow(_alpaca(instruction, rest), answer)
+    def _chat(self, messages: list[Message], supervised_from: int, row: Row, where: str) -> ChatRow:
+        """A chat with what other columns say of it; a system message in a column of its own comes first."""
+        name = next((name for name in _SYSTEM if _is_filled(row.get(name))), None)
+        if name is not None:
+            said = row[name]
+            if not isinstance(said, str):
+                raise RowError(f"{where}: column {name} holds {type(said).__name__}; it must be text")
+            if not any(message.get("role") in ("system", "developer") for message in messages):
+                messages, supervised_from = [{"role": "system", "content": said}, *messages], supervised_from + 1
+            elif not any(message.get("content") == said for message in messages):
+                self.note(f"column {name} isn't read: the messages have a system message of their own", where)
+        return ChatRow(messages, supervised_from, row.get("tools") or None, _extra(row, where))
+
+    def _note_unread(self, row: Row, columns: tuple[str | None, ...], kind: RowKind, where: str) -> None:
+        found = (columns, type(kind), *row)
+        if found not in self._unread:
+            beside = BESIDE if isinstance(kind, TokenRow) else _OF_CHATS if isinstance(kind, ChatRow) else ()
+            unread = [name for name in row if name not in columns and name not in beside]
+            self._unread[found] = f"columns that aren't read: {listed(unread)}" if unread else ""
+        if self._unread[found]:
+            self.note(self._unread[found], where)
 
 
 def columns_of(row: Row) -> str:
     """What to tell the user about a row in which something is missing."""
-    return f"the columns are {', '.join(map(str, row))}" if row else "the row is empty"
+    return f"the columns are {listed(row)}" if row else "the row is empty"
+
+
+def _unknown(row: Row) -> str:
+    if "chosen" in row and "rejected" in row:
+        return (
+            "the row is a preference (chosen, rejected), of which the teacher could learn one answer only; give that "
+            "one as prompt and completion, or as messages"
+        )
+    wanted = "text, messages, prompt and completion, or input_ids"
+    return f"found no column {wanted}; {columns_of(row)}. Choose with --text-column"
 
 
 def _is_filled(value: Any) -> bool:
@@ -188,68 +226,6 @@ def _extra(row: Row, where: str) -> Mapping[str, Any]:
     if row.get("documents"):
         extra["documents"] = row["documents"]
     return {name: value for name, value in extra.items() if value is not None}
-
-
-def _token_row(ids: list[int], row: Row, where: str) -> TokenRow:
-    """Token ids without their padding, and which of them are to be predicted."""
-    span = _unpadded(row.get("attention_mask"), ids, where)
-    kept = ids[span]
-    positions = _beside(row, "position_ids", ids, span, where)
-    if positions is not None and any(b != a + 1 for a, b in itertools.pairwise(positions)):
-        raise RowError(f"{where}: position_ids begin again inside the row: give each document a row of its own")
-    predicted: list[bool] | None = None
-    labels = _beside(row, "labels", ids, span, where)
-    if labels is not None:
-        predicted = [label != _NOT_PREDICTED for label in labels]
-        for place, (label, token) in enumerate(zip(labels, kept, strict=True)):
-            if label not in (_NOT_PREDICTED, token):
-                raise RowError(
-                    f"{where}: labels[{span.start + place}] is {label} where the token is {token}: labels must repeat "
-                    "the tokens (not shifted), or be -100"
-                )
-    for name in _MASKS:
-        if (mask := _beside(row, name, ids, span, where)) is not None:
-            before = [True] * len(kept) if predicted is None else predicted
-            predicted = [bool(marked) and was for marked, was in zip(mask, before, strict=True)]
-    return TokenRow(kept, predicted)
-
-
-def _unpadded(attention: Any, ids: list[int], where: str) -> slice:
-    """The tokens that an attention mask leaves visible.
-
-    Raises:
-        RowError: it has another length, or hides tokens between others.
-    """
-    if attention is None:
-        return slice(0, len(ids))
-    _same_length("attention_mask", attention, ids, where)
-    _whole_numbers("attention_mask", attention, where)
-    seen = [place for place, mark in enumerate(attention) if mark]
-    span = slice(seen[0], seen[-1] + 1) if seen else slice(0, 0)
-    if len(seen) != span.stop - span.start:
-        raise RowError(f"{where}: attention_mask hides tokens in the middle of the row; only padding can be left out")
-    return span
-
-
-def _beside(row: Row, name: str, ids: list[int], span: slice, where: str) -> list[Any] | None:
-    """The values of a column that has one for each token, without those of the padding; None if there is no column."""
-    values = row.get(name)
-    if values is None:
-        return None
-    _same_length(name, values, ids, where)
-    _whole_numbers(name, values, where)
-    return list(values)[span]
-
-
-def _whole_numbers(name: str, values: Any, where: str) -> None:
-    if not all(isinstance(value, int) for value in values):
-        raise RowError(f"{where}: {name} holds something else than whole numbers")
-
-
-def _same_length(name: str, values: Any, ids: list[int], where: str) -> None:
-    if not isinstance(values, list | tuple) or len(values) != len(ids):
-        size = len(values) if isinstance(values, list | tuple) else type(values).__name__
-        raise RowError(f"{where}: {size} {name} for {len(ids)} token ids")
 
 
 def _alpaca(instruction: str, rest: str) -> str:

@@ -14,9 +14,11 @@ import numpy as np
 from logitcache.data.chat import ChatTemplate
 from logitcache.data.files.sources import Row
 from logitcache.data.pieces import LongRows, Pieces, Tokenised, TokenSequence
-from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader, TokenRow
-from logitcache.data.special_tokens import AUTO, SpecialTokens
+from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader
+from logitcache.data.shown import listed, shown
+from logitcache.data.special_tokens import AUTO, NONE, SpecialTokens
 from logitcache.data.tally import EMPTY, Tally
+from logitcache.data.token_rows import TokenRow
 from logitcache.errors import ConfigError, RowError
 
 Positions = Literal["all", "completion"]
@@ -25,6 +27,8 @@ _CUT = {
     "split": "split into several sequences",
     "truncate": "truncated",
 }
+_NO_BEGIN = "token ids without what the tokenizer puts before a text (BOS); they are taken as they are"
+_NO_END = "nothing ends the {}: the tokenizer has no end token{}"
 
 
 class RowTokeniser:
@@ -65,6 +69,7 @@ class RowTokeniser:
         self._positions = positions
         self._pieces = Pieces(max_length, overlap, long_rows)
         self._special = SpecialTokens.of(tokenizer, end_of_text)
+        self._no_end_wanted = end_of_text == NONE
         if overlap + len(self._special.before) >= max_length:
             raise ConfigError(f"overlap {overlap} leaves no room for new tokens in max_length {max_length}")
         self._chat = chat or ChatTemplate(tokenizer)
@@ -118,7 +123,7 @@ class RowTokeniser:
         if isinstance(kind, ChatRow):
             turns = kind.messages[kind.supervised_from :]
             if not any(message.get("role") == "assistant" for message in turns):
-                roles = ", ".join(sorted({str(message.get("role")) for message in turns})) or "none"
+                roles = listed(sorted({shown(message.get("role")) for message in turns})) or "none"
                 return f"no assistant turn (the roles are: {roles})"
         if isinstance(kind, PairRow) and not kind.completion:
             return "an empty completion"
@@ -139,10 +144,14 @@ class RowTokeniser:
     def _document(self, text: str, where: str) -> Tokenised:
         if self._positions == "completion":
             raise RowError(f"{where}: plain text has no completion; use --positions all, or chat or prompt rows")
+        if self._special.end_of_text is None and not self._no_end_wanted:
+            self.tally.note(_NO_END.format("documents", "; name one with --end-of-text"), where)
         ids, _ = self._special.ended(self._encode(text, where), self._special.end_of_text)
         return Tokenised(ids, np.ones(len(ids), dtype=np.bool_))
 
     def _token_row(self, row: TokenRow, where: str) -> Tokenised:
+        if self._special.before and not self._special.starts(row.token_ids):
+            self.tally.note(_NO_BEGIN, where)
         if row.predicted is None or self._positions == "all":
             if self._positions == "completion":
                 raise RowError(f"{where}: token ids without labels have no completion; use --positions all")
@@ -155,6 +164,8 @@ class RowTokeniser:
         is_target = [stop > len(row.prompt) for _, stop in encoded["offset_mapping"]]
         ids = self._once(list(encoded["input_ids"]), where)
         is_target = is_target[len(is_target) - len(ids) :]
+        if self._special.end is None:
+            self.tally.note(_NO_END.format("completions", ""), where)
         ids, ends = self._special.ended(ids, self._special.end)
         return self._with_context(ids, [*is_target[: len(ids) - ends], *[True] * ends])
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from logitcache.data import RowTokeniser, SpecialTokens, Tally
+from logitcache.data import PromptTokeniser, RowTokeniser, SpecialTokens, Tally
 from logitcache.errors import ConfigError, DataError, RowError
 
 BOS, END = "<|im_start|>", "<|endoftext|>"
@@ -263,3 +263,100 @@ def test_reasons_do_not_grow_without_bound() -> None:
         tally.leave_out(f"reason {number}", f"row {number}")
     assert len(tally.left_out) <= 41
     assert tally.left_out_rows == 200
+
+
+# What stands beside
+
+
+def test_a_system_column_begins_the_chat(tokenizer: Any) -> None:
+    asked, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}
+    begun = {"role": "system", "content": "Be a pirate."}
+    (whole,), _ = tokenise(tokenizer, {"messages": [begun, asked, said]})
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy"}]
+    for row in (
+        {"messages": [asked, said], "system": "Be a pirate."},
+        {"conversations": sharegpt, "system_prompt": "Be a pirate."},
+        {"prompt": [asked], "completion": [said], "system": "Be a pirate."},
+        {"instruction": "Hi", "output": "Ahoy", "system": "Be a pirate."},
+        {"messages": [begun, asked, said], "system": "Be a pirate."},
+    ):
+        (sequence,), tally = tokenise(tokenizer, row)
+        assert sequence.token_ids_L.tolist() == whole.token_ids_L.tolist()
+        assert sequence.target_mask_L.tolist() == whole.target_mask_L.tolist()
+        assert not any("aren't read" in note for note in tally.notes)
+    (sequence,), tally = tokenise(tokenizer, {"messages": [begun, asked, said], "system": "Be brief."})
+    assert sequence.token_ids_L.tolist() == whole.token_ids_L.tolist()
+    assert list(tally.notes) == ["column system isn't read: the messages have a system message of their own"]
+    with pytest.raises(RowError, match="row 1: column system holds list; it must be text"):
+        tokenise(tokenizer, {"messages": [asked, said], "system": ["Be a pirate."]})
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"text": "A document.", "url": "x", "date": 1}, "url, date"),
+        ({"prompt": "a", "completion": " b", "system": "c"}, "system"),
+        ({"input_ids": [5, 6], "attention_mask": [1, 1], "text": "x"}, "text"),
+        ({"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}, "history"),
+        (
+            {"text": "A document.", **{f"c{i}": 1 for i in range(30)}},
+            ", ".join(f"c{i}" for i in range(20)) + " and 10 more",
+        ),
+    ],
+)
+def test_columns_that_are_not_read_are_told(tokenizer: Any, row: dict[str, Any], unread: str) -> None:
+    _, tally = tokenise(tokenizer, row)
+    assert f"columns that aren't read: {unread}" in tally.notes
+
+
+def test_a_preference_is_refused_with_the_way_out(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"a preference \(chosen, rejected\).* give that one as prompt and completion"):
+        tokenise(tokenizer, {"prompt": "Q?", "chosen": "good", "rejected": "bad"})
+
+
+def test_values_in_messages_are_short_and_of_one_line(tokenizer: Any) -> None:
+    rows: list[dict[str, Any]] = [
+        {f"{'c' * 500}\x1b[31m\n{i}": 1 for i in range(500)},
+        {"messages": [{"role": "assistant", "content": "a", "weight": 10**400}]},
+        {"messages": [{f"{'k' * 500}{i}\n": 1 for i in range(500)}]},
+        {"conversations": [{"from": "x\n\x1b" * 300, "value": "a"}]},
+        {"input_ids": [5, 6], "labels": [5, 10**400]},
+        {"input_ids": [[5, 6]]},
+    ]
+    for row in rows:
+        with pytest.raises(DataError) as refused:
+            tokenise(tokenizer, row, positions="all")
+        assert len(str(refused.value)) < 2000
+        assert str(refused.value).isprintable()
+    _, tally = tokenise(tokenizer, {"messages": [{"role": "x\n\x1b" * 300, "content": "a"}]})
+    assert all(len(reason) < 200 and reason.isprintable() for reason in tally.left_out)
+
+
+def test_where_the_tokenizer_gives_no_end_or_the_ids_no_beginning(smollm2_dir: Path, with_bos: Any) -> None:
+    endless = AutoTokenizer.from_pretrained(smollm2_dir)
+    endless.eos_token = None
+    for row, note in (
+        ({"text": "A document."}, "nothing ends the documents: the tokenizer has no end token; name one with"),
+        ({"prompt": "a", "completion": " b"}, "nothing ends the completions: the tokenizer has no end token"),
+    ):
+        _, tally = tokenise(endless, row)
+        assert any(told.startswith(note) for told in tally.notes)
+    for wanted in ("none", END):
+        assert tokenise(endless, {"text": "A document."}, end_of_text=wanted)[1].notes == {}
+    _, tally = tokenise(with_bos, {"input_ids": [5, 6]})
+    assert "token ids without what the tokenizer puts before a text (BOS); they are taken as they are" in tally.notes
+    assert tokenise(with_bos, {"input_ids": [with_bos.bos_token_id, 6]})[1].notes == {}
+
+
+def test_the_prompt_of_token_ids_ends_before_their_answer(tokenizer: Any) -> None:
+    made = PromptTokeniser(tokenizer, vocab_size=len(tokenizer), max_length=100)
+    for row, prompt in (
+        ({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, [5, 6]),
+        ({"input_ids": [5, 6, 7, 8, 9], "completion_mask": [0, 1, 0, 1, 0]}, [5, 6, 7]),
+        ({"input_ids": [5, 6], "labels": [5, 6]}, [5, 6]),
+        ({"input_ids": [5, 6], "labels": [-100, -100]}, [5, 6]),
+        ({"input_ids": [5, 6]}, [5, 6]),
+    ):
+        (sequence,) = made.sequences(row, "row 1")
+        assert sequence.token_ids_L.tolist() == prompt
+        assert sequence.target_mask_L.tolist() == [False] * (len(prompt) - 1) + [True]

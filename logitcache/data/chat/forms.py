@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from logitcache.data.chat.contents import contents_taken
 from logitcache.data.chat.messages import Message, normalise, normalise_tools, plain, spellings
 from logitcache.data.chat.template import Template
+from logitcache.data.shown import shown
 from logitcache.errors import DataError, RowError
 
 _Result = TypeVar("_Result")
@@ -95,13 +96,16 @@ class TemplateForms:
         if taken := sorted(_RESERVED & own.keys()):
             raise RowError(f"{where}: the row's variables for the chat template must not hold {taken[0]}")
         if not self._source:
-            raise DataError(f"{where}: the teacher's tokenizer has no chat template, which rows of messages need")
+            raise DataError(
+                f"{where}: the teacher's tokenizer has no chat template, which rows of messages need; give one with "
+                "--chat-template"
+            )
         compiled = self._for(schemas)
         template = compiled.template
         takes_text, takes_parts = compiled.contents
         conversation = normalise(messages, where, takes_text=takes_text, takes_parts=takes_parts)
         unread = [name for name in ("tools", *own) if name not in template.variables]
-        notes = [f"the chat template doesn't read the row's {name}" for name in unread if name in own or schemas]
+        notes = [f"the chat template doesn't read the row's {shown(name)}" for name in unread if name in own or schemas]
         variables = {**self._arguments_of(template), **own, "tools": schemas}
         return Given(
             template, conversation.messages, conversation.supervised, variables, [*conversation.notes, *notes], where
@@ -115,7 +119,8 @@ class TemplateForms:
         known |= {"date"} if any(template.date.is_used for template in templates) else set()
         for name in self._arguments:
             if name not in known:
-                raise DataError(f"the chat template doesn't read {name!r}; it reads {', '.join(sorted(known))}")
+                read = ", ".join(sorted(known)) or "no variables"
+                raise DataError(f"the chat template doesn't read {name!r}; it reads {read}")
 
     def _arguments_of(self, template: Template) -> dict[str, Any]:
         return {name: value for name, value in self._arguments.items() if name != "date" or name in template.variables}
@@ -131,7 +136,10 @@ class TemplateForms:
             try:
                 return self._compile(self._tokenizer.get_chat_template(None, tools))
             except ValueError as error:
-                raise DataError(f"the tokenizer has several chat templates and none is the default: {error}") from error
+                raise DataError(
+                    f"the tokenizer has several chat templates ({', '.join(self._source)}) and none is the default; "
+                    "give the one for these rows with --chat-template"
+                ) from error
         assert self._source is not None
         return self._compile(self._source)
 

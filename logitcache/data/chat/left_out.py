@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from logitcache.data.chat.messages import Message
+from logitcache.data.shown import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[i
         if message["role"] != "assistant":
             if not all(own.holds(part) or whole.holds(part) for part in _texts(message.get("content"))):
                 what = "changes the text of a message" if place else "leaves out a message"
-                notes[f"the chat template {what} of role {message['role'][:40]!r}"] = None
+                notes[f"the chat template {what} of role {shown(message['role'])!r}"] = None
             continue
         said = [(part, "part of an assistant's message") for part in _texts(message.get("content"))]
         said += [(message.get("reasoning_content", ""), "an assistant's reasoning")]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from logitcache.data.shown import listed, shown
 from logitcache.errors import RowError
 
 Message = dict[str, Any]
@@ -152,7 +153,7 @@ def _plain_message(given: Any, at: str) -> Message:
         raise RowError(f"{at}: must be a mapping with role and content, not {type(given).__name__}")
     message: Message = plain(given, at)
     if not isinstance(message.get("role"), str) or not message["role"]:
-        raise RowError(f"{at}: has no role; its keys are {', '.join(message) or 'none'}")
+        raise RowError(f"{at}: has no role; its keys are {listed(message) or 'none'}")
     return message
 
 
@@ -164,7 +165,9 @@ def _supervision(message: Message, at: str) -> bool | None:
         if value is None:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise RowError(f"{at}: {name} is {value!r}; a message is trained on or not, so it must be 0 or 1")
+            raise RowError(
+                f"{at}: {name} is {shown(repr(value))}; a message is trained on or not, so it must be 0 or 1"
+            )
         marks.append(bool(value))
     return all(marks) if marks else None
 
@@ -196,7 +199,7 @@ def _part_text(part: Any, at: str) -> str:
         kind = part.get("type", "text")
         if isinstance(part.get("text"), str) and str(kind).endswith("text"):
             return str(part["text"])
-        raise RowError(f"{at}: its content has a part of type {kind!r}; only text parts can be used")
+        raise RowError(f"{at}: its content has a part of type {shown(repr(kind))}; only text parts can be used")
     raise RowError(f"{at}: its content has a part that is {type(part).__name__}; only text parts can be used")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from logitcache.data.chat.messages import Message
+from logitcache.data.shown import shown
 from logitcache.errors import RowError
 
 _ROLES = {
@@ -45,7 +46,7 @@ def from_sharegpt(items: Iterable[Any], where: str = "the row") -> list[Message]
             raise RowError(f"{where}: message {number}: does not say who it is from")
         role = _ROLES.get(speaker.strip().lower())
         if role is None:
-            raise RowError(f"{where}: message {number}: is from {speaker!r}; known are {', '.join(_ROLES)}")
+            raise RowError(f"{where}: message {number}: is from {shown(repr(speaker))}; known are {', '.join(_ROLES)}")
         rest = {key: value for key, value in item.items() if key not in ("from", "value")}
         messages.append({**rest, "role": role, "content": item.get("value")})
     return messages
