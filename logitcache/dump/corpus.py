@@ -78,11 +78,14 @@ class Corpus:
         self.tally.read += 1
         try:
             return self._tokeniser.sequences(row, where)
+        except RecursionError:
+            fault = RowError(f"{where}: a value of the row is nested too deep")
         except RowError as error:
-            if self._skip_bad:
-                self.tally.leave_out(str(error).removeprefix(f"{where}: "), where)
-                return []
-            raise RowError(f"{error} (--bad-rows skip leaves such rows out and counts them)") from error
+            fault = error
+        if self._skip_bad:
+            self.tally.leave_out(str(fault).removeprefix(f"{where}: "), where)
+            return []
+        raise RowError(f"{fault} (--bad-rows skip leaves such rows out and counts them)") from fault
 
     def _thinned(self, sequence: TokenSequence) -> TokenSequence | None:
         """The sequence with every n-th target of the corpus only; None if none of its own is among them."""

@@ -128,6 +128,23 @@ def test_damaged_rows_are_counted_or_one_clear_error(job: Job, tmp_path: Path, r
     read(job, path, text_column=next(iter(rows[0]), "text"))
 
 
+@pytest.mark.parametrize("depth", [400, 900, 100_000])
+def test_deep_values_are_taken_or_one_clear_error(job: Job, tmp_path: Path, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    called = {**said[1], "tool_calls": [{"function": {"name": "f", "arguments": deep}}]}
+    lines = [
+        json.dumps({"messages": said, "tools": '[{"name": "f", "parameters": ' + deep + "}]"}),
+        json.dumps({"messages": [said[0], called]}),
+        json.dumps({"messages": said}).replace('"b"', f'"b", "x": {deep}'),
+    ]
+    path = tmp_path / "rows.jsonl"
+    for line in lines:
+        path.write_text(line + "\n")
+        whole = read(job, path)
+        assert isinstance(whole, Corpus) or "nested too deep" in str(whole)
+
+
 def test_a_dump_of_damaged_rows_says_what_it_left_out(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [
         SOUND[0],
