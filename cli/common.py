@@ -16,6 +16,8 @@ from rich.markup import escape
 
 from logitcache.errors import ConfigError, LogitCacheWarning
 
+from .text import printable
+
 console = Console()
 # Progress and notes go to stderr, so that stdout holds nothing but the answer.
 messages = Console(stderr=True)
@@ -60,7 +62,9 @@ def warnings_in_a_line() -> Iterator[None]:
                 if str(message) in said:
                     return
                 said.add(str(message))
-                messages.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+                messages.print(
+                    f"[bold yellow]warning:[/] {escape(printable(str(message)))}", soft_wrap=True, highlight=False
+                )
             else:
                 usual(message, category, *rest, **more)
 
@@ -81,7 +85,7 @@ def read_assignments(flag: str, assignments: list[str] | None) -> dict[str, Any]
             raise ConfigError(f"{flag} {assignment!r} is not allowed; write name=value, such as enable_thinking=false")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{flag} {assignment!r}: the value can't be read: {str(error).splitlines()[0]}"
             ) from error

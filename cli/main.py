@@ -30,6 +30,7 @@ from .push import push
 from .sign import keygen, sign
 from .student import student
 from .tag import tag
+from .text import printable
 from .train import train
 from .verify import verify
 
@@ -103,7 +104,7 @@ def run() -> None:
     except (LogitCacheError, OSError) as error:
         if "--debug" in sys.argv[1:]:
             raise
-        messages.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        messages.print(f"[bold red]error:[/] {escape(printable(str(error)))}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from error
 
 

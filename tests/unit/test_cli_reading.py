@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +246,11 @@ def test_control_characters_do_not_reach_the_terminal(shell: Shell, tmp_path: Pa
     build_cache(tmp_path / "cache", settings={"x\x1b[2J": "y\x07\x9b31m"})
     assert shell("info", tmp_path / "cache") == 0
     assert not set(shell.out) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_control_characters_of_an_error_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("logitcache")), "info", str(tmp_path / "a\x1b[2J\x07\x9b31m")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error:")
+    assert not set(done.stderr) & {"\x1b", "\x07", "\x9b"}
