@@ -327,6 +327,11 @@ def test_tokenizers_and_templates_that_are_refused(smollm2_dir: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
     with pytest.raises(DataError, match="the chat template isn't valid Jinja"):
         ChatTemplate(tokenizer, template="{% for %}")
+    with pytest.raises(DataError, match="doesn't read 'loud'; it reads no variables"):
+        ChatTemplate(tokenizer, template="{{ messages }}", arguments={"loud": True})
+    tokenizer.chat_template = {"rag": "{{ messages }}", "tool_use": "{{ tools }}{{ messages }}"}
+    with pytest.raises(DataError, match=r"several chat templates \(rag, tool_use\) .*give the one .* --chat-template"):
+        ChatTemplate(tokenizer).encode(CHAT, 0, "row 1")
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match="row 1: the teacher's tokenizer has no chat template"):
+    with pytest.raises(DataError, match=r"row 1: the teacher's tokenizer has no chat template.* --chat-template"):
         ChatTemplate(tokenizer).encode(CHAT, 0, "row 1")

@@ -31,6 +31,7 @@ from logitcache.cache import (
 from logitcache.cli import info as info_module
 from logitcache.cli import peek as peek_module
 from logitcache.cli import verify as verify_module
+from logitcache.cli.common import read_assignments
 from logitcache.cli.main import run
 
 TEXT = "The state of the Union is strong.\nLet us go on – together."
@@ -254,3 +255,19 @@ def test_control_characters_of_an_error_do_not_reach_the_terminal(tmp_path: Path
     assert done.returncode == 1
     assert done.stderr.startswith("error:")
     assert not set(done.stderr) & {"\x1b", "\x07", "\x9b"}
+
+
+@pytest.mark.parametrize("value", ["date=2026-13-01", "x={a: [", "noequals", "=3"])
+def test_arguments_that_are_no_values_are_one_line(value: str) -> None:
+    with pytest.raises(lc.LogitCacheError) as refused:
+        read_assignments("--template-args", [value])
+    assert repr(value) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_dates_among_arguments_stay_text() -> None:
+    assert read_assignments("--template-args", ["date=2026-01-31", "on=false", "n=3"]) == {
+        "date": "2026-01-31",
+        "on": False,
+        "n": 3,
+    }
