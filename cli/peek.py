@@ -134,7 +134,7 @@ def _prediction(sequence: CachedSequence, row: int, token_id: int, top: int, nam
 def _print(cache: Cache, index: int, sequence: CachedSequence, rows: list[Row]) -> None:
     span = f"tokens {rows[0].position:,} to {rows[-1].position + 1:,} of {len(sequence):,}" if rows else "no tokens"
     teacher = printable(cache.manifest.provenance.teacher.name)
-    targets = f"{len(sequence.targets):,} targets of {teacher}"
+    targets = f"{len(sequence.targets):,} targets (in ⟦⟧) of {teacher}"
     console.print(Text.assemble((f"Sequence {index:,}", "bold"), f" of {len(cache):,}: {span}, {targets}"))
     if not rows:
         return
@@ -212,5 +212,5 @@ def _legend() -> Text:
     text = Text("p of the token that came: ", "dim")
     for (_, colour, mark), label in zip(LEVELS, ("50%", "10%", "1%", "less"), strict=True):
         text.append(f"{label} {mark}".strip() + "  ", colour)
-    text.append("[came]  rest: not in the top K  ⟦to be predicted⟧", "dim")
+    text.append("[came]  rest: not in the top K", "dim")
     return text

@@ -98,7 +98,8 @@ def test_damaged_rows(dump: Any, tmp_path: Path) -> None:
         "j.arrow": (b"ARROW1", "Arrow"),
         "k.jsonl": (b'{"input_ids": [1, 49152]}\n', "from 0 to 49151"),
         "l.jsonl": (b'{"input_ids": [1, 2], "labels": [1]}\n', "1 labels for 2 token ids"),
-        "m.jsonl": (b'{"messages": [{"role": "user"}]}\n', "chat template can't render"),
+        "m.jsonl": (b'{"messages": [{"role": "user"}]}\n', "1 no assistant turn .*m.jsonl row 1"),
+        "o.jsonl": (b'{"messages": [{"role": "assistant", "content": "a"}, {}]}\n', "message 2: has no role"),
         "n.jsonl": (b'{"prompt": "a", "completion": 3}\n', "must both be text"),
     }
     for name, (content, match) in cases.items():
@@ -137,8 +138,8 @@ def test_non_finite_logits(dump: Any, tiny_llama_dir: Path, tmp_path: Path) -> N
     )
     cache = dump(out=tmp_path / "skipped", skip_non_finite=True, **settings)
     # Attention multiplies NaN by zero, so the position before the broken word is lost too, and with it the sequence.
-    assert [len(sequence.positions) for sequence in cache] == [2, 1]
-    assert cache.manifest.provenance.settings["skipped_non_finite"] == 2
+    assert [len(sequence.positions) for sequence in cache] == [3, 2]
+    assert cache.manifest.provenance.settings["skipped_non_finite"] == 3
 
 
 def test_command_line_says_it_in_one_line(tiny_llama_dir: Path, tmp_path: Path) -> None:

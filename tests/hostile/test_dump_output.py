@@ -54,7 +54,8 @@ def test_a_worker_that_comes_after_the_end_gets_the_cache(
 
 
 def test_resume_with_other_settings(dump: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out"
+    out, more = tmp_path / "out", tmp_path / "more.txt"
+    more.write_text(WORDS)
     with monkeypatch.context() as patch:
         patch.setattr(writer, "publish_shard", fail_after(2))
         with pytest.raises(StorageError, match="no more"):
@@ -63,7 +64,9 @@ def test_resume_with_other_settings(dump: Any, text: Path, tmp_path: Path, monke
         ({"top_k": 9}, "top_k was 8 and is 9"),
         ({"shard_format": "arrow", "statistics": True}, "shard_format was zarr and is arrow; statistics was False"),
         ({"preset": "tiny"}, "encoding was preset compact and is preset tiny"),
-        ({"data": [str(text), str(text)]}, "the data had 1 inputs and has 2"),
+        ({"data": [str(text), str(more)]}, "the data had 1 inputs and has 2"),
+        ({"end_of_text": "none"}, "end_of_text was auto and is none"),
+        ({"template_args": {"a": 1}}, "template_args was empty and is a 1"),
         ({"card": {"licence": "CC0"}}, "card was empty and is licence CC0"),
     ):
         with pytest.raises(ResumeMismatchError, match=match):
