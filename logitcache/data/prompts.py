@@ -52,7 +52,7 @@ class PromptTokeniser:
         self._special = SpecialTokens.of(tokenizer, NONE)
         self.tally = tally or Tally()
         has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._reader = RowReader(text_column, has_template, self.tally.note, prompts=True)
+        self._reader = RowReader(text_column, has_template, self.tally, prompts=True)
         self.saw_masked = positions != "all"
 
     def sequences(self, row: Row, where: str) -> list[TokenSequence]:

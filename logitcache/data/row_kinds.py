@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from logitcache.data.chat import Message, from_sharegpt
 from logitcache.data.files.sources import Row
 from logitcache.data.shown import listed
+from logitcache.data.tally import Tally
 from logitcache.data.token_rows import BESIDE, TokenRow, token_row
 from logitcache.errors import DataError, RowError
 
@@ -64,12 +65,12 @@ class RowReader:
         text_column: the column to read; None goes by the columns' names.
         has_template: the teacher's tokenizer has a chat template, so a question with its answer is a chat.
         prompts: rows may hold a prompt alone, for a teacher that answers it.
-        note: called with what a person should know about a row, and the row's name.
+        tally: where it is counted how rows were read.
     """
 
     text_column: str | None
     has_template: bool
-    note: Callable[[str, str], None]
+    tally: Tally
     prompts: bool = False
     _unread: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
@@ -104,7 +105,7 @@ class RowReader:
         if not filled:
             return None
         if filled[0] != known[0]:
-            self.note(f"column {known[0]} is empty, {filled[0]} is read instead", where)
+            self.tally.note(f"column {known[0]} is empty, {filled[0]} is read instead", where)
         if filled[0] in (*CHAT_COLUMNS, *TOKEN_COLUMNS) and isinstance(row[filled[0]], str):
             # Taken as a document it would teach its own notation.
             raise RowError(
@@ -157,9 +158,9 @@ class RowReader:
         if rest is not None and not isinstance(rest, str):
             raise RowError(f"{where}: {further} holds {type(rest).__name__}; it must be text")
         if not self.has_template:
-            self.note("an instruction with its answer, read in the form that Alpaca was published with", where)
+            self.tally.tell("an instruction with its answer, read in the form that Alpaca was published with", where)
             return PairRow(_alpaca(question, rest or ""), reply or "")
-        self.note("an instruction with its answer, read as a chat", where)
+        self.tally.tell("an instruction with its answer, read as a chat", where)
         asked = f"{question}\n\n{rest}" if rest else question
         return self._chat(
             [{"role": "user", "content": asked}, {"role": "assistant", "content": reply or ""}], 1, row, where
@@ -175,7 +176,7 @@ class RowReader:
             if not any(message.get("role") in ("system", "developer") for message in messages):
                 messages, supervised_from = [{"role": "system", "content": said}, *messages], supervised_from + 1
             elif not any(message.get("content") == said for message in messages):
-                self.note(f"column {name} isn't read: the messages have a system message of their own", where)
+                self.tally.note(f"column {name} isn't read: the messages have a system message of their own", where)
         return ChatRow(messages, supervised_from, row.get("tools") or None, _extra(row, where))
 
     def _note_unread(self, row: Row, columns: tuple[str | None, ...], kind: RowKind, where: str) -> None:
@@ -185,7 +186,7 @@ class RowReader:
             unread = [name for name in row if name not in columns and name not in beside]
             self._unread[found] = f"columns that aren't read: {listed(unread)}" if unread else ""
         if self._unread[found]:
-            self.note(self._unread[found], where)
+            self.tally.tell(self._unread[found], where)
 
 
 def columns_of(row: Row) -> str:

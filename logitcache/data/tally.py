@@ -10,6 +10,7 @@ from typing import Any
 #: Reasons can hold values of a row. So many are kept apart, the rest are counted together.
 _MOST_REASONS = 40
 _OTHER = "other reasons"
+_GROUPS = ("left_out", "cut", "notes", "told")
 #: Why a row without content is left out.
 EMPTY = "empty"
 
@@ -37,13 +38,15 @@ class Tally:
         read: rows read.
         left_out: rows that gave no sequence, by reason.
         cut: rows longer than the limit, by what was done.
-        notes: rows that were used, with something that a person should know.
+        notes: rows that were used, but not as they stand: what a person should know before the dump begins.
+        told: how rows were read, where that needed a choice.
     """
 
     read: int = 0
     left_out: dict[str, Happening] = field(default_factory=dict)
     cut: dict[str, Happening] = field(default_factory=dict)
     notes: dict[str, Happening] = field(default_factory=dict)
+    told: dict[str, Happening] = field(default_factory=dict)
 
     def leave_out(self, reason: str, where: str) -> None:
         """Count a row that gives no sequence."""
@@ -57,13 +60,17 @@ class Tally:
         """Count a row that is used, but not as it stands."""
         _count(self.notes, what, where)
 
+    def tell(self, what: str, where: str) -> None:
+        """Count a row that was read in a way that is worth a line."""
+        _count(self.told, what, where)
+
     @property
     def left_out_rows(self) -> int:
         return sum(happening.rows for happening in self.left_out.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what didn't happen is absent, and files go by their last name, so that no disk is described."""
-        groups = {name: getattr(self, name) for name in ("left_out", "cut", "notes")}
+        groups = {name: getattr(self, name) for name in _GROUPS}
         shown = {
             name: {reason: _plain(happening) for reason, happening in group.items()} for name, group in groups.items()
         }
@@ -74,7 +81,7 @@ class Tally:
         """Back from :meth:`to_json`."""
         groups = {
             name: {reason: Happening(**happening) for reason, happening in value.get(name, {}).items()}
-            for name in ("left_out", "cut", "notes")
+            for name in _GROUPS
         }
         return cls(value["read"], **groups)
 
@@ -82,7 +89,12 @@ class Tally:
         """What to tell a person: one line of counts, and one for each thing that happened."""
         cut = sum(happening.rows for happening in self.cut.values())
         yield f"rows: {self.read:,} read, {self.left_out_rows:,} left out, {cut:,} longer than the limit"
-        for title, group in (("left out", self.left_out), ("too long", self.cut), ("note", self.notes)):
+        for title, group in (
+            ("left out", self.left_out),
+            ("too long", self.cut),
+            ("note", self.notes),
+            ("read", self.told),
+        ):
             for reason, happening in group.items():
                 yield f"{title}: {reason} ({_amount(happening)}; the first is {happening.first})"
 

@@ -74,7 +74,7 @@ class RowTokeniser:
             raise ConfigError(f"overlap {overlap} leaves no room for new tokens in max_length {max_length}")
         self._chat = chat or ChatTemplate(tokenizer)
         self.tally = tally or Tally()
-        self._reader = RowReader(text_column, bool(getattr(tokenizer, "chat_template", None)), self.tally.note)
+        self._reader = RowReader(text_column, bool(getattr(tokenizer, "chat_template", None)), self.tally)
         #: True once a row had tokens that aren't to be predicted.
         self.saw_masked = False
 

@@ -205,7 +205,7 @@ def test_instructions_are_chats_where_there_is_a_template(tokenizer: Any, with_b
     (sequence,), tally = tokenise(tokenizer, row)
     assert spoken(tokenizer, sequence) == "3<|im_end|>"
     assert "<|im_start|>user\nAdd the numbers.\n\n1 2<|im_end|>" in tokenizer.decode(sequence.token_ids_L)
-    assert tally.notes["an instruction with its answer, read as a chat"].rows == 1
+    assert tally.told["an instruction with its answer, read as a chat"].rows == 1
     (sequence,), tally = tokenise(with_bos, row)
     assert "### Instruction:\nAdd the numbers.\n\n### Input:\n1 2\n\n### Response:\n3" in with_bos.decode(
         sequence.token_ids_L
@@ -283,7 +283,7 @@ def test_a_system_column_begins_the_chat(tokenizer: Any) -> None:
         (sequence,), tally = tokenise(tokenizer, row)
         assert sequence.token_ids_L.tolist() == whole.token_ids_L.tolist()
         assert sequence.target_mask_L.tolist() == whole.target_mask_L.tolist()
-        assert not any("aren't read" in note for note in tally.notes)
+        assert not any("aren't read" in what for what in tally.told)
     (sequence,), tally = tokenise(tokenizer, {"messages": [begun, asked, said], "system": "Be brief."})
     assert sequence.token_ids_L.tolist() == whole.token_ids_L.tolist()
     assert list(tally.notes) == ["column system isn't read: the messages have a system message of their own"]
@@ -306,7 +306,7 @@ def test_a_system_column_begins_the_chat(tokenizer: Any) -> None:
 )
 def test_columns_that_are_not_read_are_told(tokenizer: Any, row: dict[str, Any], unread: str) -> None:
     _, tally = tokenise(tokenizer, row)
-    assert f"columns that aren't read: {unread}" in tally.notes
+    assert f"columns that aren't read: {unread}" in tally.told
 
 
 def test_a_preference_is_refused_with_the_way_out(tokenizer: Any) -> None:
