@@ -14,6 +14,13 @@ from logitcache.data.chat import ChatTemplate, ChatTokens
 
 OURS = Path(__file__).resolve().parent / "data" / "chat_templates"
 
+CHAT = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris.\nIt lies on the Seine."},
+    {"role": "user", "content": "And of Italy?"},
+    {"role": "assistant", "content": "Rome"},
+]
+
 
 def trl_templates() -> Path:
     """The folder of templates that TRL ships."""
