@@ -213,3 +213,16 @@ def test_the_prompt_of_token_ids_ends_before_their_answer(tokenizer: Any) -> Non
         (sequence,) = made.sequences(row, "row 1")
         assert sequence.token_ids_L.tolist() == prompt
         assert sequence.target_mask_L.tolist() == [False] * (len(prompt) - 1) + [True]
+
+
+def test_share_gpt_is_read_as_the_same_chat(tokenizer: Any) -> None:
+    told = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    said = [
+        {"role": role, "content": one["value"]} for role, one in zip(("system", "user", "assistant"), told, strict=True)
+    ]
+    (ours,), _ = tokenise(tokenizer, {"conversations": told})
+    (theirs,), _ = tokenise(tokenizer, {"messages": said})
+    assert ours.token_ids_L.tolist() == theirs.token_ids_L.tolist()
+    assert spoken(tokenizer, ours) == "Ho<|im_end|>"
+    with pytest.raises(RowError, match="row 1: message 1: is from 'narrator'"):
+        tokenise(tokenizer, {"conversations": [{"from": "narrator", "value": "Once"}, *told]})
