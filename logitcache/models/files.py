@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from logitcache.errors import ModelError
@@ -15,6 +16,9 @@ from logitcache.errors import ModelError
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # What transformers loads from a directory: the first of these that is there. An index names the files.
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_POINTER = b"version https://git-lfs"
 
 
 def weight_files(who: str, directory: Path) -> list[Path]:
@@ -55,6 +59,26 @@ def _indexed(index: Path) -> list[Path]:
     if lacking or not names:
         raise ModelError(f"{index} names {lacking[0] if lacking else 'no file'}, which is not there")
     return [index.parent / name for name in names]
+
+
+def check_readable(who: str, directory: Path, *, plain: bool) -> None:
+    """Every file of safetensors must be whole, and hold numbers that a model computes with.
+
+    Args:
+        who: the model, for messages.
+        directory: where its files are.
+        plain: the configuration doesn't say that weights are quantised. Integers and 8-bit floats, which transformers
+            would take as they are, without their scales, are refused then.
+
+    Raises:
+        ModelError: a file is missing, cut or something else, or a plain weight isn't of floating-point numbers.
+    """
+    for name, kind in _tensors(weight_files(who, directory)):
+        if plain and name.endswith(".weight") and kind.split()[0] not in _FLOATS:
+            raise ModelError(
+                f"{who}: {name} is {kind} in its files, and its config.json has no quantization_config that says what "
+                "these numbers stand for"
+            )
 
 
 def check_quantised(who: str, directory: Path) -> None:
@@ -103,12 +127,29 @@ def check_gguf(who: str, path: Path, model: nn.Module) -> None:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, str]]:
-    """Name, and dtype with shape, of every tensor in files of safetensors; of other files none."""
-    from safetensors import safe_open
+    """Name, and dtype with shape, of every tensor in files of safetensors; of other files none.
 
+    Raises:
+        ModelError: one of them can't be read.
+    """
     for path in files:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dictionary
-                    piece = file.get_slice(name)
-                    yield name, f"{piece.get_dtype()} {piece.get_shape()}"
+            try:
+                yield from _headed(path)
+            except SafetensorError as error:
+                raise ModelError(_unreadable(path, error)) from error
+
+
+def _headed(path: Path) -> Iterator[tuple[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            piece = file.get_slice(name)
+            yield name, f"{piece.get_dtype()} {piece.get_shape()}"
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        pointer = file.read(len(_POINTER)) == _POINTER
+    if pointer:
+        return f"{path} is a pointer of Git LFS, and not the weights: fetch them with `git lfs pull`"
+    return f"{path} is cut, or not a file of safetensors ({str(error).splitlines()[0]}): fetch it again"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from logitcache.errors import MissingDependencyError, ModelError
-from logitcache.models.files import check_gguf, check_quantised
+from logitcache.models.files import check_gguf, check_quantised, check_readable
 from logitcache.models.weights import check_loaded
 
 # In the order of preference, where the configuration doesn't name the class that saved it.
@@ -46,6 +46,10 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(what, name, "weights"), _quiet() as told:
         config = _configuration(place, kwargs)
+        quantised = bool(getattr(config, "quantization_config", None))
+        if Path(place).is_dir() and "gguf_file" not in kwargs:
+            # Code that comes with a model may have numbers of its own.
+            check_readable(f"{what} {name}", Path(place), plain=not quantised and not hasattr(config, "auto_map"))
         loader = _class_for(what, name, config)
         try:
             model, found = loader.from_pretrained(str(place), **kwargs)
@@ -54,7 +58,7 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     check_loaded(what, name, model, found)
     if "gguf_file" in kwargs:
         check_gguf(f"{what} {name}", Path(place) / kwargs["gguf_file"], model)
-    elif getattr(config, "quantization_config", None) and Path(place).is_dir():
+    elif quantised and Path(place).is_dir():
         check_quantised(f"{what} {name}", Path(place))
     return model.eval()
 
@@ -176,5 +180,12 @@ def explained(what: str, name: str, part: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingDependencyError(f"{what} {name}: {str(error).strip().splitlines()[0]}") from error
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{what} {name}: its {part} can't be loaded: {first_line}") from error
+        raise ModelError(f"{what} {name}: its {part} can't be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """An error of transformers in one line: with what follows its colon, and what a key is."""
+    if isinstance(error, KeyError):
+        return f"config.json or another file lacks, or transformers doesn't know, {error}"
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]

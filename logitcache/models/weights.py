@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any
+
+from torch import nn
 
 from logitcache.errors import LogitCacheWarning, ModelError
 
@@ -19,8 +21,8 @@ def check_loaded(what: str, name: str, model: Any, found: dict[str, Any]) -> Non
         found: what ``from_pretrained`` says with ``output_loading_info``.
 
     Raises:
-        ModelError: a weight of the model is not in the files, has another shape there, or the files hold a weight or
-            bias of a loaded module that the model has no place for.
+        ModelError: a weight of the model is not in the files, has another shape there, or the files hold more layers,
+            or a weight or bias of a loaded module, that the model has no place for.
     """
     if found.get("error_msgs"):
         raise ModelError(f"{what} {name}: its weights can't be loaded: {str(found['error_msgs'][0]).strip()[:300]}")
@@ -38,6 +40,7 @@ def check_loaded(what: str, name: str, model: Any, found: dict[str, Any]) -> Non
 def _check_unread(what: str, name: str, model: Any, unexpected: Collection[str]) -> None:
     """A bias that the configuration denies changes the model; a part that the model lacks is named in a warning."""
     modules, prefixes = dict(model.named_modules()), Counter[str]()
+    _check_more_layers(what, name, modules, unexpected)
     buffers = {key.rsplit(".", 1)[-1] for key, _ in model.named_buffers()}
     for key in sorted(unexpected):
         parent, _, leaf = key.rpartition(".")
@@ -55,6 +58,25 @@ def _check_unread(what: str, name: str, model: Any, unexpected: Collection[str])
             f"and were left unread: {parts}",
             LogitCacheWarning,
             stacklevel=2,
+        )
+
+
+def _check_more_layers(what: str, name: str, modules: dict[str, nn.Module], unexpected: Collection[str]) -> None:
+    """Further layers of the kind that the model has are a part of it; those that predict several tokens have more."""
+    beyond: dict[str, set[str]] = defaultdict(set)
+    for key in unexpected:
+        prefix = _first_unknown(key, modules)
+        if isinstance(modules.get(prefix.rpartition(".")[0]), nn.ModuleList):
+            beyond[prefix].add(key.removeprefix(f"{prefix}."))
+    like = []
+    for prefix, names in beyond.items():
+        kinds = [set(layer.state_dict()) for layer in modules[prefix.rpartition(".")[0]].children()]
+        if not kinds or any(names == kind for kind in kinds):
+            like.append(prefix)
+    if like:
+        raise ModelError(
+            f"{what} {name}: its files hold more layers than config.json says ({_some(sorted(like))}): correct the "
+            "number of layers there; `logitcache student` makes a smaller model"
         )
 
 

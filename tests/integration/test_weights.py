@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,75 @@ def test_a_quantised_weight_with_a_damaged_scale_is_refused(
     place = form_of(tmp_path / "teacher", "quantised", teacher_dir)
     change_weights(place, change)
     refused(f"{DOWN}_scale", place, text, tmp_path / "out")
+
+
+def configured(place: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = place / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    change(config)
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_quantised_weights_under_a_plain_configuration_are_refused(
+    teacher_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    place = form_of(tmp_path / "teacher", "quantised", teacher_dir)
+    configured(place, lambda config: config.pop("quantization_config"))
+    refused("weight is F8_E4M3 .* no quantization_config", place, text, tmp_path / "out")
+
+
+def test_integers_as_weights_are_refused(teacher_dir: Path, text: Path, tmp_path: Path) -> None:
+    place = form_of(tmp_path / "teacher", "plain", teacher_dir)
+    change_weights(place, lambda weights: weights.update({DOWN: weights[DOWN].to(torch.int8)}))
+    refused(f"{DOWN} is I8", place, text, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_more_layers_in_the_files_than_in_the_configuration(
+    form: str, layers: int, teacher_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    place = form_of(tmp_path / "teacher", form, teacher_dir)
+    configured(place, lambda config: config.update(num_hidden_layers=layers))
+    refused(rf"more layers than config.json says \(model.layers.{layers}", place, text, tmp_path / "out")
+
+
+def test_a_further_layer_of_another_kind_is_named(teacher_dir: Path, text: Path, tmp_path: Path) -> None:
+    """Layers that predict several tokens ahead lie in the same list, with tensors of their own."""
+    place = form_of(tmp_path / "teacher", "plain", teacher_dir)
+
+    def ahead(weights: dict[str, torch.Tensor]) -> None:
+        layer = {name.replace(".1.", ".2."): value.clone() for name, value in weights.items() if ".layers.1." in name}
+        weights.update(layer | {"model.layers.2.eh_proj.weight": torch.ones(32, 64)})
+
+    change_weights(place, ahead)
+    with pytest.warns(LogitCacheWarning, match=r"left unread: model.layers.2 \(10\)"):
+        check_every_row(dump(place, text, tmp_path / "out"), place, noise=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda raw: raw[: len(raw) // 2], r"model\S*.safetensors is cut"),
+        (lambda raw: b"", r"model\S*.safetensors is cut"),
+        (lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    ],
+    ids=["half", "empty", "pointer"],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_is_not_whole_is_named(
+    form: str, spoil: Callable[[bytes], bytes], match: str, teacher_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    place = form_of(tmp_path / "teacher", form, teacher_dir)
+    path = sorted(place.glob("*.safetensors"))[-1]
+    path.write_bytes(spoil(path.read_bytes()))
+    refused(match, place, text, tmp_path / "out")
+
+
+def test_what_a_configuration_gets_wrong_is_said(teacher_dir: Path, text: Path, tmp_path: Path) -> None:
+    place = form_of(tmp_path / "teacher", "plain", teacher_dir)
+    configured(place, lambda config: config.update(vocab_size="many"))
+    refused("vocab_size.* int", place, text, tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", CHANGES)
