@@ -43,6 +43,7 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     if kwargs.get("gguf_file") is not None:
         kwargs.setdefault("quantization_config", transformers.GgufConfig(dequantize=True))
     # To be told which weights have another shape, instead of a table in the log.
+    kwargs.setdefault("trust_remote_code", False)  # without it transformers asks at the terminal
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(what, name, "weights"), _quiet() as told:
         config = _configuration(place, kwargs)
@@ -180,6 +181,11 @@ def explained(what: str, name: str, part: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingDependencyError(f"{what} {name}: {str(error).strip().splitlines()[0]}") from error
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{what} {name} comes with code of its own (auto_map in its files), which isn't run unasked: look it "
+                "over, then give --trust-remote-code to `dump`; other commands take no such model"
+            ) from error
         raise ModelError(f"{what} {name}: its {part} can't be loaded: {_reason(error)}") from error
 
 

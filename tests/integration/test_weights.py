@@ -184,6 +184,31 @@ def test_what_a_configuration_gets_wrong_is_said(teacher_dir: Path, text: Path, 
     refused("vocab_size.* int", place, text, tmp_path / "out")
 
 
+_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_with_code_of_its_own(cache: Cache, teacher_dir: Path, text: Path, tmp_path: Path) -> None:
+    """Refused unasked, by every command; asked for, it is checked as any other."""
+    place = form_of(tmp_path / "teacher", "plain", teacher_dir)
+    (place / "modeling_own.py").write_text(_CODE, encoding="utf-8")
+    classes = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    configured(place, lambda config: config.update(model_type="own_llama", auto_map=classes))
+    refused("code of its own .* --trust-remote-code", place, text, tmp_path / "out")
+    with pytest.raises(ModelError, match=r"student .* code of its own"):
+        lc.evaluate(cache, place)
+    settings: dict[str, Any] = {"teacher": str(place), "data": [str(text)], "trust_remote_code": True, **TINY}
+    check_every_row(lc.dump(out=tmp_path / "out", **settings), teacher_dir, noise=1e-3)
+    change_weights(place, CHANGES["removed"])
+    with pytest.raises(ModelError, match=SAID["removed"]):
+        lc.dump(out=tmp_path / "other", **settings)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_student_with_a_damaged_weight_is_refused(
     change: str, cache: Cache, student_dir: Path, tmp_path: Path
