@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import ModelError
-from logitcache.models.head import Head, evaluating, first_tensor, parameters_of, run
+from logitcache.models.head import Head, as_weights, evaluating, first_tensor, parameters_of, run
 from logitcache.models.probe import difference, half, probe_ids, same, spread
 from logitcache.models.scaling import explain
 
@@ -124,7 +124,7 @@ def _outputs(model: Any, body: _Step, steps: list[_Step]) -> Iterator[tuple[nn.M
 def _applied(module: nn.Module, hidden: Tensor) -> Tensor | None:
     """What a module makes of hidden states; None if it doesn't take them."""
     try:
-        out = module(hidden)
+        out = module(as_weights(hidden, module))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return None
     return out if isinstance(out, Tensor) and out.dim() == 3 else None

@@ -161,16 +161,19 @@ class Head:
         """``[N, V]`` logits as the model's own forward pass returns them."""
         if self.whole:
             return hidden_ND
-        dtype = next((value.dtype for value in self.output.parameters() if value.is_floating_point()), None)
-        if dtype is not None:  # some bodies return float32 whatever the weights are (Mamba)
-            hidden_ND = hidden_ND.to(dtype)
-        logits_NV: Tensor = self.output(hidden_ND)
+        logits_NV: Tensor = self.output(as_weights(hidden_ND, self.output))
         return finish(logits_NV, self.logit_scale, self.softcap, self.words)
 
 
 def _row(inputs: dict[str, Any], row: int) -> dict[str, Any]:
     """The inputs of one row of a batch."""
     return {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def as_weights(hidden: Tensor, output: nn.Module) -> Tensor:
+    """Hidden states in the dtype of an output layer: some bodies give float32 whatever the weights are (Mamba)."""
+    dtype = next((value.dtype for value in output.parameters() if value.is_floating_point()), None)
+    return hidden if dtype is None else hidden.to(dtype)
 
 
 def finish(logits_NV: Tensor, logit_scale: float, softcap: float | None, words: int | None) -> Tensor:

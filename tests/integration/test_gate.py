@@ -17,6 +17,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PretrainedConfig,
@@ -106,8 +108,14 @@ def mixtral() -> Any:
     return spread(MixtralForCausalLM(MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=4)))
 
 
+def mamba() -> Any:
+    """Its body gives float32 in any precision."""
+    torch.manual_seed(0)
+    return spread(MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, state_size=8, num_hidden_layers=2)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("make", [llama, mixtral])
+@pytest.mark.parametrize("make", [llama, mixtral, mamba])
 def test_causal_models_pass_in_any_precision(make: Any, dtype: torch.dtype) -> None:
     head = check_language_model(make().to(dtype), "teacher", "x")
     assert not head.whole
