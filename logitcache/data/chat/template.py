@@ -15,7 +15,6 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.meta import find_undeclared_variables
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from logitcache.data.chat.date import FixedDate
 from logitcache.data.chat.messages import Message
@@ -55,6 +54,9 @@ class Template:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any], date: str | None = None) -> None:
+        # Imported late: commands that read no chats needn't wait for transformers.
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         try:
             # The sandbox, filters and tags that apply_chat_template uses.
             self._environment: Environment = _compile_jinja_template(source).environment
