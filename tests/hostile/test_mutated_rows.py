@@ -79,7 +79,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
             inner = inner[key]
         match draw(st.sampled_from(["replace", "remove", "repeat"])):
             case "replace":
-                inner[place[-1]] = draw(odd)
+                inner[place[-1]] = copy.deepcopy(draw(odd))  # some are the same object each time
             case "remove":
                 del inner[place[-1]]
             case "repeat" if isinstance(inner, list):
