@@ -10,7 +10,7 @@ import numpy as np
 
 import logitcache as lc
 from benchmarks._teacher import REPO, TEACHER
-from logitcache.cache import ShardArrays
+from logitcache.format.arrays import ShardArrays
 
 TOP_K = 128
 

@@ -8,15 +8,11 @@ from pathlib import Path
 import numpy as np
 
 import logitcache as lc
-from logitcache.cache import (
-    Cache,
-    Encoding,
-    ShardArrays,
-    encode_shard,
-    finalize_cache,
-    open_cache,
-    publish_shard,
-)
+from logitcache.cache.publish import finalize_cache, publish_shard
+from logitcache.cache.reader import Cache, open_cache
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import encode_shard
 
 REPO = Path(__file__).resolve().parent.parent
 TEACHER = REPO / ".models" / "SmolLM2-135M-Instruct"

@@ -152,8 +152,8 @@ def _import_all() -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import logitcache.dump
-    import logitcache.evaluation
-    import logitcache.training.trainer  # noqa: F401
+    import logitcache.evaluate.measure
+    import logitcache.train.trainer  # noqa: F401
 
     get_checkpoint_conversion_mapping("llama")  # type: ignore[no-untyped-call]  # made once, for all
     gc.freeze()  # so that children needn't look through what has been imported

@@ -20,8 +20,7 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from logitcache.data import TokenSequence
-from logitcache.teacher import TransformersTeacher
-from logitcache.teacher.transformers_engine import pad
+from logitcache.engines.transformers_engine import TransformersTeacher, pad
 
 REPO = Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 262_144

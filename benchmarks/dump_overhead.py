@@ -31,9 +31,9 @@ from logitcache.dump.plan import Plan, cut_into_batches
 from logitcache.dump.run import new_plan
 from logitcache.dump.settings import Job, resolve
 from logitcache.dump.worker import Worker
-from logitcache.progress import silent
-from logitcache.teacher import DTYPES, TransformersTeacher, load_model
-from logitcache.teacher.transformers_engine import pad
+from logitcache.engines.transformers_engine import TransformersTeacher, pad
+from logitcache.models.teacher import DTYPES, load_model
+from logitcache.utils.progress import silent
 
 REPO = Path(__file__).resolve().parent.parent
 DEFAULT_TEACHER = REPO / ".models" / "SmolLM2-135M-Instruct"

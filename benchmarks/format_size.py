@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 
 import logitcache as lc
 from benchmarks._prose import add_arguments, join, prose_cache
-from logitcache.cache import Encoding, ShardArrays, calibrate, convert_cache, encode_shard
-from logitcache.cache.encoding_ids import _CLASS_COUNT, _class_places, _rank
-from logitcache.cache.encoding_symbols import to_symbols
-from logitcache.cache.stored import to_planes
+from logitcache.cache.convert import convert_cache
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.calibrate import calibrate
+from logitcache.format.encoding import Encoding
+from logitcache.format.encoding_ids import _CLASS_COUNT, _class_places, _rank
+from logitcache.format.encoding_symbols import to_symbols
+from logitcache.format.formats import encode_shard
+from logitcache.format.stored import to_planes
 
 PRESETS = ("exact", "half", "compact", "tiny")
 
@@ -86,7 +90,7 @@ def tried_ids(arrays: ShardArrays) -> None:
         found, classes_N = np.unique(np.where(rows >= least, row_tokens, -1), return_inverse=True)
         total = shared + _with_classes(ranks_NK, classes_N, len(table))
         show(f"a table for each preceding token seen {least} times ({len(found)} tables)", total)
-    from logitcache.cache.encoding_ids import encode_topk_ids
+    from logitcache.format.encoding_ids import encode_topk_ids
 
     order = np.argsort(row_tokens, kind="stable")
     stored = encode_topk_ids(ids_NK, order)
@@ -137,7 +141,7 @@ def tried_values(arrays: ShardArrays) -> None:
         codes_KN = np.clip(np.rint(logprobs_NK.T * -step), 0, 0xFFFE).astype(np.uint16)
         steps_KN = np.diff(codes_KN, axis=0, prepend=np.uint16(0))
         planes = to_planes(steps_KN)
-        from logitcache.cache.encoding_values import encode_logprobs
+        from logitcache.format.encoding_values import encode_logprobs
 
         pairs = size(*encode_logprobs(logprobs_NK, "steps", 1 / step).values())
         bound = sum(entropy(row) for row in steps_KN)

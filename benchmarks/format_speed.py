@@ -18,7 +18,9 @@ import torch
 
 from benchmarks._prose import add_arguments, join, prose_cache
 from logitcache import TopK
-from logitcache.cache import Encoding, ShardArrays, decode_shard, encode_shard
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import decode_shard, encode_shard
 
 
 def training_ready(arrays: ShardArrays) -> TopK:

@@ -18,8 +18,8 @@ import torch
 
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
-from logitcache.cache import Cache
-from logitcache.streaming.batches import DecodedShard, collate
+from logitcache.cache.reader import Cache
+from logitcache.stream.batches import DecodedShard, collate
 
 
 def per_core(work: Callable[[], int]) -> dict[str, float]:

@@ -32,8 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitcache as lc
 from benchmarks._teacher import parse, teacher_parser
 from benchmarks.train_step import exact_bild
-from logitcache.student import make_student
-from logitcache.training.audit import Audit
+from logitcache.students.cut import make_student
+from logitcache.train.audit import Audit
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 TRAIN, HELD_OUT = DATA / "train" / "*.txt", DATA / "heldout" / "1964_lyndon_b_johnson.txt"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from logitcache.cache import Encoding, Provenance, ShardEntry, Teacher
-from logitcache.cache.files import file_record, write_file
-from logitcache.cache.manifest import Manifest, Totals, digest_line
 from logitcache.cache.publish import remove_scratch
-from logitcache.cache.table import shard_path, write_table
+from logitcache.format.encoding import Encoding
+from logitcache.format.manifest import Manifest, Provenance, Teacher, Totals, digest_line, file_record
+from logitcache.format.table import ShardEntry, shard_path, write_table
+from logitcache.utils.files import write_file
 
 MEASURE = """
 import json, sys, time, hashlib

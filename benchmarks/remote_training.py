@@ -31,9 +31,10 @@ import torch
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
 from benchmarks.train_wait import make_student, run_steps
-from logitcache.share import open_remote, push
-from logitcache.share.local_cache import LocalSettings
-from logitcache.training.module import DistillModule
+from logitcache.cache.remote import open_remote
+from logitcache.share.pushing import push
+from logitcache.stores.local_cache import LocalSettings
+from logitcache.train.module import DistillModule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from s3_server import start_s3  # the tests' own way of starting the server

@@ -19,7 +19,7 @@ import torch
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
 from benchmarks.dump_memory import peak_mib, reset_peak, resident_mib
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 
 TOKENS_PER_SHARD = 4096
 WINDOW_TOKENS = 8192

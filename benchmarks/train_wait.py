@@ -27,10 +27,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
-from logitcache.cache import Cache
-from logitcache.streaming import Batch
-from logitcache.training.module import DistillModule
-from logitcache.training.trainer import inputs_of
+from logitcache.cache.reader import Cache
+from logitcache.stream import Batch
+from logitcache.train.module import DistillModule
+from logitcache.train.trainer import inputs_of
 
 #: layers, width, feed-forward width, heads, key-value heads, steps of each run, runs of each kind
 STUDENTS = {"small": (10, 576, 1536, 9, 3, 8, 3), "tiny": (2, 64, 128, 2, 1, 80, 4)}

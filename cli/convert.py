@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from logitcache.cache import Encoding, ShardFormatName, convert_cache
-from logitcache.cache.encoding import Preset
-from logitcache.progress import progress_bars
-from logitcache.share.opening import open_place
+from logitcache.cache.convert import convert_cache
+from logitcache.cache.opening import open_place
+from logitcache.format.encoding import Encoding, Preset
+from logitcache.format.formats import ShardFormatName
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 

@@ -8,8 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.progress import progress_bars
-from logitcache.share import Difference
+from logitcache.cache.compare import Difference
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 from .text import printable
@@ -27,7 +27,7 @@ def diff(
 
     Example: logitcache diff cache s3://bucket/caches@latest --values
     """
-    from logitcache.share import diff as run
+    from logitcache.cache.compare import diff as run
 
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         found = run(first, second, values=values, progress=progress)

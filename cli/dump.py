@@ -12,10 +12,10 @@ import typer
 
 from logitcache.dump import config_path, make_config, plan_dump, preview_rows
 from logitcache.dump import dump as run_dump
+from logitcache.dump.to_store import dump_staged, send_staged, staging_of
 from logitcache.errors import ConfigError
-from logitcache.progress import progress_bars
-from logitcache.share.dumping import dump_staged, send_staged, staging_of
-from logitcache.url import as_url
+from logitcache.stores.url import as_url
+from logitcache.utils.progress import progress_bars
 
 from .common import messages, print_json, read_assignments, read_config
 from .dump_output import print_cache, print_plan, print_preview, print_reusable

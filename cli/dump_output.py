@@ -8,11 +8,11 @@ from datetime import timedelta
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.data import Tally
 from logitcache.dump import DryRun, DumpConfig, PreviewedSequence
-from logitcache.progress import progress_bars
-from logitcache.share.dumping import find_dump
+from logitcache.dump.to_store import find_dump
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 from .info import recorded_tally

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logitcache.progress import progress_bars
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 from .measures import comparison_table, quiet_transformers
 
 if TYPE_CHECKING:
-    from logitcache.evaluation import Metrics
+    from logitcache.evaluate.measure import Metrics
 
 
 def evaluate(
@@ -33,10 +33,10 @@ def evaluate(
 
     Example: logitcache eval --cache held-out --compare student trained
     """
+    from logitcache.cache.opening import open_place
     from logitcache.errors import ConfigError
-    from logitcache.evaluation import evaluate as measure
-    from logitcache.pairing import DTYPES
-    from logitcache.share.opening import open_place
+    from logitcache.evaluate.measure import evaluate as measure
+    from logitcache.students.pairing import DTYPES
 
     names = list(dict.fromkeys(([student] if student else []) + (students or [])))
     if not names or (len(names) > 1 and not compare):
@@ -62,7 +62,7 @@ def evaluate(
 def draw(results: Mapping[str, Metrics], path: Path) -> None:
     """Write the comparison as a picture."""
     from logitcache.errors import ConfigError, MissingDependencyError
-    from logitcache.report import draw_comparison
+    from logitcache.evaluate.report import draw_comparison
 
     figure = draw_comparison(results)
     if figure is None:

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from logitcache.cache import Card, Encoding
-from logitcache.progress import progress_bars
-from logitcache.share.opening import open_place
+from logitcache.cache.opening import open_place
+from logitcache.format.encoding import Encoding
+from logitcache.format.manifest import Card
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 
@@ -34,7 +35,7 @@ def import_files(
 
     Example: logitcache import answers.jsonl --kind openai --tokenizer teacher --teacher gpt --top-k 20 --out cache
     """
-    from logitcache.share import import_logprobs
+    from logitcache.exchange.importing import import_logprobs
 
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         made = import_logprobs(
@@ -73,7 +74,7 @@ def export_cache(
 
     Example: logitcache export cache cache.parquet
     """
-    from logitcache.share import export_parquet
+    from logitcache.exchange.exporting import export_parquet
 
     opened = open_place(cache)
     with progress_bars(messages, enabled=messages.is_terminal) as progress:

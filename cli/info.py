@@ -8,9 +8,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.cache import Cache, Calibration, Manifest
+from logitcache.cache.opening import open_place
+from logitcache.cache.reader import Cache
 from logitcache.data import Tally
-from logitcache.share.opening import open_place
+from logitcache.format.calibrate import Calibration
+from logitcache.format.manifest import Manifest
 
 from .common import console, print_json
 from .text import printable

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from logitcache.share import Listed
-from logitcache.url import public_name
+from logitcache.cache.catalogue import Listed
+from logitcache.stores.url import public_name
 
 from .common import console, print_json
 from .text import printable
@@ -29,7 +29,7 @@ def list_caches(
 
     Example: logitcache list s3://bucket/caches
     """
-    from logitcache.share import catalogue
+    from logitcache.cache.catalogue import catalogue
 
     found = catalogue(place)
     if as_json:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 import logitcache
 from logitcache.errors import LogitCacheError
-from logitcache.share.parallel import THREAD_PREFIX
+from logitcache.utils.parallel import THREAD_PREFIX
 
 from .common import console, messages, warnings_in_a_line
 from .convert import convert
@@ -83,7 +83,7 @@ def main(
     if trusted_keys is not None:
         os.environ["LOGITCACHE_TRUSTED_KEYS"] = str(trusted_keys)
     if named := os.environ.get("LOGITCACHE_TRUSTED_KEYS"):
-        from logitcache.share.signing import read_trusted
+        from logitcache.signing.keys import read_trusted
 
         # A file that isn't there must not pass unnoticed in a command that opens no cache.
         read_trusted(Path(named))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from logitcache.evaluation import Metrics
+from logitcache.evaluate.measure import Metrics
 
 # name in Metrics.flat(), heading, format, True if lower is better
 ROWS = (

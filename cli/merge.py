@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from logitcache.progress import progress_bars
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 from .transfers import print_transfer
@@ -29,7 +29,7 @@ def merge(
 
     Example: logitcache merge s3://bucket/caches@news s3://bucket/caches@code --out s3://bucket/caches@both
     """
-    from logitcache.share import merge as run
+    from logitcache.share.merging import merge as run
 
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         merged = run(caches, out, duplicates=duplicates, move_tag=move_tag, workers=workers, progress=progress)

@@ -14,9 +14,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from logitcache.cache import Cache, CachedSequence
+from logitcache.cache.opening import open_place
+from logitcache.cache.reader import Cache
+from logitcache.cache.sequence import CachedSequence
 from logitcache.errors import ConfigError
-from logitcache.share.opening import open_place
 
 from .common import console, print_json
 from .text import passage, printable

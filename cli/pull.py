@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from logitcache.progress import progress_bars
+from logitcache.utils.progress import progress_bars
 
 from .common import messages, print_json
 from .transfers import print_transfer
@@ -32,8 +32,8 @@ def pull(
 
     Example: logitcache pull s3://bucket/caches@latest cache --tokens 100000
     """
-    from logitcache.share import Selection, parse_range, parse_spans
-    from logitcache.share import pull as run
+    from logitcache.cache.selection import Selection, parse_range, parse_spans
+    from logitcache.share.pulling import pull as run
 
     selection = Selection(
         shards=None if shards is None else parse_spans(shards, "--shards"),

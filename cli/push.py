@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from logitcache.progress import progress_bars
+from logitcache.utils.progress import progress_bars
 
 from .common import messages, print_json
 from .transfers import print_transfer
@@ -33,7 +33,7 @@ def push(
 
     Example: logitcache push cache s3://bucket/caches@latest
     """
-    from logitcache.share import push as run
+    from logitcache.share.pushing import push as run
 
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         transfer = run(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from logitcache.url import public_name
+from logitcache.stores.url import public_name
 
 from .common import console, print_json
 
@@ -24,7 +24,7 @@ def keygen(
 
     Example: logitcache keygen team.key --comment "data team"
     """
-    from logitcache.share import make_key
+    from logitcache.signing.keys import make_key
 
     key = make_key(out, comment)
     if as_json:
@@ -43,7 +43,7 @@ def sign(
 
     Example: logitcache sign s3://bucket/caches@latest --key team.key
     """
-    from logitcache.share import sign as run
+    from logitcache.share.signing import sign as run
 
     public = run(cache, key)
     if as_json:

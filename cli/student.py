@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from logitcache.progress import progress_bars
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 from .measures import quiet_transformers
@@ -28,7 +28,7 @@ def student(
     Example: logitcache student --teacher SmolLM2-135M-Instruct --layers 10 --out student
     """
     from logitcache.errors import ConfigError
-    from logitcache.student import make_student
+    from logitcache.students.cut import make_student
 
     try:
         numbers = [int(part) for part in layers.split(",")]

@@ -20,7 +20,7 @@ def tag(
 
     Example: logitcache tag s3://bucket/caches@draft latest --move-tag
     """
-    from logitcache.share import tag as run
+    from logitcache.share.pushing import tag as run
 
     digest = run(cache, name, move=move_tag)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from logitcache.errors import ConfigError
-from logitcache.progress import progress_bars
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json, read_config
 from .measures import comparison_table, quiet_transformers
@@ -118,7 +118,7 @@ def split_weights(text: str) -> list[float]:
 
 
 def compare_losses(settings: dict[str, Any], losses: str, *, as_json: bool) -> None:
-    from logitcache.training import TrainConfig, is_first_rank, split_losses, train_each
+    from logitcache.train import TrainConfig, is_first_rank, split_losses, train_each
 
     parsed, names = TrainConfig.parse(settings), split_losses(losses)
     quiet_transformers()
@@ -142,8 +142,8 @@ def describe_component(component: dict[str, Any]) -> str:
 
 
 def run_training(settings: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
-    from logitcache.training import TrainConfig, is_first_rank, plan
-    from logitcache.training import train as run
+    from logitcache.train import TrainConfig, is_first_rank, plan
+    from logitcache.train import train as run
 
     parsed = TrainConfig.parse(settings)
     quiet_transformers()

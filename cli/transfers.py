@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from logitcache.share import Transfer
+from logitcache.share.pushing import Transfer
 
 from .common import console
 

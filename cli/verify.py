@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from logitcache.cache import VerifyReport
-from logitcache.progress import progress_bars
-from logitcache.share.opening import verify as verify_place
+from logitcache.cache.opening import verify as verify_place
+from logitcache.cache.verify import VerifyReport
+from logitcache.utils.progress import progress_bars
 
 from .common import console, messages, print_json
 from .text import printable

@@ -22,8 +22,8 @@ from transformers.utils import logging
 
 import logitcache as lc
 from logitcache.cli.common import warnings_in_a_line
-from logitcache.progress import progress_bars
-from logitcache.student import make_student
+from logitcache.students.cut import make_student
+from logitcache.utils.progress import progress_bars
 
 TEXT = Path(__file__).parent / "data"
 # A third of the teacher's 30. Both ends are kept: a student of ten evenly spaced layers starts far worse (KL 12 nats).

@@ -1,14 +1,15 @@
 """logitcache: dump a teacher's top-k logits once, then distil many students from the cache."""
 
 from logitcache import losses
-from logitcache.cache import Cache, CachedSequence
+from logitcache.cache.opening import open_place as open
+from logitcache.cache.reader import Cache
+from logitcache.cache.sequence import CachedSequence
 from logitcache.dump import DryRun, DumpConfig, dump, plan_dump
 from logitcache.errors import LogitCacheError
-from logitcache.evaluation import Metrics, evaluate
-from logitcache.share.opening import open_place as open
-from logitcache.streaming import Batch, Stream, stream
-from logitcache.topk import TopK
-from logitcache.training import TrainConfig, TrainResult, train
+from logitcache.evaluate.measure import Metrics, evaluate
+from logitcache.stream import Batch, Stream, stream
+from logitcache.targets.topk import TopK
+from logitcache.train import TrainConfig, TrainResult, train
 
 __version__ = "0.1.0"
 

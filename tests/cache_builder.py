@@ -9,20 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from logitcache.cache import (
-    Card,
-    Encoding,
-    Provenance,
-    ShardArrays,
-    ShardEntry,
-    ShardFormatName,
-    Teacher,
-    calibrate,
-    encode_shard,
-    finalize_cache,
-    publish_shard,
-    sequence_digest,
-)
+from logitcache.cache.publish import finalize_cache, publish_shard
+from logitcache.format.arrays import ShardArrays, sequence_digest
+from logitcache.format.calibrate import calibrate
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName, encode_shard
+from logitcache.format.manifest import Card, Provenance, Teacher
+from logitcache.format.table import ShardEntry
 
 VOCAB = 300
 TOP_K = 5

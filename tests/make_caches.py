@@ -11,21 +11,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from logitcache.cache import (
-    Cache,
-    Encoding,
-    Provenance,
-    ShardArrays,
-    Teacher,
-    encode_shard,
-    finalize_cache,
-    open_cache,
-    publish_shard,
-    sequence_digest,
-    tokenizer_digest,
-    tokenizer_files,
-)
-from logitcache.topk import TopK
+from logitcache.cache.publish import finalize_cache, publish_shard
+from logitcache.cache.reader import Cache, open_cache
+from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
+from logitcache.format.arrays import ShardArrays, sequence_digest
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import encode_shard
+from logitcache.format.manifest import Provenance, Teacher
+from logitcache.targets.topk import TopK
 
 TEXT = Path(__file__).resolve().parents[1] / "examples" / "data" / "train" / "1961_john_f_kennedy.txt"
 NO_DIGEST = "sha256:" + "0" * 64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.cache import ShardArrays
+from logitcache.format.arrays import ShardArrays
 
 
 @dataclass(frozen=True)

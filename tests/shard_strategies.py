@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from logitcache.cache import Encoding, ShardArrays
-from logitcache.cache.encoding import encode_arrays
-from logitcache.cache.stored import StoredShard
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.encoding import Encoding, encode_arrays
+from logitcache.format.stored import StoredShard
 
 #: Vocabularies: one word, a few, GPT-like, beyond 2^17 and 2^18 (Qwen, Gemma), and the largest there can be.
 VOCABULARIES = (1, 2, 7, 300, 49_152, 151_936, 262_145, 2**32)

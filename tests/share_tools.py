@@ -10,7 +10,8 @@ import torch
 from cache_builder import build_cache, make_arrays
 from s3_server import S3Server, start_s3
 
-from logitcache.cache import CachedSequence, ShardFormatName
+from logitcache.cache.sequence import CachedSequence
+from logitcache.format.formats import ShardFormatName
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
-from logitcache.streaming import Batch, Stream, stream
-from logitcache.streaming.loader import Readable
+from logitcache.stream import Batch, Stream, stream
+from logitcache.stream.readable import Readable
 
 WORLDS = (1, 2, 3, 4, 6, 8)
 #: (epoch, step, sorted sequences)

@@ -1,53 +1,61 @@
-"""What a decoded shard must hold to make sense, beyond what decoding itself checks.
-
-Shape legend: S sequences, L tokens of all of them, N positions that have targets, K entries a position.
-"""
+"""All of a cache in two parts: small files as bytes, and shards to ask for. What push, pull and merge pass around."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from logitcache.cache.arrays import ShardArrays, sequence_digest
-from logitcache.cache.manifest import Manifest
-
-#: Rounding of float32 sums over up to V terms, in nats, on top of what the encoding may be off.
-_MASS_SLACK = 1e-2
-
-
-def content_faults(arrays: ShardArrays, manifest: Manifest) -> Iterator[str]:
-    """One sentence for each thing that is wrong with a shard's content."""
-    if arrays.tokens and int(arrays.token_ids_L.max()) >= manifest.provenance.vocab_size:
-        yield f"token id {int(arrays.token_ids_L.max())} is outside the vocabulary"
-    lengths_S = np.diff(arrays.offsets_S1)
-    last = arrays.offsets_S1[1:][lengths_S > 0] - 1
-    if arrays.target_mask_L[last].any():
-        yield "a sequence's last token has targets, though no token follows it"
-    sorted_NK = np.sort(arrays.topk_ids_NK, axis=1)
-    yield from _first_row((sorted_NK[:, 1:] == sorted_NK[:, :-1]).any(1), "lists an id twice")
-    logprobs_NK = arrays.topk_logprobs_NK
-    yield from _first_row((logprobs_NK[:, 1:] > logprobs_NK[:, :-1]).any(1), "has log-probs that rise along its row")
-    bound = manifest.encoding.bound + _MASS_SLACK
-    mass_N = np.logaddexp(
-        np.logaddexp.reduce(logprobs_NK.astype(np.float64), axis=1), arrays.residual_logprob_N.astype(np.float64)
-    )
-    yield from _first_row(
-        ~(np.abs(mass_N) <= bound), f"has a probability mass other than 1, by more than {bound:.4f} nat"
-    )
-    yield from _digest_faults(arrays)
+from logitcache.cache.directory import MAX_TABLE_BYTES, read_tokenizer_file
+from logitcache.cache.reader import Cache
+from logitcache.format.manifest import (
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    TABLE_NAME,
+    TOKENIZER_DIR,
+    digest_line,
+    manifest_digest,
+)
+from logitcache.format.table import ShardEntry
+from logitcache.utils.files import read_limited
 
 
-def _first_row(wrong_N: Any, what: str) -> Iterator[str]:
-    if wrong_N.any():
-        yield f"position {int(np.argmax(wrong_N)):,} of the shard's targets {what} ({int(wrong_N.sum()):,} do)"
+@dataclass(frozen=True)
+class Content:
+    """A finished cache, wherever it lies.
+
+    Attributes:
+        raw: the manifest's bytes.
+        files: the other small files by relative path: the tokenizer's, and the shard table.
+        entries: the shard table's rows.
+        payload: a shard's bytes, checked.
+    """
+
+    raw: bytes
+    files: dict[str, bytes]
+    entries: Sequence[ShardEntry]
+    payload: Callable[[ShardEntry], bytes]
+
+    @property
+    def digest(self) -> str:
+        """The cache's name, ``sha256:…``."""
+        return manifest_digest(self.raw)
+
+    def small_files(self) -> dict[str, bytes]:
+        """Everything but shards and manifest, in the order of writing; then the manifest makes the cache whole."""
+        return {**self.files, MANIFEST_DIGEST_NAME: digest_line(self.raw)}
+
+    def distinct(self) -> dict[str, ShardEntry]:
+        """The shards by path, each once however often the table lists it."""
+        return {entry.path: entry for entry in self.entries}
 
 
-def _digest_faults(arrays: ShardArrays) -> Iterator[str]:
-    for index in range(arrays.sequences):
-        tokens = slice(int(arrays.offsets_S1[index]), int(arrays.offsets_S1[index + 1]))
-        digest = sequence_digest(arrays.token_ids_L[tokens], arrays.target_mask_L[tokens])
-        if digest != arrays.sequence_digests_S16[index].tobytes():
-            yield f"sequence {index} of the shard has other tokens than its digest says"
-            return
+def content_of(cache: Cache) -> Content:
+    """The content of an opened cache, on disk or at a URL. Raises as reading a cache does."""
+    files = {
+        f"{TOKENIZER_DIR}/{name}": read_tokenizer_file(cache.root, name, record)
+        for name, record in cache.manifest.tokenizer.items()
+    }
+    files[TABLE_NAME] = read_limited(cache.root, TABLE_NAME, MAX_TABLE_BYTES)
+    raw = read_limited(cache.root, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    return Content(raw, files, cache.shards, cache._payload)

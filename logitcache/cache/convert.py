@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache.arrays import ShardArrays
-from logitcache.cache.calibrate import Calibration, RankError, calibrate
-from logitcache.cache.encoding import Encoding
-from logitcache.cache.formats import ShardFormatName, encode_shard, get_format
-from logitcache.cache.manifest import Manifest, require_writer_features
-from logitcache.cache.opening import open_cache, read_tokenizer_file
+from logitcache.cache.directory import read_tokenizer_file
 from logitcache.cache.publish import finalize_cache, publish_shard
-from logitcache.cache.reader import Cache
-from logitcache.cache.table import ShardEntry
+from logitcache.cache.reader import Cache, open_cache
 from logitcache.errors import ConfigError, OutputExistsError
-from logitcache.progress import Report, silent
-from logitcache.url import local_path
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.calibrate import Calibration, RankError, calibrate
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName, encode_shard, get_format
+from logitcache.format.manifest import Manifest, require_writer_features
+from logitcache.format.table import ShardEntry
+from logitcache.stores.url import local_path
+from logitcache.utils.progress import Report, silent
 
 #: Where the manifest's settings say how far values may be from the teacher's by now.
 _SETTING = "convert"

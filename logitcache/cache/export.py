@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitcache.cache.arrays import DIGEST_BYTES, ShardArrays
 from logitcache.errors import CorruptCacheError, MissingDependencyError
+from logitcache.format.arrays import DIGEST_BYTES, ShardArrays
+from logitcache.format.table import ShardTable
 
-if TYPE_CHECKING:
-    from logitcache.cache.reader import Cache
+
+class Shards(Protocol):
+    """What is read of a cache; ``logitcache.Cache`` is one."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def shards(self) -> ShardTable: ...
+    @property
+    def top_k(self) -> int: ...
+    def read_shard(self, index: int) -> ShardArrays: ...
 
 
-def to_arrow(cache: Cache) -> pa.RecordBatchReader:
+def to_arrow(cache: Shards) -> pa.RecordBatchReader:
     """Stream a cache as record batches, one a shard, one row a sequence.
 
     Columns: ``sequence`` (index in the cache), ``digest``, ``token_ids``, ``positions`` (that have targets), and, an
@@ -28,7 +39,7 @@ def to_arrow(cache: Cache) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, _batches(cache, schema))
 
 
-def to_datasets(cache: Cache, *, streaming: bool = False) -> Any:
+def to_datasets(cache: Shards, *, streaming: bool = False) -> Any:
     """A ``datasets.Dataset`` in memory with the columns of :func:`to_arrow`.
 
     Args:
@@ -52,14 +63,14 @@ def to_datasets(cache: Cache, *, streaming: bool = False) -> Any:
     )
 
 
-def _rows(cache: Cache, shards: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(cache: Shards, shards: list[int]) -> Iterator[dict[str, Any]]:
     # datasets hands each of its workers a part of the list.
     schema = to_arrow(cache).schema
     for shard in shards:
         yield from _batch(cache, shard, schema).to_pylist()
 
 
-def _batches(cache: Cache, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(cache: Shards, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for shard in range(len(cache.shards)):
         yield _batch(cache, shard, schema)
 
@@ -82,7 +93,7 @@ def _schema(k: int, statistics: list[str]) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
-def _batch(cache: Cache, shard: int, schema: pa.Schema) -> pa.RecordBatch:
+def _batch(cache: Shards, shard: int, schema: pa.Schema) -> pa.RecordBatch:
     arrays = cache.read_shard(shard)
     first = int(cache.shards.first_sequence_R1[shard])
     before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.target_mask_L, dtype=np.int64)])

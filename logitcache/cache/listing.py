@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from logitcache.cache.files import SCRATCH_DIR, storage_error
-from logitcache.cache.manifest import (
+from logitcache.format.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
     SHARDS_DIR,
@@ -15,7 +14,8 @@ from logitcache.cache.manifest import (
     TOKENIZER_DIR,
     Manifest,
 )
-from logitcache.cache.table import ShardTable
+from logitcache.format.table import ShardTable
+from logitcache.utils.files import SCRATCH_DIR, storage_error
 
 #: Notes for people and for version control, and signatures of the digest: no part of the cache, covered by no digest.
 UNCHECKED_NAMES = frozenset({"README.md", "LICENSE", ".gitattributes", "signatures"})

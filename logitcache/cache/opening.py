@@ -1,148 +1,63 @@
-"""Opening a cache: everything small is read and checked here, before the first shard."""
+"""Open or verify a cache wherever it lies: in a directory, or at a URL."""
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 from pathlib import Path
 
-from logitcache.cache.files import (
-    SCRATCH_DIR,
-    check_digest,
-    hash_stream,
-    open_sized,
-    read_checked,
-    read_limited,
-    storage_error,
-)
-from logitcache.cache.listing import Stray, missing_shard, stray_files, stray_shards
-from logitcache.cache.manifest import (
-    MANIFEST_DIGEST_NAME,
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    SHARDS_DIR,
-    TABLE_NAME,
-    TOKENIZER_DIR,
-    FileRecord,
-    Manifest,
-    digest_line,
-    manifest_digest,
-    parse_manifest,
-)
-from logitcache.cache.reader import Cache
-from logitcache.cache.table import ShardTable
-from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
-from logitcache.url import local_path
-
-#: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
-LISTED_SHARDS = 10_000
-_MAX_TOKENIZER_BYTES = 1 << 28
-#: Room for some ten million shards.
-MAX_TABLE_BYTES = 1 << 31
+from logitcache.cache.reader import Cache, open_cache
+from logitcache.cache.remote import open_remote
+from logitcache.cache.signatures import check_trusted
+from logitcache.cache.verify import VerifyReport, verify_cache
+from logitcache.cache.verify_remote import verify_remote
+from logitcache.signing.keys import TRUSTED_KEYS_VARIABLE
+from logitcache.stores.url import as_url
+from logitcache.utils.progress import Report, silent
 
 
-def open_cache(path: str | os.PathLike[str], *, filled_later: bool = False) -> Cache:
-    """Open a finished cache in a directory; ``logitcache.open`` takes URLs, too.
+def open_place(place: str | os.PathLike[str]) -> Cache:
+    """Open a finished cache; ``logitcache.open`` is this.
 
-    The manifest, the shard table and the tokenizer are checked now, and that the shards are there unless they are
-    very many; what a shard holds is checked when it is read.
+    The manifest, the shard table and the tokenizer are checked now; each shard is when it is read.
 
     Args:
-        path: the directory.
-        filled_later: shards are fetched into it when they are wanted.
+        place: the cache's directory, or a URL such as ``s3://bucket/name``.
 
     Raises:
         CacheNotFoundError: nothing is there, or no finished cache.
         CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
-        StorageError: the system refused to read.
-        ConfigError: the path is a URL.
+        StorageError: the system, or a store, refused to read.
+        SignatureError: ``LOGITCACHE_TRUSTED_KEYS`` names a file of public keys, and none of them signed the cache.
     """
-    root = local_path(path, "open it with logitcache.open")
-    manifest, digest = read_manifest(root)
-    _refuse(stray_files(root, manifest))
-    table = read_table(root, manifest)
-    check_totals(root, manifest, table)
-    for name, record in manifest.tokenizer.items():
-        read_tokenizer_file(root, name, record)
-    if len(table) <= LISTED_SHARDS:
-        _refuse(stray_shards(root, table))
-        if not filled_later and (missing := missing_shard(root, table)) is not None:
-            raise MissingFileError(f"{root / missing} is missing: get the cache again, or make it anew")
-    return Cache(root, manifest, digest, table)
+    url = as_url(place)
+    cache = open_cache(place) if url is None else open_remote(url)
+    if trusted := os.environ.get(TRUSTED_KEYS_VARIABLE):
+        check_trusted(cache, Path(trusted))
+    return cache
 
 
-def read_manifest(root: Path) -> tuple[Manifest, str]:
-    """The manifest and its digest. Raises as :func:`open_cache` does."""
-    check_is_cache(root)
-    raw = read_limited(root, MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    if read_limited(root, MANIFEST_DIGEST_NAME, 256) != digest_line(raw):
-        raise CorruptCacheError(
-            f"{root / MANIFEST_NAME} and {MANIFEST_DIGEST_NAME} don't belong together: one of them was altered"
-        )
-    return parse_manifest(raw, str(root / MANIFEST_NAME)), manifest_digest(raw)
+def verify(
+    place: str | os.PathLike[str], deep: bool = False, workers: int | None = None, progress: Report = silent
+) -> VerifyReport:
+    """Check every file of a cache against the manifest and the shard table.
 
-
-def read_table(root: Path, manifest: Manifest) -> ShardTable:
-    """The shard table, checked and then memory-mapped. Raises as :func:`open_cache` does."""
-    path = root / TABLE_NAME
-    record = manifest.shard_table
-    if not 0 < record.bytes <= MAX_TABLE_BYTES:
-        raise CacheFormatError(f"{path}: a table of {record.bytes:,} bytes; allowed are 1 to {MAX_TABLE_BYTES:,}")
-    with open_sized(root, TABLE_NAME, record.bytes) as file:
-        check_digest(path, hash_stream(file, path), record.sha256)
-        try:
-            mapped = mmap.mmap(file.fileno(), record.bytes, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise storage_error("map", path, error) from error
-    return ShardTable(mapped, manifest.shard_format, str(path))
-
-
-def check_totals(root: Path, manifest: Manifest, table: ShardTable) -> None:
-    """Raise CorruptCacheError unless the manifest's totals are the sums of the table."""
-    found = {name: table.total(name) for name in ("sequences", "tokens", "targets", "bytes")} | {"shards": len(table)}
-    for name, value in found.items():
-        stated = getattr(manifest.totals, name)
-        if value != stated:
-            raise CorruptCacheError(f"{root / TABLE_NAME} has {name} = {value:,}, {MANIFEST_NAME} says {stated:,}")
-
-
-def read_tokenizer_file(root: Path, name: str, record: FileRecord) -> bytes:
-    """One tokenizer file, checked. Raises as :func:`open_cache` does."""
-    relative = f"{TOKENIZER_DIR}/{name}"
-    if record.bytes > _MAX_TOKENIZER_BYTES:
-        raise CorruptCacheError(f"{root / relative}: {record.bytes:,} bytes; at most {_MAX_TOKENIZER_BYTES:,}")
-    return read_checked(root, relative, record.bytes, record.sha256)
-
-
-def _refuse(strays: list[Stray]) -> None:
-    if strays:
-        raise CorruptCacheError(strays[0].message)
-
-
-def check_is_cache(root: Path) -> None:
-    """Tell a place without a cache, an unfinished cache and a damaged one apart.
+    Args:
+        place: the cache's directory, or a URL: then every file is fetched, whatever is kept on this machine.
+        deep: also decode every shard and check what it holds, as ``verify_cache`` does.
+        workers: threads; as many as the machine has processors if left out.
+        progress: called as shards are done.
 
     Raises:
-        CacheNotFoundError: nothing is there, something else is, or an unfinished cache.
-        MissingFileError: files of a cache are there, but no manifest.
+        CacheNotFoundError: there is no finished cache at this place.
+        RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
+        SignatureError: the cache is sound, and none of the trusted keys signed it (see ``open_place``).
     """
-    try:
-        names = set(os.listdir(root))
-    except FileNotFoundError as error:
-        raise CacheNotFoundError(f"{root} does not exist") from error
-    except NotADirectoryError as error:
-        raise CacheNotFoundError(f"{root} is a file; a cache is a directory with a {MANIFEST_NAME}") from error
-    except OSError as error:
-        raise storage_error("read", root, error) from error
-    if MANIFEST_NAME in names and stat.S_ISREG(os.lstat(root / MANIFEST_NAME).st_mode):
-        return
-    if SCRATCH_DIR in names:
-        raise CacheNotFoundError(
-            f"{root} holds an unfinished cache: run the same `logitcache dump` command again to finish it "
-            "(or the `pull` or `merge` that began it)"
-        )
-    if names & {MANIFEST_DIGEST_NAME, TABLE_NAME, SHARDS_DIR}:
-        raise MissingFileError(f"{root / MANIFEST_NAME} is missing, though other files of a cache are there")
-    raise CacheNotFoundError(f"{root} is not a cache: it has no {MANIFEST_NAME}")
+    url = as_url(place)
+    if url is None:
+        report = verify_cache(place, deep, workers, progress)
+    else:
+        report = verify_remote(url, deep, workers or os.cpu_count() or 1, progress)
+    if report.ok and os.environ.get(TRUSTED_KEYS_VARIABLE):
+        open_place(place)
+    return report

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from logitcache.cache.arrays import ShardArrays
-from logitcache.cache.calibrate import Calibration
-from logitcache.cache.encoding import Encoding
-from logitcache.cache.files import SCRATCH_DIR, file_record, storage_error, sync_directory, write_file
-from logitcache.cache.formats import ShardFormatName
 from logitcache.cache.listing import Stray, stray_files
-from logitcache.cache.manifest import (
+from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.calibrate import Calibration
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName
+from logitcache.format.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
     SHARDS_DIR,
@@ -28,11 +28,12 @@ from logitcache.cache.manifest import (
     Provenance,
     Totals,
     digest_line,
+    file_record,
     manifest_digest,
 )
-from logitcache.cache.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
-from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError
-from logitcache.validation import first_fault
+from logitcache.format.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
+from logitcache.utils.files import SCRATCH_DIR, storage_error, sync_directory, write_file
+from logitcache.utils.validation import first_fault
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{64}\.(zarr\.zip|arrow)")
 

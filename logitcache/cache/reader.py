@@ -5,6 +5,7 @@ Shape legend: S sequences of a shard.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from logitcache.cache.arrays import ShardArrays
+from logitcache.cache.directory import (
+    check_shard_files,
+    check_totals,
+    read_manifest,
+    read_table,
+    read_tokenizer_file,
+    refuse,
+)
 from logitcache.cache.export import to_arrow, to_datasets
-from logitcache.cache.files import open_sized, read_checked, storage_error
-from logitcache.cache.formats import decode_shard, get_format
-from logitcache.cache.manifest import TOKENIZER_DIR, Manifest
+from logitcache.cache.listing import stray_files
 from logitcache.cache.sequence import CachedSequence, DecodedSequences
-from logitcache.cache.table import ShardEntry, ShardTable
 from logitcache.errors import CorruptCacheError, ModelError
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.formats import decode_shard, get_format
+from logitcache.format.manifest import TOKENIZER_DIR, Manifest
+from logitcache.format.table import ShardEntry, ShardTable
+from logitcache.stores.url import local_path
+from logitcache.utils.files import open_sized, read_checked, storage_error
 
 #: Decoded shards kept in memory: one that is being read, and room for a few readers.
 KEPT_SHARDS = 4
@@ -228,6 +239,34 @@ class Cache(Sequence[CachedSequence]):
         )
 
 
+def open_cache(path: str | os.PathLike[str], *, filled_later: bool = False) -> Cache:
+    """Open a finished cache in a directory; ``logitcache.open`` takes URLs, too.
+
+    The manifest, the shard table and the tokenizer are checked now, and that the shards are there unless they are
+    very many; what a shard holds is checked when it is read.
+
+    Args:
+        path: the directory.
+        filled_later: shards are fetched into it when they are wanted.
+
+    Raises:
+        CacheNotFoundError: nothing is there, or no finished cache.
+        CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
+        CorruptCacheError: a file is missing, extra, cut off or altered.
+        StorageError: the system refused to read.
+        ConfigError: the path is a URL.
+    """
+    root = local_path(path, "open it with logitcache.open")
+    manifest, digest = read_manifest(root)
+    refuse(stray_files(root, manifest))
+    table = read_table(root, manifest)
+    check_totals(root, manifest, table)
+    for name, record in manifest.tokenizer.items():
+        read_tokenizer_file(root, name, record)
+    check_shard_files(root, table, filled_later=filled_later)
+    return Cache(root, manifest, digest, table)
+
+
 def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, path: Path | str) -> None:
     """Raise CorruptCacheError unless a decoded shard holds what the table and the manifest say."""
     expected = {"sequences": entry.sequences, "tokens": entry.tokens, "targets": entry.targets}
@@ -241,8 +280,6 @@ def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, pa
 
 
 def _reopen(root: Path, digest: str) -> Cache:
-    from logitcache.cache.opening import open_cache
-
     cache = open_cache(root)
     if cache.digest != digest:
         raise CorruptCacheError(f"{root} now holds another cache: {cache.digest}, it was {digest}")

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.cache.arrays import ShardArrays
-from logitcache.topk import TopK
+from logitcache.format.arrays import ShardArrays
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)

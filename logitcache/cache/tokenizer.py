@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache.manifest import TOKENIZER_FILE_PATTERN
 from logitcache.errors import ModelError
+from logitcache.format.manifest import TOKENIZER_FILE_PATTERN
 
 _ORIGIN = frozenset({"name_or_path", "is_local", "local_files_only", "_commit_hash", "cache_dir", "token"})
 _NAME = re.compile(TOKENIZER_FILE_PATTERN)

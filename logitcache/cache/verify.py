@@ -10,10 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache.content import content_faults
-from logitcache.cache.files import SCRATCH_DIR, hash_checked, read_limited
+from logitcache.cache.directory import check_is_cache, check_totals, read_table, read_tokenizer_file
 from logitcache.cache.listing import Stray, stray_files, stray_shards
-from logitcache.cache.manifest import (
+from logitcache.cache.reader import Cache
+from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
+from logitcache.format.content import content_faults
+from logitcache.format.manifest import (
     MANIFEST_DIGEST_NAME,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -25,12 +27,10 @@ from logitcache.cache.manifest import (
     manifest_digest,
     parse_manifest,
 )
-from logitcache.cache.opening import check_is_cache, check_totals, read_table, read_tokenizer_file
-from logitcache.cache.reader import Cache
-from logitcache.cache.table import ShardEntry, ShardTable
-from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
-from logitcache.progress import Report, silent
-from logitcache.url import local_path
+from logitcache.format.table import ShardEntry, ShardTable
+from logitcache.stores.url import local_path
+from logitcache.utils.files import SCRATCH_DIR, hash_checked, read_limited
+from logitcache.utils.progress import Report, silent
 
 _SHARDS_AT_ONCE = 1 << 10
 

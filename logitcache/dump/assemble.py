@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.cache import ShardArrays
-from logitcache.cache.arrays import sequence_digest
 from logitcache.data import TokenSequence
+from logitcache.engines.transformers_engine import HostTopK
 from logitcache.errors import NonFiniteLogitsError
-from logitcache.teacher import HostTopK
-from logitcache.topk import TopK
+from logitcache.format.arrays import ShardArrays, sequence_digest
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)

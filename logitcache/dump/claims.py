@@ -11,7 +11,7 @@ import errno
 import os
 from pathlib import Path
 
-from logitcache.cache.files import SCRATCH_DIR, storage_error
+from logitcache.utils.files import SCRATCH_DIR, storage_error
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from logitcache.cache import Card, Encoding
 from logitcache.data import LongRows
 from logitcache.data.special_tokens import AUTO
+from logitcache.engines.generate import Generation
 from logitcache.errors import ConfigError
-from logitcache.teacher import Generation
-from logitcache.validation import first_fault
+from logitcache.format.encoding import Encoding
+from logitcache.format.manifest import Card
+from logitcache.utils.validation import first_fault
 
 #: Longest sequence unless asked otherwise: what the teacher allows, at most this.
 DEFAULT_MAX_LENGTH = 2048

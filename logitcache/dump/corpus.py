@@ -19,7 +19,7 @@ from logitcache.data import (
 )
 from logitcache.dump.settings import Job
 from logitcache.errors import DataError, DumpInterruptedError, RowError
-from logitcache.progress import Report
+from logitcache.utils.progress import Report
 
 _REPORT_ROWS = 64
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache import ShardEntry
-from logitcache.cache.files import SCRATCH_DIR, storage_error, write_file
+from logitcache.format.table import ShardEntry
+from logitcache.utils.files import SCRATCH_DIR, storage_error, write_file
 
 
 @dataclass(frozen=True)

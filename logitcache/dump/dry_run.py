@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from logitcache.cache import encode_shard
 from logitcache.data import Tally, TokenSequence
 from logitcache.dump.assemble import assemble
 from logitcache.dump.config import DumpConfig, make_config
@@ -19,9 +18,11 @@ from logitcache.dump.plan import Plan, cut_into_batches
 from logitcache.dump.run import load_teacher, new_plan, prepare_output
 from logitcache.dump.settings import Job, resolve
 from logitcache.dump.worker import compute
+from logitcache.engines.tensor_parallel import team
 from logitcache.errors import OutputExistsError
-from logitcache.progress import Report, silent
-from logitcache.teacher import choose_device, team
+from logitcache.format.formats import encode_shard
+from logitcache.models.teacher import choose_device
+from logitcache.utils.progress import Report, silent
 
 #: Tokens that are run to measure the rate and the size; one forward pass of them warms up before.
 _SAMPLE_TOKENS = 2_048

@@ -6,16 +6,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from logitcache.cache import Calibration, Provenance, Teacher, finalize_cache, remove_scratch, tokenizer_files
-from logitcache.cache.files import SCRATCH_DIR
-from logitcache.cache.manifest import MANIFEST_NAME
+from logitcache.cache.publish import finalize_cache, remove_scratch
+from logitcache.cache.tokenizer import tokenizer_files
 from logitcache.dump.claims import try_claim
 from logitcache.dump.corpus import special_tokens
 from logitcache.dump.descriptors import read_descriptor
 from logitcache.dump.plan import Plan
 from logitcache.dump.settings import Job
+from logitcache.engines.transformers_engine import TransformersTeacher
 from logitcache.errors import NonFiniteLogitsError, StorageError
-from logitcache.teacher import DTYPES, TransformersTeacher
+from logitcache.format.calibrate import Calibration
+from logitcache.format.manifest import MANIFEST_NAME, Provenance, Teacher
+from logitcache.models.teacher import DTYPES
+from logitcache.utils.files import SCRATCH_DIR
 
 _WAIT_SECONDS = 0.2
 _CLEARING_ATTEMPTS = 20

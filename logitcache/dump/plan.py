@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.cache.files import SCRATCH_DIR, storage_error, sync_directory
 from logitcache.data import TokenSequence
 from logitcache.dump.corpus import Corpus, empty_corpus
 from logitcache.errors import StorageError
+from logitcache.utils.files import SCRATCH_DIR, storage_error, sync_directory
 
 PLAN_DIR = "plan"
 _TOKENS, _MASK, _OFFSETS, _ROWS, _SETTINGS = "tokens.u32", "mask.bool", "offsets.i64", "rows.i64", "plan.json"

@@ -12,7 +12,7 @@ from logitcache.data import Tally, TokenSequence
 from logitcache.dump.config import DumpConfig
 from logitcache.dump.corpus import Corpus
 from logitcache.dump.settings import resolve
-from logitcache.progress import silent
+from logitcache.utils.progress import silent
 
 
 @dataclass(frozen=True)

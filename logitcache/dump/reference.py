@@ -7,9 +7,10 @@ from typing import Any
 
 from logitcache.dump.config import DumpConfig
 from logitcache.errors import ConfigError, LogitCacheWarning, ModelError, TokenizerMismatchError
+from logitcache.models.identity import TeacherFiles, find_teacher
 from logitcache.models.numbering import compare_numbering
 from logitcache.models.probe import longest
-from logitcache.teacher import TeacherFiles, find_teacher, load_config, load_tokenizer
+from logitcache.models.teacher import load_config, load_tokenizer
 
 
 def find_reference(config: DumpConfig, tokenizer: Any, max_length: int, vocab_size: int) -> TeacherFiles | None:

@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 
-from logitcache.cache import Cache, open_cache
-from logitcache.cache.files import SCRATCH_DIR, storage_error
-from logitcache.cache.manifest import MANIFEST_NAME
+from logitcache.cache.reader import Cache, open_cache
 from logitcache.data import Tally
 from logitcache.data.tally import EMPTY
 from logitcache.dump.config import DumpConfig, make_config
@@ -25,10 +23,14 @@ from logitcache.dump.plan import Plan, load_plan, make_plan
 from logitcache.dump.settings import Job, Stamps, check_resume, resolve, settings_of
 from logitcache.dump.signals import stop_on_signal
 from logitcache.dump.worker import Worker
+from logitcache.engines.tensor_parallel import Team, team
+from logitcache.engines.transformers_engine import TransformersTeacher
 from logitcache.errors import ConfigError, DumpInterruptedError, LogitCacheWarning, OutputExistsError, StorageError
+from logitcache.format.manifest import MANIFEST_NAME
 from logitcache.models import device_of
-from logitcache.progress import Report, silent
-from logitcache.teacher import DTYPES, Team, TransformersTeacher, choose_device, load_model, team
+from logitcache.models.teacher import DTYPES, choose_device, load_model
+from logitcache.utils.files import SCRATCH_DIR, storage_error
+from logitcache.utils.progress import Report, silent
 
 
 class LeftOutWarning(LogitCacheWarning):

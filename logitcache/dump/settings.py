@@ -10,23 +10,15 @@ from typing import Any
 
 import torch
 
-from logitcache.cache import tokenizer_digest
+from logitcache.cache.tokenizer import tokenizer_digest
 from logitcache.data import Source, find_sources, hash_file
 from logitcache.dump.batch_size import automatic_batch_tokens
 from logitcache.dump.config import DEFAULT_MAX_LENGTH, EVERY_ID, DumpConfig
 from logitcache.dump.reference import find_reference
 from logitcache.errors import ConfigError, ResumeMismatchError
+from logitcache.models.identity import TeacherFiles, combined_digest, find_teacher
 from logitcache.models.probe import longest
-from logitcache.teacher import (
-    DTYPES,
-    TeacherFiles,
-    choose_device,
-    choose_dtype,
-    combined_digest,
-    find_teacher,
-    load_config,
-    load_tokenizer,
-)
+from logitcache.models.teacher import DTYPES, choose_device, choose_dtype, load_config, load_tokenizer
 
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
 #: Fields of DumpConfig that every worker of one dump must agree on.

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from logitcache.cache.files import SCRATCH_DIR
-from logitcache.cache.manifest import MANIFEST_NAME
 from logitcache.data import TokenSequence
 from logitcache.dump.assemble import Computed
 from logitcache.dump.claims import Claim, try_claim
@@ -19,9 +17,11 @@ from logitcache.dump.config import DumpConfig
 from logitcache.dump.descriptors import read_descriptor
 from logitcache.dump.plan import Plan, cut_into_batches
 from logitcache.dump.writer import ShardWriter
+from logitcache.engines.tensor_parallel import Teacher
 from logitcache.errors import DumpInterruptedError, LogitCacheWarning, StorageError
-from logitcache.progress import Report
-from logitcache.teacher import Teacher
+from logitcache.format.manifest import MANIFEST_NAME
+from logitcache.utils.files import SCRATCH_DIR
+from logitcache.utils.progress import Report
 
 _WAIT_SECONDS = 0.5
 

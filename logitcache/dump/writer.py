@@ -10,10 +10,14 @@ from types import TracebackType
 
 import numpy as np
 
-from logitcache.cache import Encoding, ShardArrays, ShardFormatName, calibrate, encode_shard, publish_shard
+from logitcache.cache.publish import publish_shard
 from logitcache.dump.assemble import Computed, assemble
 from logitcache.dump.claims import Claim
 from logitcache.dump.descriptors import Descriptor, write_descriptor
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.calibrate import calibrate
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName, encode_shard
 
 _THREADS = 2
 

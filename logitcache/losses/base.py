@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import ConfigError, TargetsError
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 IGNORED_LABEL = -100
 

@@ -18,7 +18,7 @@ from logitcache.losses.completion import Completion
 from logitcache.losses.divergence import kl
 from logitcache.losses.student_top import student_top_ids
 from logitcache.losses.tail import look_up
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 MISSING = ("bound", "drop")
 # How far a fill follows an estimate below the bound: little near the teacher, since ids that a student likes are more

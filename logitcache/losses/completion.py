@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from logitcache.errors import TargetsError
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 _LEAST = -100.0  # nats, stands for the log of 0
 _LEAST_NOISE = 0.25  # nats²; keeps the posterior from trusting any one listed value to the last digit

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from logitcache.losses.base import IGNORED_LABEL, Loss
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from logitcache.losses.base import IGNORED_LABEL, Loss, check_not_negative, chec
 from logitcache.losses.divergence import kl
 from logitcache.losses.normkd import normalised
 from logitcache.losses.tail import logit_std, warn_of_tail
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from logitcache.losses.base import Loss
 from logitcache.losses.bild import SLD
 from logitcache.losses.completion import Completion
 from logitcache.losses.mix import Mix, parts_of
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 #: What is tried for ``offset`` and ``slope``, in nats.
 OFFSETS, SLOPES = (0.35, 0.65, 1.0, 1.5, 2.0), (0.0, 1.2, 2.4)

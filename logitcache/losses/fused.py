@@ -18,7 +18,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, SparseLoss
 from logitcache.losses.sparse_rows import rows_times, scatter_rows
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 # Logits of one chunk, in bytes: large enough that the matrix product runs at full speed, small beside the weight.
 CHUNK_BYTES = 64 << 20

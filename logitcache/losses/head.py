@@ -18,7 +18,7 @@ from logitcache.losses.bild import SLD
 from logitcache.losses.fused import Job, LinearHead, Tally, chunk_loss, fused_loss
 from logitcache.losses.mix import parts_of
 from logitcache.losses.registry import resolve
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

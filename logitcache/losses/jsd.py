@@ -13,7 +13,7 @@ from logitcache.errors import ConfigError
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl, log_probs
 from logitcache.losses.tail import complete, warn_of_tail
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

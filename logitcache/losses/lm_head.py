@@ -14,7 +14,7 @@ from logitcache.losses.base import Loss
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss
 from logitcache.models import Head, find_head, inside
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 class LossModel:

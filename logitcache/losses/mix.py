@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logitcache.losses.base import Loss
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

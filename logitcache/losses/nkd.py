@@ -11,7 +11,7 @@ from torch import Tensor
 from logitcache.losses.base import Loss, check_not_negative, check_positive
 from logitcache.losses.dkd import split
 from logitcache.losses.tail import complete, warn_of_tail
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

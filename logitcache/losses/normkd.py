@@ -11,7 +11,7 @@ from torch import Tensor
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl
 from logitcache.losses.tail import complete, finite_std, logit_std, warn_of_tail
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 # Below this spread a row of logits counts as constant, and its normalised logits as equal.
 _LEAST_STD = 1e-4

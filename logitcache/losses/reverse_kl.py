@@ -12,7 +12,7 @@ from torch import Tensor
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl, log_probs
 from logitcache.losses.tail import complete, warn_of_tail
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 # The log of the least positive float32. A teacher's zero would make the divergence infinite.
 _FLOOR = math.log(torch.finfo(torch.float32).tiny)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from logitcache.errors import LogitCacheWarning, TargetsError
 from logitcache.losses.divergence import log_probs
-from logitcache.tail_sample import log_weights
-from logitcache.topk import TopK
+from logitcache.targets.tail_sample import log_weights
+from logitcache.targets.topk import TopK
 
 # Comparing every id with every entry beats sorting as long as the [N, C, K] of booleans stays small.
 _COMPARE_UP_TO = 512

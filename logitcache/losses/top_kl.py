@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Selection, SparseLoss, check_count, check_positive
 from logitcache.losses.divergence import kl, log_probs
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.tail import complete, warn_of_tail
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True)

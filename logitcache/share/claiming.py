@@ -7,12 +7,12 @@ write small files under one name: so each overwrites only what it has read, and 
 
 from __future__ import annotations
 
-from logitcache.cache.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, digest_line
-from logitcache.cache.opening import MAX_TABLE_BYTES
+from logitcache.cache.content import Content
+from logitcache.cache.directory import MAX_TABLE_BYTES
+from logitcache.cache.location import Location
 from logitcache.errors import OutputExistsError
-from logitcache.share.content import Content
-from logitcache.share.location import Location
-from logitcache.share.stores import NotThereError, TakenError
+from logitcache.format.manifest import MANIFEST_DIGEST_NAME, MANIFEST_NAME, digest_line
+from logitcache.stores.store import NotThereError, TakenError
 
 
 def claim(location: Location, content: Content, take_over: bool) -> None:

@@ -16,22 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from logitcache.cache.manifest import Card, Provenance, require_writer_features
-from logitcache.cache.opening import read_tokenizer_file
+from logitcache.cache.content import Content
+from logitcache.cache.derive import CorpusDigest, derived_files, encode_part, keep_sequences
+from logitcache.cache.directory import read_tokenizer_file
+from logitcache.cache.location import Location
+from logitcache.cache.opening import open_place
+from logitcache.cache.provenance import card_of, differences, merged_provenance
 from logitcache.cache.reader import Cache
-from logitcache.cache.table import ShardEntry
 from logitcache.errors import ConfigError, MergeError
-from logitcache.progress import Report, silent
-from logitcache.share.content import Content
-from logitcache.share.derive import CorpusDigest, derived_files, encode_part, keep_sequences
-from logitcache.share.location import Location
-from logitcache.share.opening import open_place
-from logitcache.share.provenance import card_of, differences, merged_provenance
+from logitcache.format.manifest import Card, Provenance, require_writer_features
+from logitcache.format.table import ShardEntry
 from logitcache.share.pushing import WORKERS, Transfer, check_tag, publish, set_tag
-from logitcache.share.stores import open_writable
 from logitcache.share.transfer import copy_shard, install_content, write_bytes
-from logitcache.url import as_url, parse_reference, public_name
-from logitcache.validation import first_fault
+from logitcache.stores.store import open_writable
+from logitcache.stores.url import as_url, parse_reference, public_name
+from logitcache.utils.progress import Report, silent
+from logitcache.utils.validation import first_fault
 
 Duplicates = Literal["refuse", "drop", "keep"]
 

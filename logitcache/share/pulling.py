@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from logitcache.cache.formats import decode_shard
-from logitcache.cache.manifest import TOKENIZER_DIR, require_writer_features
+from logitcache.cache.content import Content, content_of
+from logitcache.cache.derive import CorpusDigest, derived_files, encode_part, keep_sequences
+from logitcache.cache.install import claimed, finish, install_shard, refuse_other_cache
+from logitcache.cache.opening import open_place
 from logitcache.cache.reader import Cache, check_content
-from logitcache.cache.table import ShardEntry
+from logitcache.cache.selection import Piece, Selection, pieces_of
+from logitcache.cache.signatures import check_trusted, pull_signatures
 from logitcache.errors import ConfigError
-from logitcache.progress import Report, silent
-from logitcache.share.content import Content, content_of
-from logitcache.share.derive import CorpusDigest, derived_files, encode_part, keep_sequences
-from logitcache.share.install import claimed, finish, install_shard, refuse_other_cache
-from logitcache.share.opening import open_place
+from logitcache.format.formats import decode_shard
+from logitcache.format.manifest import TOKENIZER_DIR, require_writer_features
+from logitcache.format.table import ShardEntry
 from logitcache.share.pushing import WORKERS, Transfer
-from logitcache.share.selection import Piece, Selection, pieces_of
-from logitcache.share.signatures import check_trusted, pull_signatures
 from logitcache.share.transfer import (
     copy_shard,
     fetch_shards,
@@ -29,7 +28,8 @@ from logitcache.share.transfer import (
     transfer_of,
     write_bytes,
 )
-from logitcache.url import local_path
+from logitcache.stores.url import local_path
+from logitcache.utils.progress import Report, silent
 
 
 def pull(

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from logitcache.cache.manifest import MANIFEST_NAME, SHARDS_DIR
-from logitcache.cache.table import ShardEntry
+from logitcache.cache.content import Content, content_of
+from logitcache.cache.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
+from logitcache.cache.opening import open_place
+from logitcache.cache.signatures import push_signatures
 from logitcache.errors import CacheNotFoundError, ConfigError, OutputExistsError
-from logitcache.progress import Report, silent
+from logitcache.format.manifest import MANIFEST_NAME, SHARDS_DIR
+from logitcache.format.table import ShardEntry
 from logitcache.share.claiming import claim, finish
-from logitcache.share.content import Content, content_of
-from logitcache.share.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
-from logitcache.share.opening import open_place
-from logitcache.share.parallel import run_parallel
-from logitcache.share.signatures import push_signatures
-from logitcache.share.stores import Store, TakenError, open_writable
-from logitcache.url import parse_reference
+from logitcache.stores.store import Store, TakenError, open_writable
+from logitcache.stores.url import parse_reference
+from logitcache.utils.parallel import run_parallel
+from logitcache.utils.progress import Report, silent
 
 WORKERS = 8
 

@@ -9,15 +9,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from logitcache.cache.files import storage_error
+from logitcache.cache.content import Content
+from logitcache.cache.install import claimed, finish, holds_shard, install_shard, refuse_other_cache
 from logitcache.cache.reader import Cache
-from logitcache.cache.table import ShardEntry
-from logitcache.progress import Report
-from logitcache.share.content import Content
-from logitcache.share.install import claimed, finish, holds_shard, install_shard, refuse_other_cache
-from logitcache.share.parallel import run_parallel
+from logitcache.cache.remote import RemoteCache
+from logitcache.format.table import ShardEntry
 from logitcache.share.pushing import Transfer
-from logitcache.share.remote import RemoteCache
+from logitcache.utils.files import storage_error
+from logitcache.utils.parallel import run_parallel
+from logitcache.utils.progress import Report
 
 Fill = Callable[[ShardEntry, Path], None]
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import logitcache as lc
-from logitcache.cache.opening import open_cache
+from logitcache.cache.reader import open_cache
 from logitcache.errors import DumpInterruptedError, OutputExistsError
 
 pytestmark = pytest.mark.crash
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.crash
 KILLS = 100 if os.environ.get("LOGITCACHE_FULL_CRASH") else 6
 # Children fork from a process that has imported everything: a start costs milliseconds instead of seconds.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["logitcache.dump", "logitcache.teacher", "transformers.models.llama.modeling_llama"])
+CONTEXT.set_forkserver_preload(["logitcache.dump", "logitcache.engines", "transformers.models.llama.modeling_llama"])
 
 
 def _work(settings: dict[str, Any]) -> None:

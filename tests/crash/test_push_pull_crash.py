@@ -14,9 +14,12 @@ from s3_server import S3Server
 from share_tools import files_of, make_cache, s3
 
 import logitcache as lc
+from logitcache.cache.opening import verify
+from logitcache.cache.remote import open_remote
 from logitcache.errors import CacheNotFoundError
-from logitcache.share import open_remote, pull, push, verify
-from logitcache.share.stores import Store
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push
+from logitcache.stores.store import Store
 
 pytestmark = pytest.mark.crash
 __all__ = ["s3"]

@@ -17,7 +17,7 @@ from make_caches import TEXT, cache_of_model, save_tokenizer, text_sequences
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 
 pytestmark = pytest.mark.crash
 KILLS = 20 if os.environ.get("LOGITCACHE_FULL_CRASH") else 2
@@ -29,7 +29,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 import logitcache as lc
-from logitcache.training.trainer import Feed
+from logitcache.train.trainer import Feed
 cache, student, out, resume, pause = sys.argv[1:6]
 inner = Feed.__iter__
 def slow(self):

@@ -14,8 +14,8 @@ import plain_reader
 import pytest
 from shard_strategies import VALUES, random_shard
 
-from logitcache.cache import Encoding, decode_shard, encode_shard
-from logitcache.cache.encoding import Preset
+from logitcache.format.encoding import Encoding, Preset
+from logitcache.format.formats import decode_shard, encode_shard
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 FIELDS = {

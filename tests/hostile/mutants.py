@@ -25,7 +25,8 @@ from mutators import MUTATORS, ORIGINAL, Parts
 from transformers import PreTrainedTokenizerFast
 
 import logitcache as lc
-from logitcache.cache import tokenizer_files, verify_cache
+from logitcache.cache.tokenizer import tokenizer_files
+from logitcache.cache.verify import verify_cache
 
 SECONDS = 5.0
 MEMORY = 1 << 30

@@ -15,7 +15,7 @@ import pyarrow as pa
 from payload_mutators import NASTY, mutate_arrow, mutate_bytes, mutate_json, mutate_zip
 
 import logitcache as lc
-from logitcache.cache.canonical import canonical_json
+from logitcache.format.canonical import canonical_json
 
 
 @dataclass

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache.cache import Cache, ShardArrays
+from logitcache.cache.reader import Cache
 from logitcache.cli.main import app
 from logitcache.errors import (
     CacheNotFoundError,
@@ -28,9 +28,10 @@ from logitcache.errors import (
     TargetsError,
     TokenizerMismatchError,
 )
-from logitcache.streaming.batches import keep_targets
-from logitcache.student import make_student
-from logitcache.training.run import plan
+from logitcache.format.arrays import ShardArrays
+from logitcache.stream.batches import keep_targets
+from logitcache.students.cut import make_student
+from logitcache.train.run import plan
 
 pytestmark = pytest.mark.hostile
 Change = Callable[[dict[str, Any]], None]

@@ -14,7 +14,7 @@ import pytest
 from cache_builder import build_cache
 
 import logitcache as lc
-from logitcache.cache import verify_cache
+from logitcache.cache.verify import verify_cache
 from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError
 
 pytestmark = pytest.mark.hostile

@@ -14,9 +14,8 @@ import pytest
 from numcodecs import zstd
 from shard_strategies import stored_shard
 
-from logitcache.cache import decode_shard
-from logitcache.cache.formats import get_format
 from logitcache.errors import CorruptCacheError
+from logitcache.format.formats import decode_shard, get_format
 
 pytestmark = pytest.mark.hostile
 

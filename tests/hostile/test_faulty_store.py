@@ -12,11 +12,16 @@ from s3_server import S3Server
 from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
+from logitcache.cache.catalogue import catalogue
+from logitcache.cache.location import read_tag
+from logitcache.cache.opening import verify
+from logitcache.cache.remote import open_remote
 from logitcache.errors import LogitCacheError, RemoteError, StorageError
-from logitcache.share import catalogue, merge, open_remote, pull, push, tag, verify
-from logitcache.share.location import read_tag
-from logitcache.share.stores import Store
-from logitcache.streaming import stream
+from logitcache.share.merging import merge
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push, tag
+from logitcache.stores.store import Store
+from logitcache.stream import stream
 
 pytestmark = pytest.mark.hostile
 __all__ = ["s3"]
@@ -145,7 +150,7 @@ def test_full_disk_leaves_nothing_behind(
     s3: S3Server, pushed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = lc.open(pushed)
-    monkeypatch.setattr("logitcache.share.pool.os.posix_fallocate", _no_room)
+    monkeypatch.setattr("logitcache.stores.pool.os.posix_fallocate", _no_room)
     with pytest.raises(StorageError, match="make room"):
         cache.read_shard(0)
     assert not list((tmp_path / "local" / "shards").glob("*"))

@@ -18,7 +18,7 @@ from logitcache.data import find_sources
 from logitcache.dump import make_config
 from logitcache.dump.corpus import Corpus
 from logitcache.dump.settings import Job, resolve
-from logitcache.progress import silent
+from logitcache.utils.progress import silent
 
 pytestmark = pytest.mark.hostile
 

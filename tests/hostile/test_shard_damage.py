@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 from shard_strategies import random_shard, stored_shard
 
-from logitcache.cache import Encoding, ShardFormatName, decode_shard, encode_shard
-from logitcache.cache.encoding import encode_arrays
-from logitcache.cache.formats import get_format
-from logitcache.cache.stored import StoredShard
 from logitcache.errors import CorruptCacheError
+from logitcache.format.encoding import Encoding, encode_arrays
+from logitcache.format.formats import ShardFormatName, decode_shard, encode_shard, get_format
+from logitcache.format.stored import StoredShard
 
 pytestmark = pytest.mark.hostile
 FORMATS: list[ShardFormatName] = ["zarr", "arrow"]

@@ -8,7 +8,7 @@ import pytest
 from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_sequences
 from transformers import AutoModelForCausalLM
 
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 
 
 @pytest.fixture(scope="session")

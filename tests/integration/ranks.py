@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import logitcache as lc
-from logitcache.training.trainer import DistillTrainer, Feed
+from logitcache.train.trainer import DistillTrainer, Feed
 
 torch.set_num_threads(1)
 

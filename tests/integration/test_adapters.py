@@ -15,9 +15,9 @@ from train_tools import losses_of
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.errors import ConfigError, ModelError
-from logitcache.student import make_student
+from logitcache.students.cut import make_student
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.integration

@@ -17,7 +17,7 @@ from train_tools import losses_of
 
 import logitcache as lc
 from benchmarks._architectures_configs import tiny_config
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.errors import LogitCacheWarning
 from logitcache.models import find_head, load_language_model
 
@@ -98,7 +98,7 @@ def test_teacher_and_student(name: str, tokenizer_dir: Path, tmp_path: Path) -> 
 
 
 def test_what_text_does_not_reach_is_not_trained(tokenizer_dir: Path, tmp_path: Path) -> None:
-    from logitcache.training.module import DistillModule
+    from logitcache.train.module import DistillModule
 
     _, model = save("mistral3", tmp_path / "model", tokenizer_dir)
     DistillModule(model, lc.losses.get("bild"), 512, 512)

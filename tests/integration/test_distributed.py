@@ -16,7 +16,7 @@ import torch
 from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_sequences
 from transformers import AutoModelForCausalLM
 
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 
 pytestmark = pytest.mark.integration
 RANKS = Path(__file__).with_name("ranks.py")

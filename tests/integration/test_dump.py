@@ -20,8 +20,8 @@ from transformers import (
 
 import logitcache as lc
 from logitcache.dump import LowMassWarning, config_path, plan_dump
+from logitcache.engines.transformers_engine import TransformersTeacher
 from logitcache.losses.tail import estimated
-from logitcache.teacher import TransformersTeacher
 
 pytestmark = pytest.mark.integration
 

@@ -75,7 +75,8 @@ def test_device_map(tiny_llama_dir: Path, sentences: Path, tmp_path: Path) -> No
 @pytest.mark.skipif("LOGITCACHE_GGUF" not in os.environ, reason="set LOGITCACHE_GGUF to a small .gguf file")
 def test_gguf_teacher(heldout_text: Path, tmp_path: Path) -> None:
     """A GGUF file, and the same weights saved as an ordinary directory, give the same targets."""
-    from logitcache.teacher import find_teacher, load_model, load_tokenizer
+    from logitcache.models.identity import find_teacher
+    from logitcache.models.teacher import load_model, load_tokenizer
 
     path = os.environ["LOGITCACHE_GGUF"]
     text = tmp_path / "address.txt"

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.cli.main import app
 
 pytestmark = pytest.mark.integration

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.errors import ModelError
 from logitcache.models import check_language_model
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
-from logitcache.student import make_student
+from logitcache.students.cut import make_student
 
 # BiLD alone says nothing of the mass outside the ids it compares, so far from the teacher KL joins it.
 MIX = ("--loss", "bild=1.0,residual_kl=1.0")

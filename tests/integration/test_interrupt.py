@@ -17,7 +17,8 @@ from share_tools import files_of, make_cache, s3
 import logitcache as lc
 from logitcache.cli import main
 from logitcache.errors import CacheNotFoundError
-from logitcache.share import pull, push
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]
@@ -49,7 +50,7 @@ def test_what_goes_on_after_an_interruption(
 
 _HANDED_ELSEWHERE = """
 import os, signal, threading, time
-from logitcache.share.parallel import run_parallel
+from logitcache.utils.parallel import run_parallel
 
 def action(number):
     if number == 0:

@@ -11,7 +11,7 @@ from make_caches import TEXT, cache_of_model, save_llama, save_tokenizer, text_s
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"

@@ -15,10 +15,11 @@ from s3_server import S3Server
 from share_tools import assert_same_content, make_cache, s3
 
 import logitcache as lc
-from logitcache.share import open_remote, push
-from logitcache.share.local_cache import LocalSettings
-from logitcache.share.pool import ShardPool
-from logitcache.streaming import stream
+from logitcache.cache.remote import open_remote
+from logitcache.share.pushing import push
+from logitcache.stores.local_cache import LocalSettings
+from logitcache.stores.pool import ShardPool
+from logitcache.stream import stream
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]
@@ -48,7 +49,7 @@ def test_eight_processes_share_a_quarter(s3: S3Server, tmp_path: Path) -> None:
     local = lc.open(tmp_path / "cache")
     limit = sum(entry.bytes for entry in local.shards) // 4
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["logitcache.share.remote", "logitcache.streaming", "obstore.store"])
+    context.set_forkserver_preload(["logitcache.cache.remote", "logitcache.stream", "obstore.store"])
     start = context.Barrier(PROCESSES)
     sizes: list[int] = []
     stopped = threading.Event()

@@ -12,11 +12,12 @@ from s3_server import S3Server
 from share_tools import assert_same_content, make_cache, s3
 
 import logitcache as lc
+from logitcache.cache.catalogue import catalogue
 from logitcache.errors import (
     CacheNotFoundError,
     ConfigError,
 )
-from logitcache.share import catalogue, push
+from logitcache.share.pushing import push
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]

@@ -22,10 +22,10 @@ from transformers import (
 )
 
 import logitcache as lc
-from logitcache.streaming import Selection
-from logitcache.training.module import DistillModule
-from logitcache.training.packing import check_packing
-from logitcache.training.trainer import inputs_of
+from logitcache.stream import Selection
+from logitcache.train.module import DistillModule
+from logitcache.train.packing import check_packing
+from logitcache.train.trainer import inputs_of
 
 pytestmark = pytest.mark.integration
 SHAPE: dict[str, Any] = {

@@ -11,15 +11,15 @@ from make_caches import save_llama, save_tokenizer
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
-from logitcache.cache import convert_cache
+from logitcache.cache.convert import convert_cache
 from logitcache.dump.config import make_config
 from logitcache.dump.run import new_plan
 from logitcache.dump.settings import resolve
 from logitcache.errors import ResumeMismatchError, TokenizerMismatchError
-from logitcache.losses import metrics
+from logitcache.evaluate import metrics
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import compare, gradient
-from logitcache.student import make_student
+from logitcache.students.cut import make_student
 
 pytestmark = pytest.mark.integration
 

@@ -16,6 +16,8 @@ from share_tools import assert_same_content, files_of, make_cache, s3
 from typer.testing import CliRunner
 
 import logitcache as lc
+from logitcache.cache.catalogue import catalogue
+from logitcache.cache.opening import verify
 from logitcache.cli.main import app
 from logitcache.errors import (
     CacheNotFoundError,
@@ -24,8 +26,10 @@ from logitcache.errors import (
     OfflineError,
     RemoteError,
 )
-from logitcache.share import catalogue, merge, pull, push, tag, verify
-from logitcache.share.stores import Store
+from logitcache.share.merging import merge
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push, tag
+from logitcache.stores.store import Store
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]

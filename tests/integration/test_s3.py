@@ -11,12 +11,16 @@ from s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
-from logitcache.cache import ShardFormatName
+from logitcache.cache.opening import verify
+from logitcache.cache.selection import Selection
 from logitcache.errors import (
     ConfigError,
     OutputExistsError,
 )
-from logitcache.share import Selection, merge, pull, push, verify
+from logitcache.format.formats import ShardFormatName
+from logitcache.share.merging import merge
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]

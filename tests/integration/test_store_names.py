@@ -10,13 +10,16 @@ from s3_server import S3Server
 from share_tools import assert_same_content, files_of, make_cache, s3
 
 import logitcache as lc
+from logitcache.cache.catalogue import catalogue
+from logitcache.cache.opening import verify
 from logitcache.errors import (
     CacheNotFoundError,
     ConfigError,
     OutputExistsError,
 )
-from logitcache.share import catalogue, pull, push, tag, verify
-from logitcache.share.stores import Store
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push, tag
+from logitcache.stores.store import Store
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]

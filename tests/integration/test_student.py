@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from logitcache.cli.main import app
 from logitcache.errors import ModelError
-from logitcache.student import even_layers, find_layers, make_student, most_influential
+from logitcache.students.cut import even_layers, find_layers, make_student, most_influential
 
 pytestmark = pytest.mark.integration
 SHAPE: dict[str, Any] = {

@@ -17,7 +17,7 @@ from train_tools import losses_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.errors import LogitCacheWarning, TokenizerMismatchError
 
 pytestmark = pytest.mark.integration

@@ -18,8 +18,8 @@ from train_tools import assert_equal, losses_of, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
-from logitcache.cache import Cache
-from logitcache.training.run import plan
+from logitcache.cache.reader import Cache
+from logitcache.train.run import plan
 
 pytestmark = pytest.mark.integration
 

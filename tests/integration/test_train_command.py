@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache import report
 from logitcache.cli.main import app
 from logitcache.errors import ConfigError, MissingDependencyError
-from logitcache.progress import silent
-from logitcache.training import arguments, split_losses
-from logitcache.training.run import Run
+from logitcache.evaluate import report
+from logitcache.train import arguments, split_losses
+from logitcache.train.run import Run
+from logitcache.utils.progress import silent
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).resolve().parents[2] / "examples" / "data"
@@ -127,10 +127,10 @@ def test_a_deepspeed_configuration_reaches_the_trainer(
     run = Run(config, silent)
     monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="pip install deepspeed"):
-        arguments.training_arguments(config, run)
+        run.arguments()
     monkeypatch.setattr(arguments, "find_spec", lambda name: name)
     monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
-    passed = arguments.training_arguments(config, run)
+    passed = run.arguments()
     assert passed.deepspeed == own
     assert (passed.per_device_train_batch_size, passed.gradient_accumulation_steps) == (2, 4)
     assert not (tmp_path / "out").exists()

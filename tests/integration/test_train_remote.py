@@ -16,10 +16,13 @@ from share_tools import assert_same_content, s3
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import logitcache as lc
+from logitcache.cache.selection import Selection
 from logitcache.dump import make_config
+from logitcache.dump.to_store import dump_staged, dump_to, find_dump, staging_of
 from logitcache.errors import OutputExistsError
-from logitcache.share import Selection, dump_to, find_dump, merge, pull, push
-from logitcache.share.dumping import dump_staged, staging_of
+from logitcache.share.merging import merge
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push
 
 pytestmark = pytest.mark.integration
 __all__ = ["s3"]

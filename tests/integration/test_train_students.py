@@ -16,11 +16,11 @@ from train_tools import losses_of, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, GPT2Config
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.errors import ConfigError, ModelError
-from logitcache.student import make_student
-from logitcache.training import TrainConfig
-from logitcache.training.lora import prepare_student
+from logitcache.students.cut import make_student
+from logitcache.train import TrainConfig
+from logitcache.train.lora import prepare_student
 
 pytestmark = pytest.mark.integration
 

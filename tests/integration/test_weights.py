@@ -15,7 +15,7 @@ from tiny_models import change_weights, quantise, save_tiny, shard, write_gguf
 from transformers import MixtralConfig
 
 import logitcache as lc
-from logitcache.cache import Cache
+from logitcache.cache.reader import Cache
 from logitcache.errors import LogitCacheWarning, ModelError
 
 pytestmark = pytest.mark.integration

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
 
-from logitcache.cache import ShardArrays
 from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
-from logitcache.streaming import Batch, Selection, stream
-from logitcache.streaming.batches import keep_targets
-from logitcache.streaming.prefetch import prefetched
-from logitcache.streaming.rows import best_fit
+from logitcache.format.arrays import ShardArrays
+from logitcache.stream import Batch, Selection, stream
+from logitcache.stream.batches import keep_targets
+from logitcache.stream.prefetch import prefetched
+from logitcache.stream.rows import best_fit
 
 
 def expected_rows(cache: MemoryCache) -> dict[int, ShardArrays]:

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache.cache import ShardFormatName, convert_cache, decode_shard, encode_shard, verify_cache
-from logitcache.cache.encoding import Encoding
+from logitcache.cache.convert import convert_cache
+from logitcache.cache.verify import verify_cache
 from logitcache.cli.main import app
 from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
-from logitcache.share import merge
-from logitcache.streaming import Mixture
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName, decode_shard, encode_shard
+from logitcache.share.merging import merge
+from logitcache.stream import Mixture
 
 KINDS = ("tail_samples", "candidates")
 FORMATS: tuple[ShardFormatName, ...] = ("zarr", "arrow")

@@ -9,7 +9,7 @@ from cache_builder import build_cache
 from transformers import AutoTokenizer
 
 import logitcache as lc
-from logitcache.cache import tokenizer_digest, tokenizer_files
+from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
 from logitcache.errors import ConfigError
 
 

@@ -17,22 +17,17 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
-from logitcache.cache import (
-    Card,
-    Encoding,
-    ShardArrays,
-    encode_shard,
-    finalize_cache,
-    publish_shard,
-    sequence_digest,
-    tokenizer_digest,
-    tokenizer_files,
-)
+from logitcache.cache.publish import finalize_cache, publish_shard
+from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
 from logitcache.cli import info as info_module
 from logitcache.cli import peek as peek_module
 from logitcache.cli import verify as verify_module
 from logitcache.cli.common import read_assignments
 from logitcache.cli.main import run
+from logitcache.format.arrays import ShardArrays, sequence_digest
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import encode_shard
+from logitcache.format.manifest import Card
 
 TEXT = "The state of the Union is strong.\nLet us go on – together."
 

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cache import MemoryCache
 
-from logitcache.cache import Encoding, ShardArrays, decode_shard, encode_shard
-from logitcache.streaming import stream
-from logitcache.streaming.batches import DecodedShard, narrow_ids, narrow_logprobs
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import decode_shard, encode_shard
+from logitcache.stream import stream
+from logitcache.stream.batches import DecodedShard, narrow_ids, narrow_logprobs
 
 
 @pytest.mark.parametrize(

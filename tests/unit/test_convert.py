@@ -13,19 +13,15 @@ from test_shards import FORMATS
 from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache.cache import (
-    Cache,
-    Encoding,
-    ShardFormatName,
-    calibrate,
-    convert_cache,
-    encode_shard,
-    finalize_cache,
-    publish_shard,
-    verify_cache,
-)
+from logitcache.cache.convert import convert_cache
+from logitcache.cache.publish import finalize_cache, publish_shard
+from logitcache.cache.reader import Cache
+from logitcache.cache.verify import verify_cache
 from logitcache.cli.main import app
 from logitcache.errors import ConfigError, OutputExistsError
+from logitcache.format.calibrate import calibrate
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName, encode_shard
 
 
 def build(root: Path, encoding: Encoding, shard_format: ShardFormatName = "zarr") -> Cache:

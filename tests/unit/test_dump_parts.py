@@ -17,9 +17,9 @@ from logitcache.dump.assemble import Computed, assemble
 from logitcache.dump.claims import try_claim
 from logitcache.dump.descriptors import Descriptor, descriptor_name, read_descriptor, write_descriptor
 from logitcache.dump.settings import Stamps
+from logitcache.engines.transformers_engine import HostTopK
 from logitcache.errors import ConfigError, NonFiniteLogitsError
-from logitcache.teacher import HostTopK
-from logitcache.topk import TopK
+from logitcache.targets.topk import TopK
 
 V, K = 11, 3
 

@@ -14,13 +14,12 @@ from pydantic import ValidationError
 from shard_strategies import random_shard
 from test_shards import assert_within
 
-from logitcache.cache import Encoding
-from logitcache.cache.classes import cluster_rows
-from logitcache.cache.encoding import encode_arrays
-from logitcache.cache.encoding_symbols import SymbolReader, to_symbols
-from logitcache.cache.encoding_values import decode_logprobs, decode_residual, encode_logprobs, encode_residual
-from logitcache.cache.stored import ArrayReader
 from logitcache.errors import TargetsError
+from logitcache.format.classes import cluster_rows
+from logitcache.format.encoding import Encoding, encode_arrays
+from logitcache.format.encoding_symbols import SymbolReader, to_symbols
+from logitcache.format.encoding_values import decode_logprobs, decode_residual, encode_logprobs, encode_residual
+from logitcache.format.stored import ArrayReader
 
 any_float = st.floats(width=32, allow_nan=False).filter(lambda value: value < np.inf)
 any_rows = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=any_float)

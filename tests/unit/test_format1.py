@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 import logitcache as lc
-from logitcache.cache import Encoding, ShardFormatName, encode_shard, finalize_cache, tokenizer_digest, verify_cache
-from logitcache.cache.table import write_table
+from logitcache.cache.publish import finalize_cache
+from logitcache.cache.tokenizer import tokenizer_digest
+from logitcache.cache.verify import verify_cache
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import ShardFormatName, encode_shard
+from logitcache.format.table import write_table
 
 FORMAT1 = Path(__file__).resolve().parents[1] / "fixtures" / "format1"
 DIGESTS: dict[ShardFormatName, str] = {

@@ -9,7 +9,7 @@ from memory_cache import MemoryCache
 from stream_steps import WORLDS, Settings, global_steps, resumed_steps
 
 from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError
-from logitcache.streaming import stream
+from logitcache.stream import stream
 
 caches = st.builds(
     MemoryCache.random,

@@ -14,10 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from logitcache.cache import Card, Manifest, Teacher, open_cache, require_writer_features
-from logitcache.cache.canonical import canonical_json, format_number, parse_canonical
-from logitcache.cache.manifest import MAX_MANIFEST_BYTES, json_schema, manifest_digest, parse_manifest
+from logitcache.cache.reader import open_cache
 from logitcache.errors import CacheFormatError, ConfigError
+from logitcache.format.canonical import canonical_json, format_number, parse_canonical
+from logitcache.format.manifest import (
+    MAX_MANIFEST_BYTES,
+    Card,
+    Manifest,
+    Teacher,
+    json_schema,
+    manifest_digest,
+    parse_manifest,
+    require_writer_features,
+)
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "manifest.schema.json"
 

@@ -17,8 +17,8 @@ from stream_steps import WORLDS, Settings, global_steps, resumed_steps, sequence
 from torch.utils.data import DataLoader
 
 from logitcache.errors import ConfigError, ResumeMismatchError, TargetsError, TokenizerMismatchError
-from logitcache.streaming import Mixture, stream
-from logitcache.topk import TopK
+from logitcache.stream import Mixture, stream
+from logitcache.targets.topk import TopK
 
 #: Sequences of component c are numbered from here on.
 FIRST = (1, 10_001, 20_001)

@@ -11,9 +11,11 @@ from cache_builder import SHARDS, make_arrays, make_provenance, publish
 from share_tools import files_of, make_cache
 
 import logitcache as lc
-from logitcache.cache import Encoding, finalize_cache, verify_cache
+from logitcache.cache.publish import finalize_cache
+from logitcache.cache.verify import verify_cache
 from logitcache.errors import CacheNotFoundError, CorruptCacheError, MissingFileError
-from logitcache.share import push
+from logitcache.format.encoding import Encoding
+from logitcache.share.pushing import push
 
 
 def test_places_without_a_cache(tmp_path: Path) -> None:

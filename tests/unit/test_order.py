@@ -13,8 +13,8 @@ from stream_steps import WORLDS, Settings, global_steps, resumed_steps, sequence
 from torch.utils.data import DataLoader
 
 from logitcache.errors import ConfigError, ResumeMismatchError
-from logitcache.streaming import Order, stream
-from logitcache.streaming.order import ShardSizes
+from logitcache.stream import Order, stream
+from logitcache.stream.order import ShardSizes
 
 caches = st.builds(
     MemoryCache.random,

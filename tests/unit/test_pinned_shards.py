@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from test_shards import assert_decodes
 
-from logitcache.cache import Encoding, ShardArrays, decode_shard, encode_shard
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import decode_shard, encode_shard
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 FOLDER = FIXTURES / "shards1"

@@ -16,14 +16,8 @@ from cache_builder import FORMATS, SHARDS, build_cache, make_arrays, make_proven
 from share_tools import files_of
 
 import logitcache as lc
-from logitcache.cache import (
-    Encoding,
-    encode_shard,
-    finalize_cache,
-    publish_shard,
-    verify_cache,
-)
-from logitcache.cache import files as cache_files
+from logitcache.cache.publish import finalize_cache, publish_shard
+from logitcache.cache.verify import verify_cache
 from logitcache.errors import (
     CacheNotFoundError,
     ConfigError,
@@ -31,6 +25,9 @@ from logitcache.errors import (
     OutputExistsError,
     StorageError,
 )
+from logitcache.format.encoding import Encoding
+from logitcache.format.formats import encode_shard
+from logitcache.utils import files as cache_files
 
 TOKENIZER_FILES = {"tokenizer.json": b'{"a": 1}', "tokenizer_config.json": b'{"b": 2}'}
 
@@ -140,7 +137,7 @@ def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from logitcache.cache.files import write_file; from logitcache.errors import StorageError\n"
+        "from logitcache.utils.files import write_file; from logitcache.errors import StorageError\n"
         "try: write_file(Path(sys.argv[1]), 'shards/x', bytes(5000))\n"
         "except StorageError as error: print(error)\n"
     )

@@ -15,16 +15,14 @@ import torch
 from cache_builder import SHARDS, TOP_K, VOCAB, build_cache, make_arrays
 
 import logitcache as lc
-from logitcache.cache import (
-    CachedSequence,
-    ShardArrays,
-    verify_cache,
-)
 from logitcache.cache.reader import KEPT_SHARDS
+from logitcache.cache.sequence import CachedSequence
+from logitcache.cache.verify import verify_cache
 from logitcache.errors import (
     CorruptCacheError,
     MissingDependencyError,
 )
+from logitcache.format.arrays import ShardArrays
 
 
 def expected_sequences() -> list[tuple[ShardArrays, slice, slice]]:

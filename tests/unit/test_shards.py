@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_strategies import random_shard, shards
 
-from logitcache.cache import Encoding, ShardArrays, ShardFormatName, calibrate, decode_shard, encode_shard
-from logitcache.cache.encoding import encode_arrays
-from logitcache.cache.formats import get_format
 from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.calibrate import calibrate
+from logitcache.format.encoding import Encoding, encode_arrays
+from logitcache.format.formats import ShardFormatName, decode_shard, encode_shard, get_format
 
 FORMATS: list[ShardFormatName] = ["zarr", "arrow"]
 ENCODINGS = [
@@ -173,7 +174,7 @@ def test_unknown_format() -> None:
 def test_shard_that_readers_would_take_for_a_bomb(
     shard_format: ShardFormatName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitcache.cache.formats.size_limit", lambda payload_bytes: 64 * payload_bytes)
+    monkeypatch.setattr("logitcache.format.formats.size_limit", lambda payload_bytes: 64 * payload_bytes)
     arrays = random_shard(0, [2000], 1000, 200)
     alike = dataclasses.replace(
         arrays,

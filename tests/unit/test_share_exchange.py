@@ -17,10 +17,12 @@ from share_tools import make_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
-from logitcache.cache import Encoding, verify_cache
+from logitcache.cache.verify import verify_cache
 from logitcache.errors import DataError, OutputExistsError
-from logitcache.share import export_parquet, import_logprobs
-from logitcache.share.import_distillkit import Bin, Compression, decode_logprobs, unpack_bits
+from logitcache.exchange.distillkit import Bin, Compression, decode_logprobs, unpack_bits
+from logitcache.exchange.exporting import export_parquet
+from logitcache.exchange.importing import import_logprobs
+from logitcache.format.encoding import Encoding
 
 K = 6
 TEXT = "The state of the union is strong, and the café – naïve as ever – opens at noon. 你好!"

@@ -13,20 +13,21 @@ from cache_builder import build_cache, make_arrays
 from share_tools import assert_same_content, files_of, make_cache
 
 import logitcache as lc
-from logitcache.cache import (
-    Encoding,
-    ShardArrays,
-    ShardFormatName,
-    Teacher,
-    convert_cache,
-    decode_shard,
-    encode_shard,
-    verify_cache,
-)
-from logitcache.cache.encoding import Preset
+from logitcache.cache.compare import diff
+from logitcache.cache.convert import convert_cache
+from logitcache.cache.derive import keep_sequences
+from logitcache.cache.selection import Selection
+from logitcache.cache.signatures import check_trusted
+from logitcache.cache.verify import verify_cache
 from logitcache.errors import ConfigError, MergeError, OutputExistsError, SignatureError
-from logitcache.share import Selection, check_trusted, diff, make_key, merge, pull, sign
-from logitcache.share.derive import keep_sequences
+from logitcache.format.arrays import ShardArrays
+from logitcache.format.encoding import Encoding, Preset
+from logitcache.format.formats import ShardFormatName, decode_shard, encode_shard
+from logitcache.format.manifest import Teacher
+from logitcache.share.merging import merge
+from logitcache.share.pulling import pull
+from logitcache.share.signing import sign
+from logitcache.signing.keys import make_key
 
 
 def test_merge_links_shards_and_keeps_order(tmp_path: Path) -> None:

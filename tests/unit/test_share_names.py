@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logitcache.cache.selection import Selection, parse_range, parse_spans
 from logitcache.errors import ConfigError, RemoteError
-from logitcache.share import Selection, parse_range, parse_spans
-from logitcache.share.local_cache import LocalSettings, parse_size
-from logitcache.share.parallel import run_parallel
-from logitcache.share.retry import RetryPolicy, TransientError, retried
-from logitcache.training.config import TrainConfig
-from logitcache.url import Reference, as_url, parse_reference, public_url
+from logitcache.stores.local_cache import LocalSettings, parse_size
+from logitcache.stores.retry import RetryPolicy, TransientError, retried
+from logitcache.stores.url import Reference, as_url, parse_reference, public_url
+from logitcache.train.config import TrainConfig
+from logitcache.utils.parallel import run_parallel
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -131,7 +131,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("logitcache.share.parallel.time.sleep", pauses.append)
+    monkeypatch.setattr("logitcache.utils.parallel.time.sleep", pauses.append)
     random.seed(0)
     calls = io.StringIO()
 

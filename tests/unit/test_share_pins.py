@@ -10,11 +10,18 @@ from share_tools import make_cache
 from typer.testing import CliRunner
 
 import logitcache as lc
-from logitcache.cache import open_cache, verify_cache
+from logitcache.cache.catalogue import catalogue
+from logitcache.cache.compare import diff
+from logitcache.cache.opening import verify
+from logitcache.cache.reader import open_cache
+from logitcache.cache.verify import verify_cache
 from logitcache.cli.main import app
+from logitcache.dump.to_store import dump_to
 from logitcache.errors import CacheNotFoundError, ConfigError, CorruptCacheError, LogitCacheError
-from logitcache.share import catalogue, diff, dump_to, merge, pull, push, tag, verify
-from logitcache.streaming import stream
+from logitcache.share.merging import merge
+from logitcache.share.pulling import pull
+from logitcache.share.pushing import push, tag
+from logitcache.stream import stream
 
 
 @pytest.fixture

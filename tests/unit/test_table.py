@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcache.cache import ShardEntry
-from logitcache.cache.arrow_guard import claimed_bytes
-from logitcache.cache.table import MAX_SHARD_BYTES, SCHEMA, ShardTable, shard_path, write_table
 from logitcache.errors import CacheFormatError
+from logitcache.format.arrow_guard import claimed_bytes
+from logitcache.format.table import MAX_SHARD_BYTES, SCHEMA, ShardEntry, ShardTable, shard_path, write_table
 
 
 def entry(number: int, sequences: int = 2) -> ShardEntry:

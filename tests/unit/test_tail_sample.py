@@ -13,10 +13,10 @@ from torch import Tensor
 
 import logitcache as lc
 from logitcache.errors import TargetsError
-from logitcache.losses import metrics
+from logitcache.evaluate import metrics
 from logitcache.losses.bild import bound
 from logitcache.losses.tail import estimated
-from logitcache.tail_sample import log_weights
+from logitcache.targets.tail_sample import log_weights
 
 V, K, M = 60, 12, 5
 

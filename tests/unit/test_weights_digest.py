@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import logitcache as lc
-from logitcache.teacher import find_teacher, weights_digest
+from logitcache.models.identity import find_teacher, weights_digest
 
 # Of a single file with the content "one".
 ONE = "sha256:e8fdaa78e6ffffcd50b3cdb2adbd698c478d05e2583a9b8a59645eefbfdcf42d"

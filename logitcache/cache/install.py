@@ -1,0 +1,163 @@
+"""Write a cache into a directory: shards as they come, then the small files, the manifest last."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from logitcache.cache.listing import UNCHECKED_NAMES
+from logitcache.cache.publish import remove_scratch
+from logitcache.cache.reader import open_cache
+from logitcache.errors import CorruptCacheError, LogitCacheError, OutputExistsError
+from logitcache.format.manifest import (
+    MANIFEST_DIGEST_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    SHARDS_DIR,
+    TOKENIZER_DIR,
+    digest_line,
+    manifest_digest,
+)
+from logitcache.format.table import ShardEntry
+from logitcache.utils.files import SCRATCH_DIR, hash_checked, storage_error, write_file
+
+_MARK = "target"
+
+
+@contextmanager
+def claimed(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[None]:
+    """Hold a directory that a cache is to be written into, alone.
+
+    Args:
+        root: absent, empty, left by an interrupted run of the same purpose, or holding a finished cache.
+        purpose: one line that names what will be written, such as a digest; equal for a run that goes on.
+        keep_shards: leave shards where they are if the run fails, for a run that goes on. If not, a failure and Ctrl-C
+            leave nothing.
+
+    Raises:
+        OutputExistsError: something else is there, or another process writes it now.
+        StorageError: the system refused.
+    """
+    mark = root / SCRATCH_DIR / _MARK
+    if not (root / MANIFEST_NAME).exists():
+        _refuse_others(root, mark, purpose)
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        lock = mark.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise storage_error("write", root, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(purpose)
+            lock.flush()
+            for left in mark.parent.glob("*.part"):
+                left.unlink()
+        except BlockingIOError:
+            raise OutputExistsError(f"another process is writing a cache into {root}: wait for it") from None
+        except OSError as error:
+            raise storage_error("write", root, error) from error
+        try:
+            yield
+        except BaseException as error:
+            if not keep_shards and not (root / MANIFEST_NAME).exists():
+                shutil.rmtree(root / SHARDS_DIR, ignore_errors=True)
+                shutil.rmtree(root / TOKENIZER_DIR, ignore_errors=True)
+            if isinstance(error, LogitCacheError) or not keep_shards:
+                _leave_no_trace(root)
+            raise
+
+
+def _refuse_others(root: Path, mark: Path, purpose: str) -> None:
+    if not root.exists():
+        return
+    try:
+        names = set(os.listdir(root)) - UNCHECKED_NAMES
+    except OSError as error:
+        raise storage_error("write", root, error) from error
+    if not names:
+        return
+    if not mark.exists():
+        raise OutputExistsError(f"{root} is not empty and holds no cache: choose another place, or empty it first")
+    # A run that was killed between opening the mark and writing it leaves an empty one, and nothing else.
+    found = mark.read_text(encoding="utf-8")
+    if found not in ("", purpose):
+        raise OutputExistsError(
+            f"{root} holds the beginning of something else ({found}): finish that, or delete the directory"
+        )
+
+
+def _leave_no_trace(root: Path) -> None:
+    """After a failure before the first shard, take back the directories that were made."""
+    shards = root / SHARDS_DIR
+    if (root / MANIFEST_NAME).exists() or (shards.is_dir() and any(shards.iterdir())):
+        return
+    remove_scratch(root)
+    for directory in (shards, root):
+        with suppress(OSError):  # not empty, or not there: then it stays as it is
+            directory.rmdir()
+
+
+def holds_shard(root: Path, entry: ShardEntry) -> bool:
+    """True if the directory has this shard, whole and unaltered."""
+    try:
+        hash_checked(root, entry.path, entry.bytes, entry.sha256)
+    except CorruptCacheError:
+        return False
+    return True
+
+
+def install_shard(root: Path, entry: ShardEntry, fill: Callable[[Path], None]) -> None:
+    """Publish one shard: ``fill`` writes the file aside, then it is synced and renamed.
+
+    Raises:
+        StorageError: the system refused. Also whatever ``fill`` raises.
+    """
+    aside = root / SCRATCH_DIR / f"{os.urandom(8).hex()}.part"
+    target = root / entry.path
+    try:
+        target.parent.mkdir(exist_ok=True)
+        fill(aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    except OSError as error:
+        raise storage_error("write", target, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def finish(root: Path, raw: bytes, files: dict[str, bytes]) -> None:
+    """Write the small files and the manifest, and check the whole by opening it.
+
+    Raises:
+        OutputExistsError: another finished cache is there.
+        CorruptCacheError: something lies there that is no part of the cache.
+        StorageError: the system refused.
+    """
+    refuse_other_cache(root, raw)
+    for relative, payload in files.items():
+        write_file(root, relative, payload)
+    write_file(root, MANIFEST_DIGEST_NAME, digest_line(raw))
+    write_file(root, MANIFEST_NAME, raw)
+    remove_scratch(root)
+    open_cache(root)
+
+
+def refuse_other_cache(root: Path, raw: bytes) -> None:
+    """Raise OutputExistsError if a finished cache other than the one of this manifest is in a directory."""
+    path = root / MANIFEST_NAME
+    try:
+        with open(path, "rb") as file:
+            found = file.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if found != raw:
+        raise OutputExistsError(f"{root} already holds another cache, {manifest_digest(found)}: choose another place")

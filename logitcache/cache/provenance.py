@@ -1,0 +1,83 @@
+"""What caches must have in common to be one, and what to say of where the joined one came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from logitcache.format.manifest import Card, Manifest, Provenance
+
+T = TypeVar("T")
+
+
+def differences(one: Manifest, other: Manifest) -> Iterator[str]:
+    """One phrase for each thing that keeps two caches from being one."""
+    for name, a, b in _must_agree(one, other):
+        if a != b:
+            yield f"{name} is {_short(a)} in one and {_short(b)} in the other"
+
+
+def _must_agree(one: Manifest, other: Manifest) -> Iterator[tuple[str, Any, Any]]:
+    a, b = one.provenance, other.provenance
+    weights = a.teacher.weights_digest, b.teacher.weights_digest
+    if None in weights:
+        yield "teacher", a.teacher.name, b.teacher.name
+        yield "teacher revision", a.teacher.revision, b.teacher.revision
+    # Weights say what a teacher is; the same ones may be called differently on two disks.
+    yield "teacher weights", *weights
+    yield "teacher dtype", a.teacher.dtype, b.teacher.dtype
+    yield "teacher engine", a.teacher.engine, b.teacher.engine
+    yield "tokenizer", a.tokenizer_digest, b.tokenizer_digest
+    yield "top-k", a.top_k, b.top_k
+    yield "tail samples", a.tail_samples or 0, b.tail_samples or 0
+    yield "candidates", a.candidates or 0, b.candidates or 0
+    yield "vocabulary", a.vocab_size, b.vocab_size
+    yield "encoding", _encoding(one), _encoding(other)
+    yield "shard format", one.shard_format, other.shard_format
+
+
+def merged_provenance(
+    manifests: Sequence[Manifest], parents: tuple[str, ...], corpus_digest: str, duplicates: str
+) -> Provenance:
+    """The first one's, without what the others don't share."""
+    origins = [manifest.provenance for manifest in manifests]
+    first = origins[0]
+    positions = list(dict.fromkeys(origin.positions for origin in origins))
+    return Provenance(
+        teacher=first.teacher,
+        tokenizer_digest=first.tokenizer_digest,
+        corpus_digest=corpus_digest,
+        top_k=first.top_k,
+        tail_samples=first.tail_samples,
+        candidates=first.candidates,
+        vocab_size=first.vocab_size,
+        positions=" and ".join(positions),
+        max_length=first.max_length if len({origin.max_length for origin in origins}) == 1 else None,
+        settings=_shared([origin.settings for origin in origins]) | {"duplicates": duplicates},
+        software=_shared([origin.software for origin in origins]),
+        parents=parents,
+    )
+
+
+def card_of(manifests: Sequence[Manifest]) -> Card:
+    """Every card's text, each once: two licences both hold for the whole."""
+    fields: dict[str, str] = {}
+    for name in Card.model_fields:
+        texts = dict.fromkeys(text for manifest in manifests if (text := getattr(manifest.card, name)))
+        if texts:
+            fields[name] = "; ".join(texts)
+    return Card(**fields)
+
+
+def _encoding(manifest: Manifest) -> str:
+    encoding = manifest.encoding
+    return f"{encoding.preset} within {encoding.bound:g} nat"
+
+
+def _shared(maps: list[dict[str, T]]) -> dict[str, T]:
+    return {name: value for name, value in maps[0].items() if all(name in m and m[name] == value for m in maps)}
+
+
+def _short(value: Any) -> str:
+    text = "unknown" if value is None else str(value)
+    return f"{text[:19]}…" if text.startswith("sha256:") else text

@@ -1,0 +1,102 @@
+"""Where signatures lie, and the check that a cache has one of a trusted key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from logitcache.cache.reader import Cache
+from logitcache.cache.remote import RemoteCache
+from logitcache.errors import MissingFileError
+from logitcache.signing.keys import (
+    SIGNATURES_DIR,
+    PublicKey,
+    is_signed,
+    read_trusted,
+    require_signed,
+    signature_path,
+)
+from logitcache.stores.store import NotThereError, Store
+from logitcache.utils.files import read_limited, storage_error
+
+_LINE_BYTES = 256
+_NAME = re.compile(r"[0-9a-f]{16}\.sig")
+
+
+def keep_signature(root: Path, name: str, line: bytes) -> None:
+    """Write a signature into a cache's directory; several processes may do so at once.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    target = root / SIGNATURES_DIR / name
+    aside = target.with_name(f".{os.urandom(8).hex()}")
+    try:
+        target.parent.mkdir(exist_ok=True)
+        aside.write_bytes(line)
+        os.replace(aside, target)
+    except OSError as error:
+        raise storage_error("write", target, error) from error
+
+
+def check_trusted(cache: Cache, trusted_keys: Path) -> None:
+    """Raise SignatureError unless a key of this file signed the cache.
+
+    Raises:
+        ConfigError: the file holds no public key.
+        RemoteError: the store refused, or didn't answer in time.
+    """
+    keys = read_trusted(trusted_keys)
+    store = cache.store if isinstance(cache, RemoteCache) else None
+    where = cache.url if isinstance(cache, RemoteCache) else str(cache.root)
+    require_signed(cache.digest, keys, list(_signatures(cache, keys, store)), where)
+
+
+def _signatures(cache: Cache, keys: list[PublicKey], store: Store | None) -> Iterator[tuple[PublicKey, bytes]]:
+    for key in keys:
+        try:
+            yield key, read_limited(cache.root, f"{SIGNATURES_DIR}/{key.name}.sig", _LINE_BYTES)
+            continue
+        except MissingFileError:
+            if store is None:
+                continue
+        try:
+            line = store.get(signature_path(cache.digest, key), _LINE_BYTES)
+        except NotThereError:
+            continue
+        if is_signed(cache.digest, key, line):
+            keep_signature(cache.root, f"{key.name}.sig", line)
+        yield key, line
+
+
+def push_signatures(cache: Cache, store: Store) -> None:
+    """Put a cache's signatures, those here and those in its store, into another store."""
+    for name, line in _found(cache).items():
+        store.put(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/{name}", line)
+
+
+def pull_signatures(cache: Cache, root: Path) -> None:
+    """Put a cache's signatures, those here and those in its store, into a copy of it."""
+    for name, line in _found(cache).items():
+        keep_signature(root, name, line)
+
+
+def _found(cache: Cache) -> dict[str, bytes]:
+    found = _kept(cache.root)
+    store = cache.store if isinstance(cache, RemoteCache) else None
+    if store is not None and store.writable:  # the others can't list
+        for item in store.list(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/"):
+            name = item.path.rpartition("/")[2]
+            if _NAME.fullmatch(name):
+                found[name] = store.get(item.path, _LINE_BYTES)
+    return found
+
+
+def _kept(root: Path) -> dict[str, bytes]:
+    directory = root / SIGNATURES_DIR
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return {
+        name: read_limited(root, f"{SIGNATURES_DIR}/{name}", _LINE_BYTES) for name in names if _NAME.fullmatch(name)
+    }

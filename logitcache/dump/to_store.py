@@ -1,0 +1,157 @@
+"""Dumps and stores: has anyone dumped this already, and a dump whose result goes to a URL."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from logitcache.cache.catalogue import Listed, catalogue
+from logitcache.cache.location import Location, read_manifest, read_tag
+from logitcache.cache.opening import open_place
+from logitcache.cache.reader import Cache, open_cache
+from logitcache.dump import DumpConfig, config_path, dump, make_config
+from logitcache.dump.run import config_yaml, new_plan
+from logitcache.dump.settings import Settings, Stamps, resolve, settings_of
+from logitcache.errors import CacheNotFoundError, ConfigError, OutputExistsError
+from logitcache.format.manifest import MANIFEST_NAME
+from logitcache.models.teacher import DTYPES
+from logitcache.share.pushing import Transfer, push
+from logitcache.stores.local_cache import LocalSettings
+from logitcache.stores.store import open_writable
+from logitcache.stores.url import parse_reference
+from logitcache.utils.files import storage_error
+from logitcache.utils.progress import Report, silent
+
+
+def find_dump(place: str | os.PathLike[str], config: DumpConfig, *, report: Report = silent) -> Listed | None:
+    """A cache of a catalogue that a dump would make again: same teacher, tokenizer, corpus, K and encoding.
+
+    The teacher isn't loaded. The corpus is tokenised only if a cache agrees in all the rest.
+
+    Args:
+        place: a URL or a directory, as ``catalogue`` takes it.
+        config: the dump.
+        report: called as rows are tokenised.
+
+    Raises:
+        ConfigError: the dump lets the teacher answer prompts, so its corpus isn't known before.
+        What ``catalogue`` raises about the place, and ``dump`` about teacher and data.
+    """
+    if getattr(config, "generate", None) is not None:
+        raise ConfigError("a dump that generates answers can't be looked up: its corpus isn't known before")
+    job = resolve(config)
+    stamps = Stamps()
+    settings = settings_of(job, stamps)
+    close = [item for item in catalogue(place) if _agrees(item, job.config, settings)]
+    if not close:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = new_plan(job, Path(scratch), report, settings, stamps)
+    for item in close:
+        assert item.manifest is not None
+        origin = item.manifest.provenance
+        same = (origin.corpus_digest, origin.positions) == (plan.corpus_digest, plan.positions)
+        if same and _has_statistics(item) == job.config.statistics:
+            return item
+    return None
+
+
+def dump_to(url: str, settings: dict[str, Any], *, move_tag: bool = False, report: Report = silent) -> Transfer:
+    """Dump into a directory of the local cache, push the result, and remove the directory.
+
+    The same call again goes on where an earlier one stopped, in the dump as in the push.
+
+    Args:
+        url: where to, as ``push`` takes it.
+        settings: of the dump, without ``out``.
+        move_tag: as for ``push``.
+        report: called as work is done.
+
+    Raises:
+        What ``dump`` and ``push`` raise.
+    """
+    cache = dump_staged(make_config({**settings, "out": staging_of(url)}), url, move_tag=move_tag, report=report)
+    return send_staged(cache, url, move_tag=move_tag, report=report)
+
+
+def dump_staged(config: DumpConfig, url: str, *, move_tag: bool = False, report: Report = silent) -> Cache:
+    """Dump into :func:`staging_of` a URL, if its name is free; a dump that was finished there is taken as it is.
+
+    Raises:
+        OutputExistsError: another cache has the name, or the directory holds a finished cache of other settings.
+        What ``dump`` raises.
+    """
+    _check_free(url, move_tag)
+    if (config.out / MANIFEST_NAME).exists():
+        # The push was broken off. Its name is free, so what is here was meant for it, by these settings or by others.
+        if config_path(config.out).read_text(encoding="utf-8") == config_yaml(resolve(config).config):
+            return open_cache(config.out)
+        raise OutputExistsError(
+            f"{config.out} holds a finished dump of other settings that wasn't pushed to {parse_reference(url)}: "
+            "`logitcache push` it, or delete it"
+        )
+    return dump(config, report=report)
+
+
+def _check_free(url: str, move_tag: bool) -> None:
+    """Better to learn now than after the dump that a name is taken."""
+    reference = parse_reference(url)
+    if reference.digest:
+        raise ConfigError(f"{reference}: the digest isn't known before the dump; give a tag after the @")
+    try:
+        store = open_writable(reference)
+    except CacheNotFoundError:
+        return  # a directory that push will make
+    if reference.tag and not move_tag and (found := read_tag(store, reference.tag)) is not None:
+        raise OutputExistsError(f"the tag {reference.tag!r} at {store.url} stands for {found}: choose another tag")
+    if not reference.tag and (taken := read_manifest(Location(store))) is not None:
+        raise OutputExistsError(f"{store.url} already holds a cache, {taken.digest}: choose another name, or a tag")
+
+
+def send_staged(cache: Cache, url: str, *, move_tag: bool = False, report: Report = silent) -> Transfer:
+    """Push a cache that was dumped into :func:`staging_of` its URL, and remove it here.
+
+    Raises:
+        What ``push`` raises; the cache stays then, and the same dump goes on with the push.
+    """
+    staging = cache.root
+    transfer = push(staging, url, move_tag=move_tag, progress=report)
+    try:
+        shutil.rmtree(staging)
+        config_path(staging).unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error("remove", staging, error) from error
+    return transfer
+
+
+def staging_of(url: str) -> Path:
+    """Where a dump to a URL grows: the same place for the same URL, so that a rerun finds it."""
+    name = hashlib.sha256(str(parse_reference(url)).encode()).hexdigest()[:16]
+    return LocalSettings.from_environment().directory / "dumps" / name
+
+
+def _agrees(item: Listed, config: DumpConfig, settings: Settings) -> bool:
+    """True if everything that is known without the corpus is the same."""
+    if item.manifest is None:
+        return False
+    origin = item.manifest.provenance
+    teacher = origin.teacher
+    found = (
+        teacher.weights_digest, teacher.dtype, origin.tokenizer_digest, origin.top_k, origin.tail_samples or 0,
+        origin.candidates or 0, origin.settings.get("reference"), origin.max_length, item.manifest.encoding.preset,
+        item.manifest.encoding.bound,
+    )  # fmt: skip
+    wanted = (
+        settings["weights_digest"], str(DTYPES[config.dtype]).removeprefix("torch."), settings["tokenizer_digest"],
+        config.top_k, config.tail_samples, config.candidates, settings["reference"], config.max_length,
+        config.encoding.preset, config.encoding.bound,
+    )  # fmt: skip
+    return found == wanted and item.manifest.totals.shards > 0
+
+
+def _has_statistics(item: Listed) -> bool:
+    return open_place(item.address).read_shard(0).log_partition_N is not None

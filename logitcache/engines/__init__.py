@@ -1,0 +1,1 @@
+"""Engines turn token ids into top-k targets."""

@@ -1,0 +1,129 @@
+"""One teacher over several processes, as transformers' tensor parallelism splits it: one leads, the others follow.
+
+All processes hold a part of every layer, so all must run the same passes. The first process does everything that a
+dump does; before each pass it tells the others which. They run it, drop the result, and wait for the next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+from torch import distributed
+
+from logitcache.data import TokenSequence
+from logitcache.engines.generate import Generation
+from logitcache.engines.transformers_engine import HostTopK, TransformersTeacher
+from logitcache.errors import ConfigError, DumpInterruptedError
+
+# Between two passes the leader may tokenise a corpus, or wait for other workers: longer than any usual time limit.
+_PATIENCE = timedelta(days=7)
+
+
+class Teacher(Protocol):
+    """What a dump asks of a teacher; see :class:`TransformersTeacher`."""
+
+    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK: ...
+    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]: ...
+    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int: ...
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one worker; alone unless a teacher is split.
+
+    Attributes:
+        rank: this process; 0 leads.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def follows(self) -> bool:
+        return self.rank > 0
+
+    def teacher(self, load: Callable[[], TransformersTeacher]) -> Teacher:
+        """The leader's teacher: loaded by all, and run by all from now on."""
+        return load() if self.size == 1 else _Leader(load)
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Lets the others go at the end, or when this process is told to stop.
+
+        After any other error they may stand in the middle of a pass: torchrun ends them when this process fails.
+        """
+        try:
+            yield
+        except DumpInterruptedError:
+            self._release()
+            raise
+        self._release()
+
+    def _release(self) -> None:
+        if self.size > 1:
+            _exchange(None)
+
+    def follow(self, load: Callable[[], TransformersTeacher]) -> None:
+        """Run what the leader runs, until it is done."""
+        teacher: TransformersTeacher | None = None
+        while (command := _exchange(None)) is not None:
+            name, arguments = command
+            if name == "load":
+                teacher = load()
+            else:
+                getattr(teacher, name)(*arguments)
+
+
+@contextmanager
+def team(split: bool, device_type: str) -> Iterator[Team]:
+    """The processes that torchrun started, joined if the teacher is to be ``split`` over them.
+
+    Raises:
+        ConfigError: the teacher is to be split, and this process wasn't started by torchrun.
+    """
+    if not split:
+        yield Team()
+        return
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        raise ConfigError("tensor_parallel splits the teacher over the processes that torchrun starts: start it so")
+    joined = not distributed.is_initialized()
+    if joined:
+        distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Team(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        if joined:
+            distributed.destroy_process_group()
+
+
+def _exchange(command: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[Any, ...]] | None:
+    """What the leader says, in every process; what followers give is ignored."""
+    box = [command]
+    distributed.broadcast_object_list(box)
+    return box[0]
+
+
+class _Leader:
+    """A teacher that tells the followers of each call first."""
+
+    def __init__(self, load: Callable[[], TransformersTeacher]) -> None:
+        _exchange(("load", ()))
+        self._teacher = load()
+
+    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK:
+        _exchange(("topk", (batch,)))
+        return self._teacher.topk(batch)
+
+    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+        _exchange(("answer", (prompts, generation)))
+        return self._teacher.answer(prompts, generation)
+
+    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
+        _exchange(("k_for_mass", (batch, mass)))
+        return self._teacher.k_for_mass(batch, mass)

@@ -1,0 +1,231 @@
+"""The transformers engine: batches of token ids to top-k targets, without ever holding ``[tokens, vocabulary]``.
+
+Shape legend: B sequences of a batch, L tokens of the longest, N positions that have targets, C of them in one chunk,
+D hidden width, E that of the reference, V and W vocabularies, K entries kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.data import TokenSequence
+from logitcache.engines.generate import Generation, answer, heeds_padding
+from logitcache.errors import LogitCacheWarning, ModelError
+from logitcache.models import Head, check_language_model, device_of
+from logitcache.targets.topk import TopK
+
+#: Bytes of one chunk's logits in float32: a GPU wants more work in a call than a CPU.
+_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+
+
+@dataclass(frozen=True, eq=False)
+class HostTopK:
+    """A batch's targets on their way to the host; ``wait`` before reading ``targets``."""
+
+    targets: TopK
+    event: Any | None
+
+    def wait(self) -> TopK:
+        """The targets, once the copies have arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.targets
+
+
+def _joined(first: HostTopK, second: HostTopK) -> HostTopK:
+    return HostTopK(TopK.cat([first.wait(), second.wait()]), None)
+
+
+class TransformersTeacher:
+    """A loaded causal language model that answers with top-k targets.
+
+    Args:
+        model: from :func:`logitcache.engines.load_model`.
+        top_k: K.
+        tail_samples: how many of them are drawn from what the others leave out, the same ones for the same sequence.
+        reference: another loaded model over the same tokens, whose best ids beyond the top are kept, too.
+        candidates: how many of the K those are.
+        statistics: also keep the log-partition and the logits' standard deviation.
+        halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
+
+    Raises:
+        ModelError: the model does not predict the next token from those before, or has fewer words than K.
+    """
+
+    engine = "transformers"
+    head: Head
+    vocab_size: int
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        top_k: int,
+        tail_samples: int = 0,
+        reference: Any | None = None,
+        candidates: int = 0,
+        statistics: bool = False,
+        halve: bool = True,
+    ) -> None:
+        self._model = model
+        self.head = check_language_model(model, "teacher", _name(model))
+        self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
+        self._reference = None if reference is None else check_language_model(reference, "reference", _name(reference))
+        heads = [self.head] if self._reference is None else [self.head, self._reference]
+        costs = [head.cost for head in heads if head.cost]
+        self._one_by_one = bool(costs)
+        # From here on a long row would change the rotary frequencies of the shorter ones beside it.
+        self._turn = min((head.turn for head in heads if head.turn is not None), default=sys.maxsize)
+        if costs:
+            warnings.warn(f"teacher {_name(model)}: {costs[0]}", LogitCacheWarning, stacklevel=2)
+        self._statistics = statistics
+        self._halve = halve
+        self._heeds_padding: bool | None = None  # found out when prompts are to be answered
+        self._device = device_of(model)
+        self.vocab_size = self.head.vocab_size
+        if top_k > self.vocab_size:
+            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {self.vocab_size} words")
+        chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
+        self._chunk_rows = max(1, chunk_bytes // (4 * self.vocab_size))
+
+    @torch.inference_mode()
+    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK:
+        """Targets of every position that the sequences' masks mark, sequence after sequence.
+
+        Shorter sequences are filled up on the right: attention is causal, so no real token sees the filling, and no
+        attention mask is needed.
+
+        When memory runs out the batch is computed in two halves. Kernels may round differently for another batch
+        size, so values can then differ in their last bits from a run that had room.
+        """
+        try:
+            apart = self._one_by_one or max(len(sequence.token_ids_L) for sequence in batch) > self._turn
+            parts = [[sequence] for sequence in batch] if apart else [batch]
+            targets = TopK.cat([self._run(part) for part in parts])
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1 or not self._halve:
+                raise ModelError(_too_large(batch)) from error
+            torch.cuda.empty_cache()
+            middle = len(batch) // 2
+            return _joined(self.topk(batch[:middle]), self.topk(batch[middle:]))
+        return _to_host(targets)
+
+    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+        """Prompts with the teacher's answers; when memory runs out they are answered in two halves.
+
+        Raises:
+            ModelError: no room for a single prompt.
+        """
+        try:
+            if self._heeds_padding is None:
+                self._heeds_padding = heeds_padding(self._model)
+            return answer(self._model, prompts, generation, padded=self._heeds_padding)
+        except torch.OutOfMemoryError as error:
+            if len(prompts) == 1 or not self._halve:
+                raise ModelError(f"{_too_large(prompts)}, or --max-new-tokens") from error
+            torch.cuda.empty_cache()
+            middle = len(prompts) // 2
+            return self.answer(prompts[:middle], generation) + self.answer(prompts[middle:], generation)
+
+    @torch.inference_mode()
+    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
+        """The K whose top entries cover ``mass`` of the probability on average over (at most 128) positions."""
+        input_ids_BL, index_N = pad(batch)
+        some = index_N[:: max(1, len(index_N) // 128)][:128]
+        hidden_ND = self.head.hidden_at(input_ids_BL.to(self._device), some.to(self._device))
+        covered_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self._device)
+        for hidden_CD in torch.split(hidden_ND, self._chunk_rows):
+            probs_CV = self.head.logits(hidden_CD).float().softmax(1)
+            covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
+        return int((covered_V / len(some) < mass).sum()) + 1
+
+    def _run(self, batch: Sequence[TokenSequence]) -> TopK:
+        hidden_ND = self._hidden(self.head, batch)
+        liked_NE = None if self._reference is None else self._hidden(self._reference, batch)
+        draws_N = torch.from_numpy(np.concatenate([_draws(sequence) for sequence in batch])).to(hidden_ND.device)
+        parts = [slice(start, start + self._chunk_rows) for start in range(0, len(hidden_ND), self._chunk_rows)]
+        return TopK.cat(
+            [
+                self._head_chunk(hidden_ND[part], draws_N[part], None if liked_NE is None else liked_NE[part])
+                for part in parts
+            ]
+        )
+
+    def _hidden(self, head: Head, batch: Sequence[TokenSequence]) -> Tensor:
+        """Last hidden states ``[N, D]`` at the positions that have targets."""
+        input_ids_BL, index_N = pad(batch)
+        return head.hidden_at(input_ids_BL.to(self._device), index_N.to(self._device))
+
+    def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor, liked_CE: Tensor | None) -> TopK:
+        logits_CV = self.head.logits(hidden_CD)
+        reference_CW = None
+        if self._reference is not None and liked_CE is not None:
+            reference_CW = self._reference.logits(liked_CE).to(logits_CV.device)
+        return TopK.from_logits(
+            logits_CV,
+            self._top_k,
+            statistics=self._statistics,
+            overwrite=True,
+            tail_samples=self._tail_samples,
+            draws=draws_C,
+            candidates=self._candidates,
+            reference=reference_CW,
+        )
+
+
+def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
+    """What decides which ids are drawn, one number a target: the same for the same tokens anywhere."""
+    tokens = np.ascontiguousarray(sequence.token_ids_L, "<u4").tobytes()
+    key = int.from_bytes(hashlib.sha256(tokens).digest()[:16], "little")
+    drawn_L = np.random.Generator(np.random.Philox(key=key)).random(len(sequence.token_ids_L))
+    return drawn_L[np.flatnonzero(sequence.target_mask_L)]
+
+
+def _name(model: Any) -> str:
+    """What the model was loaded from, for messages."""
+    return str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+
+
+def _too_large(batch: Sequence[TokenSequence]) -> str:
+    longest = max(len(sequence.token_ids_L) for sequence in batch)
+    if len(batch) == 1:
+        return f"out of memory on a single sequence of {longest} tokens: lower --max-length"
+    return f"out of memory on {len(batch)} sequences of up to {longest} tokens: lower --batch-tokens or --max-length"
+
+
+def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
+    """``[B, L]`` token ids filled up on the right, and the flat indices ``[N]`` of positions that have targets."""
+    longest = max(len(sequence.token_ids_L) for sequence in batch)
+    input_ids_BL = np.empty((len(batch), longest), dtype=np.int64)
+    indices: list[NDArray[np.int64]] = []
+    for row, sequence in enumerate(batch):
+        length = len(sequence.token_ids_L)
+        input_ids_BL[row, :length] = sequence.token_ids_L
+        # Any word will do; some models warn when they see their padding token without a mask, so repeat the last one.
+        input_ids_BL[row, length:] = sequence.token_ids_L[-1]
+        indices.append(np.flatnonzero(sequence.target_mask_L) + row * longest)
+    return torch.from_numpy(input_ids_BL), torch.from_numpy(np.concatenate(indices))
+
+
+def _to_host(targets: TopK) -> HostTopK:
+    """Start copying to pinned memory, so that the device goes on with the next batch meanwhile."""
+    if targets.ids.device.type != "cuda":
+        return HostTopK(targets.to("cpu"), None)
+
+    def pinned(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+    copied = targets._map(pinned)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return HostTopK(copied, event)

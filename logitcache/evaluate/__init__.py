@@ -1,0 +1,1 @@
+"""A student measured against a cache, and the report of a training run."""

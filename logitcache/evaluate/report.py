@@ -1,0 +1,274 @@
+"""What a training run leaves for people: one page of HTML that needs no other file, the figure as PNG, all as JSON."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from logitcache.evaluate.measure import Metrics
+from logitcache.utils.atomic import write_atomically
+
+NO_PLOT = "no curves and no report.png: matplotlib isn't installed (pip install 'logitcache[plot]')"
+BLUE, ORANGE, GREY = "#3f51b5", "#e07b39", "#9aa0ae"
+# name in Metrics.flat(), title, format, True where less is better
+SHOWN = (
+    ("kl", "KL(teacher ‖ student), nats", "{:.3f}", True),
+    ("cross_entropy", "cross-entropy, nats", "{:.3f}", True),
+    ("perplexity", "perplexity", "{:,.1f}", True),
+    ("top1_agreement", "top-1 agreement", "{:.1%}", False),
+    ("overlap@1", "overlap@1", "{:.1%}", False),
+    ("overlap@8", "overlap@8", "{:.1%}", False),
+    ("overlap@32", "overlap@32", "{:.1%}", False),
+    ("s_ld_coverage", "s-LD coverage: student's top 8 held by the cache", "{:.1%}", False),
+)
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1f2430;max-width:1000px;margin:2.5rem auto;padding:0 1.2rem}
+h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}
+.sub{color:#667;margin:0 0 1.6rem;word-break:break-all}
+.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}
+.tile{background:#f4f5f9;border-radius:.6rem;padding:.7rem 1rem;min-width:8.5rem}
+.tile b{display:block;font-size:1.35rem;font-weight:600}.tile span{color:#667;font-size:.85rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.35rem .9rem .35rem 0;text-align:left;border-bottom:1px solid #e4e6ee}
+td.n,th.n{text-align:right}.good{color:#1b7f4b}.bad{color:#b3372f}
+svg{max-width:100%;height:auto}details{margin-top:1rem}
+pre{background:#f4f5f9;border-radius:.6rem;padding:1rem;overflow:auto;font-size:.85rem}
+"""
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    history: Sequence[Mapping[str, Any]],
+    before: Metrics | None,
+    after: Metrics | None,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> list[Path]:
+    """Write ``report.json``, ``report.html`` and, where matplotlib is installed, ``report.png`` into ``out``.
+
+    Args:
+        title: the page's headline.
+        history: the training log.
+        before, after: measurements, if there were any.
+        settings: the resolved configuration.
+        facts: further plain values, such as the cache's digest.
+
+    Returns:
+        The files that were written.
+    """
+    summary = summarise(history) | dict(facts)
+    content = {
+        "title": title,
+        "summary": summary,
+        "before": None if before is None else before.as_dict(),
+        "after": None if after is None else after.as_dict(),
+        "settings": dict(settings),
+        "history": [dict(entry) for entry in history],
+    }
+    figure = draw_training(history)
+    written = [out / "report.json", out / "report.html"]
+    write_atomically(written[0], json.dumps(content, indent=2, default=str) + "\n")
+    write_atomically(written[1], page(title, summary, before, after, settings, _svg(figure)))
+    if figure is not None:
+        written.append(out / "report.png")
+        figure.savefig(written[-1], dpi=150)
+    return written
+
+
+def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Totals of a log: steps, training seconds (without evaluations), throughput, share of time waiting for data."""
+    steps = [entry for entry in history if "loss" in entry and "seconds" in entry]
+    seconds = sum(entry["seconds"] for entry in steps)
+    tokens = sum(entry["tokens_per_second"] * entry["seconds"] for entry in steps)
+    waiting = sum(entry["waiting_share"] * entry["seconds"] for entry in steps)
+    return {
+        "steps": steps[-1]["step"] if steps else 0,
+        "tokens": round(tokens),
+        "training_seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "waiting_share": round(waiting / seconds, 5) if seconds else None,
+        "last_loss": steps[-1]["loss"] if steps else None,
+    }
+
+
+def draw_training(history: Sequence[Mapping[str, Any]]) -> Any | None:
+    """The curves of a run, or None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    steps = [entry for entry in history if "loss" in entry]
+    measured = [entry for entry in history if "eval_kl" in entry]
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    at = [entry["step"] for entry in steps]
+    losses = [entry["loss"] for entry in steps]
+    _curve(next(panels), "training loss", at, {"each step": losses, "smoothed": _smooth(losses)})
+    eval_at = [entry["step"] for entry in measured]
+    _curve(next(panels), "held-out KL(teacher ‖ student), nats", eval_at, {"kl": [e["eval_kl"] for e in measured]})
+    overlaps = sorted({key for entry in measured for key in entry if key.startswith("eval_overlap@")}, key=_k_of)
+    lines = {name.removeprefix("eval_"): [entry.get(name, math.nan) for entry in measured] for name in overlaps}
+    _curve(next(panels), "held-out overlap with the teacher", eval_at, lines, bottom=0, top=1)
+    covered = [entry for entry in steps if "s_ld_coverage" in entry]
+    panel, title = next(panels), "student's top 8 held by the cache, %"
+    if covered:
+        lines = {"training": [100 * entry["s_ld_coverage"] for entry in covered]}
+        _curve(panel, title, [entry["step"] for entry in covered], lines, bottom=0)
+    else:
+        lines = {"held-out": [100 * entry["eval_s_ld_coverage"] for entry in measured]}
+        _curve(panel, title, eval_at, lines, bottom=0)
+    rates = [entry.get("tokens_per_second", math.nan) for entry in steps]
+    _curve(next(panels), "tokens/s", at, {"tokens/s": rates}, bottom=0)
+    waits = [100 * entry.get("waiting_share", math.nan) for entry in steps]
+    _curve(next(panels), "time waiting for data, %", at, {"waiting": waits}, bottom=0, top=2)
+    return figure
+
+
+def draw_comparison(students: Mapping[str, Metrics]) -> Any | None:
+    """Several students side by side, one panel a metric; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    chosen = [item for item in SHOWN if item[0] in ("kl", "perplexity", "top1_agreement", "overlap@8")]
+    figure = Figure(figsize=(11, 1.2 + 0.45 * len(students)), layout="constrained")
+    names = list(students)
+    for panel, (key, title, form, less) in zip(figure.subplots(1, len(chosen), sharey=True), chosen, strict=True):
+        values = [students[name].flat().get(key, math.nan) for name in names]
+        best = min(values) if less else max(values)
+        bars = panel.barh(names, values, color=[BLUE if value == best else GREY for value in values], height=0.6)
+        panel.bar_label(bars, labels=[form.format(value) for value in values], padding=3, fontsize=8)
+        panel.set_title(f"{title}\n({'less' if less else 'more'} is better)", fontsize=9)
+        panel.spines[["top", "right", "bottom"]].set_visible(False)
+        panel.set_xticks([])
+        panel.margins(x=0.25)
+    figure.axes[0].invert_yaxis()  # the first at the top; the panels share the axis
+    return figure
+
+
+def page(
+    title: str,
+    summary: Mapping[str, Any],
+    before: Metrics | None,
+    after: Metrics | None,
+    settings: Mapping[str, Any],
+    figure: str | None,
+) -> str:
+    """The page itself; everything is inside it, and everything that comes from outside is escaped."""
+    parts = [
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
+        f"<p class='sub'>cache {html.escape(str(summary.get('cache', '')))}</p>",
+        _tiles(summary),
+        _caches(summary.get("caches", ())),
+    ]
+    if before is not None and after is not None:
+        parts.append("<h2>Against the teacher, on held-out text</h2>" + before_after(before, after))
+    parts.append("<h2>Curves</h2>")
+    parts.append(figure or f"<p>{html.escape(NO_PLOT)}</p>")
+    rows = "\n".join(f"{name}: {value}" for name, value in settings.items())
+    parts.append(f"<details><summary>Settings</summary><pre>{html.escape(rows)}</pre></details></html>\n")
+    return "\n".join(parts)
+
+
+def before_after(before: Metrics, after: Metrics) -> str:
+    """The table of what training changed."""
+    one, two = before.flat(), after.flat()
+    rows = ["<tr><th></th><th class='n'>before</th><th class='n'>after</th><th class='n'>change</th></tr>"]
+    for key, title, form, less in SHOWN:
+        if key not in one or key not in two:
+            continue
+        better = two[key] < one[key] if less else two[key] > one[key]
+        change = f"{two[key] / one[key] - 1:+.0%}" if one[key] else "–"
+        rows.append(
+            f"<tr><td>{title}</td><td class='n'>{form.format(one[key])}</td><td class='n'>{form.format(two[key])}</td>"
+            f"<td class='n {'good' if better else 'bad'}'>{change}</td></tr>"
+        )
+    return f"<table>{''.join(rows)}</table><p class='sub'>averages over {after.positions:,} positions</p>"
+
+
+def _tiles(summary: Mapping[str, Any]) -> str:
+    rate, share = summary.get("tokens_per_second"), summary.get("waiting_share")
+    shown = (
+        (f"{summary['steps']:,}", "optimizer steps"),
+        (f"{summary['tokens']:,}", "tokens"),
+        (f"{summary['training_seconds']:,.0f} s", "training"),
+        ("–" if rate is None else f"{rate:,.0f}", "tokens/s"),
+        ("–" if share is None else f"{share:.2%}", "of the time waiting for data"),
+    )
+    tiles = "".join(f"<div class='tile'><b>{value}</b><span>{name}</span></div>" for value, name in shown)
+    return f"<div class='tiles'>{tiles}</div>"
+
+
+def _caches(components: Sequence[Mapping[str, Any]]) -> str:
+    """What an epoch takes from each cache of a mixture."""
+    if not components:
+        return ""
+    rows = [
+        "<tr><th>cache</th><th class='n'>share</th><th class='n'>tokens an epoch</th><th class='n'>passes</th></tr>"
+    ]
+    for one in components:
+        name = html.escape(f"{Path(one['cache']).name} ({one['digest'][:19]}…)")
+        rows.append(
+            f"<tr><td>{name}</td><td class='n'>{one['share']:.1%}</td>"
+            f"<td class='n'>{one['tokens_per_epoch']:,}</td><td class='n'>{one['passes_per_epoch']:g}</td></tr>"
+        )
+    return f"<h2>Caches</h2><table>{''.join(rows)}</table>"
+
+
+def _curve(
+    panel: Any,
+    title: str,
+    at: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    bottom: float | None = None,
+    top: float = 0,
+) -> None:
+    """``bottom`` is where the axis begins, by default near the lowest value; it reaches up to ``top`` at least."""
+    panel.set_title(title, fontsize=10)
+    if not at:
+        panel.set_axis_off()
+        panel.text(0.5, 0.5, "not measured", ha="center", va="center", color=GREY, transform=panel.transAxes)
+        return
+    colours = [GREY, BLUE] if "smoothed" in lines else [BLUE, ORANGE, "#2f9e8f", GREY]
+    for (name, values), colour in zip(lines.items(), colours * 3, strict=False):
+        marker = "o" if len(at) <= 30 else None
+        panel.plot(at, values, color=colour, label=name, marker=marker, markersize=3, linewidth=1.5)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", color="#e4e6ee")
+    panel.set_xlabel("step", fontsize=8)
+    panel.tick_params(labelsize=8)
+    if bottom is not None:
+        panel.set_ylim(bottom, max(top * 1.02, panel.get_ylim()[1]))
+    if len(lines) > 1:
+        panel.legend(frameon=False, fontsize=8)
+
+
+def _smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:
+    """Exponential moving average, without the bias of its start."""
+    smoothed, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def _k_of(name: str) -> int:
+    return int(name.rsplit("@", 1)[1])
+
+
+def _svg(figure: Any | None) -> str | None:
+    if figure is None:
+        return None
+    buffer = io.StringIO()
+    # Without a date the same run gives the same page.
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

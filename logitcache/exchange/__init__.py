@@ -1,0 +1,1 @@
+"""Caches from other programs' files, and files for other programs."""

@@ -1,0 +1,47 @@
+"""Take a cache elsewhere: plain Parquet that any program reads."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow.parquet as pq
+
+from logitcache.cache.export import to_arrow
+from logitcache.cache.reader import Cache
+from logitcache.errors import OutputExistsError, StorageError
+from logitcache.stores.url import local_path
+from logitcache.utils.files import storage_error
+from logitcache.utils.progress import Report, silent
+
+
+def export_parquet(cache: Cache, out: str | os.PathLike[str], *, progress: Report = silent) -> int:
+    """Write one Parquet file, a row a sequence, with the columns of ``cache.to_arrow()``; returns its bytes.
+
+    Pages have checksums, and the cache's digest stands in the file's metadata. Written aside, then renamed.
+
+    Raises:
+        OutputExistsError: a file is there.
+        ConfigError: ``out`` is a URL.
+        StorageError: the system refused. Also whatever reading a shard raises.
+    """
+    path = local_path(out, "export to a file on this machine")
+    if path.exists():
+        raise OutputExistsError(f"{path} is there already: choose another name")
+    if not path.parent.is_dir():
+        raise StorageError(f"can't write {path}: there is no directory {path.parent}")
+    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    reader = to_arrow(cache)
+    schema = reader.schema.with_metadata({b"logitcache.digest": cache.digest.encode("ascii")})
+    done = 0
+    try:
+        with pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as writer:
+            for batch in reader:
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+                done += batch.num_rows
+                progress("export", done, len(cache), "sequences")
+        os.replace(aside, path)
+        return path.stat().st_size
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""What readers of other programs' files hand on.
+
+Shape legend: L tokens of a sequence, M of its positions with targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One sequence of another program's file.
+
+    Attributes:
+        where: file and row, for messages.
+        token_ids_L: uint32.
+        positions_M: int64, ascending; position ``t`` holds the prediction for token ``t + 1``.
+        ids: for each of them, the ids listed, at least one.
+        logprobs: and their log-probs, in any order.
+        skipped: positions whose list can't be used.
+    """
+
+    where: str
+    token_ids_L: NDArray[np.uint32]
+    positions_M: NDArray[np.int64]
+    ids: list[NDArray[np.int64]]
+    logprobs: list[NDArray[np.float64]]
+    skipped: int = 0

@@ -1,0 +1,1 @@
+"""Bytes only: encodings, the Zarr and Arrow containers, manifest, shard table, canonical JSON."""

@@ -1,0 +1,111 @@
+"""Load a teacher's tokenizer, configuration and weights with transformers, with errors a person can use."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+
+from logitcache.errors import ConfigError, ModelError
+from logitcache.models import explained, load_language_model
+from logitcache.models.identity import TeacherFiles
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_config(files: TeacherFiles, *, trust_remote_code: bool = False) -> Any:
+    """The model's configuration; its text part has ``vocab_size``.
+
+    Raises:
+        ModelError: there is none, or it names no vocabulary.
+    """
+    from transformers import AutoConfig
+
+    with explained("teacher", files.name, "configuration"):
+        config = AutoConfig.from_pretrained(files.directory, trust_remote_code=trust_remote_code, **files.load_kwargs())
+    if not isinstance(getattr(config.get_text_config(), "vocab_size", None), int):
+        raise ModelError(
+            f"teacher {files.name} names no vocab_size in its config.json ({config.model_type}): a model that predicts "
+            "the next token is needed"
+        )
+    return config
+
+
+def load_tokenizer(files: TeacherFiles, *, trust_remote_code: bool = False) -> Any:
+    """The teacher's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it isn't a fast one (offsets into the text are needed for chat and completions).
+    """
+    from transformers import AutoTokenizer
+
+    with explained("teacher", files.name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.directory, trust_remote_code=trust_remote_code, **files.load_kwargs()
+        )
+    if not tokenizer.is_fast:
+        raise ModelError(f"teacher {files.name} has a slow tokenizer; one with a tokenizer.json is needed")
+    return tokenizer
+
+
+def load_model(
+    files: TeacherFiles,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    device_map: str | None = None,
+    tensor_parallel: bool = False,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The teacher's weights, in evaluation mode, on ``device``, spread by ``device_map``, or split over processes.
+
+    Raises:
+        ModelError: the files don't make a causal language model, or don't fit on the device.
+    """
+    kwargs: dict[str, Any] = files.load_kwargs() | {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if device_map is not None:
+        kwargs["device_map"] = device_map
+    if tensor_parallel:
+        kwargs["tp_plan"] = "auto"
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
+    model = load_language_model("teacher", files.name, files.directory, **kwargs)
+    if device_map is None and not tensor_parallel:
+        with explained("teacher", files.name, "weights"):
+            model = model.to(device)
+    return model.requires_grad_(False)
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is this process's GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: not a device, or one that isn't there.
+    """
+    if device == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+        return torch.device("cuda", int(local) % torch.cuda.device_count())
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device, config: Any) -> Dtype:
+    """``auto`` is the checkpoint's own dtype on a GPU; on a CPU fp32, as half precision is many times slower there."""
+    if dtype in DTYPES:
+        return dtype  # type: ignore[return-value]  # the keys of DTYPES are Dtype's values
+    if device.type == "cpu":
+        return "fp32"
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    for name, value in DTYPES.items():
+        if own == value:
+            return name  # type: ignore[return-value]
+    return "bf16"

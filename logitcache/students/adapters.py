@@ -1,0 +1,154 @@
+"""Put an adapter of PEFT on its base, every tensor of it from its file, ready to be trained on."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitcache.errors import MissingDependencyError, ModelError
+from logitcache.models.head import evaluating
+from logitcache.students.files import StudentFiles
+
+_NAME = "default"
+_PREFIX = "base_model.model."
+
+
+def attach_adapter(base: Any, files: StudentFiles) -> Any:
+    """A PEFT model around ``base`` with the adapter of ``files``; the adapter alone is trainable.
+
+    Raises:
+        MissingDependencyError: peft isn't installed.
+        ModelError: the adapter is of a kind that can't be trained on here, or its file doesn't fit.
+    """
+    try:
+        from peft import PeftConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependencyError("an adapter needs peft: pip install 'logitcache[peft]'") from error
+    directory = Path(files.place)
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        config.inference_mode = False
+        _check_kind(directory, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they warn of is checked here
+            model = get_peft_model(base, config)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the adapter {directory} doesn't fit its base: {_first_line(error)}") from error
+    if hasattr(model.base_model, "update_and_allocate"):
+        raise ModelError(
+            f"the adapter {directory} is {_kind(config)}, which changes its ranks as it is trained: {_MERGE}"
+        )
+    _load(model, directory)
+    _check_whole(model, directory)
+    assert files.base is not None
+    name_base(model, files.base)
+    return model
+
+
+def name_base(model: Any, base: StudentFiles) -> None:
+    """Have a PEFT model save the name of its base so that it is found from any directory."""
+    place = base.place if isinstance(base.place, str) else str((base.place / (base.gguf_file or "")).absolute())
+    config = model.peft_config[_NAME]
+    config.base_model_name_or_path, config.revision = place, base.revision
+
+
+_MERGE = "merge it into its base, and train LoRA adapters on that"
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _check_kind(directory: Path, config: Any) -> None:
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"the adapter {directory} is {_kind(config)}, which adds virtual tokens to the text; LoRA and other "
+            "adapters of layers can be used"
+        )
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise ModelError(f"the adapter {directory} was trained for {config.task_type}, not to predict the next token")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise ModelError(f"the adapter {directory} is active after certain tokens only (aLoRA), which is not supported")
+
+
+def _load(model: Any, directory: Path) -> None:
+    """Fill the adapter from its file. What PEFT passes over is found by what was there before: NaN.
+
+    Raises:
+        ModelError: a tensor is missing, has another shape, has no place, or isn't finite.
+    """
+    from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
+
+    own: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with torch.no_grad():
+        for tensor in own.values():
+            if tensor.is_floating_point():
+                tensor.fill_(math.nan)
+    try:
+        _check_base_weights(model, load_peft_weights(str(directory), device="cpu"), own, directory)
+        result = model.load_adapter(str(directory), _NAME, is_trainable=True, torch_device="cpu")
+    except ModelError:
+        raise
+    except KeyError as error:
+        raise ModelError(f"the adapter {directory} lacks the tensor {error.args[0]}") from error
+    except Exception as error:
+        raise ModelError(f"the adapter {directory} can't be loaded: {_first_line(error)}") from error
+    if result.unexpected_keys:
+        raise ModelError(
+            f"the adapter {directory} holds tensors that have no place in it: {_some(result.unexpected_keys)}"
+        )
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing = [name for name, tensor in own.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if missing:
+        raise ModelError(f"the adapter {directory} lacks tensors, or they aren't finite: {_some(missing)}")
+
+
+def _check_base_weights(model: Any, given: dict[str, Tensor], own: dict[str, Tensor], directory: Path) -> None:
+    """Embeddings saved with an adapter that doesn't train them must be the base's own: they aren't saved again."""
+    base: nn.Module = model.get_base_model()
+    weights = base.state_dict()
+    for name, tensor in given.items():
+        plain = name.removeprefix(_PREFIX)
+        held = None if name in own else weights.get(plain)
+        if held is None:
+            continue
+        if held.shape != tensor.shape:
+            raise ModelError(
+                f"the adapter {directory} was made for a base whose {plain} is "
+                f"{list(tensor.shape)}, and it is {list(held.shape)}: resize the base's vocabulary and save it first"
+            )
+        if not torch.equal(held.float().cpu(), tensor.float()):
+            raise ModelError(f"the adapter {directory} also carries other weights of its base ({plain}): {_MERGE}")
+
+
+@torch.no_grad()
+def _check_whole(model: Any, directory: Path) -> None:
+    """Training and measuring run the layers inside the PEFT model: they must do what the whole does."""
+    base = model.get_base_model()
+    with evaluating(model):
+        ids = torch.arange(1, 9, device=base.get_input_embeddings().weight.device)[None]
+        try:
+            whole = model(input_ids=ids, use_cache=False).logits
+            inner = base(input_ids=ids, use_cache=False).logits
+        except Exception as error:
+            raise ModelError(f"the adapter {directory} can't run on its base: {_first_line(error)}") from error
+    if not torch.allclose(whole, inner, rtol=0, atol=0, equal_nan=True):
+        kind = _kind(model.peft_config[_NAME])
+        raise ModelError(f"the adapter {directory} is {kind}, which does more than change layers: {_MERGE}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
+
+
+def _some(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

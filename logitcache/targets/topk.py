@@ -1,0 +1,245 @@
+"""The teacher's k most probable tokens at each position, and the mass they leave out.
+
+Shape legend: N positions, K entries kept for each, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import TargetsError
+from logitcache.targets.candidates import prefer
+from logitcache.targets.tail_sample import draw_tail
+
+_TensorMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """Top-k log-probabilities of N next-token distributions: the one type that crosses every border.
+
+    Attributes:
+        ids: ``[N, K]`` int64, token ids, most probable first; equal values lie in ascending order of id.
+        logprobs: ``[N, K]`` float32 (float64 is kept), natural log of the probability at temperature 1, in nats.
+        residual_logprob: ``[N]``, log of the probability mass of all ids that are not listed; -inf if K = V.
+        vocab_size: V, the length of the logit vector that the distribution was taken from.
+        log_partition: ``[N]`` or None, log Σ exp(logits): raw logits are ``logprobs + log_partition``.
+        logit_std: ``[N]`` or None, the unbiased standard deviation of the V raw logits (NormKD and DKD need it).
+        tail_samples: M, how many of the K entries, the last ones, were drawn from all ids below the first K − M (see
+            ``logitcache.targets.tail_sample``). Every log-prob is that of its own id all the same.
+        candidates: how many of the K, the last ones, are those that a reference student likes best among all ids below
+            the first K − ``candidates``. At most one of the two is above 0.
+
+    Raises:
+        TargetsError: the shapes or dtypes don't fit together.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    residual_logprob: Tensor
+    vocab_size: int
+    log_partition: Tensor | None = None
+    logit_std: Tensor | None = None
+    tail_samples: int = 0
+    candidates: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.shape != self.logprobs.shape:
+            raise TargetsError(
+                f"ids {tuple(self.ids.shape)} and logprobs {tuple(self.logprobs.shape)} must both be [N, K]"
+            )
+        if self.ids.dtype != torch.int64:
+            raise TargetsError(f"ids are {self.ids.dtype}; they must be torch.int64")
+        if not 1 <= self.k <= self.vocab_size:
+            raise TargetsError(
+                f"K = {self.k} entries a position; it must be from 1 to the vocabulary's {self.vocab_size}"
+            )
+        check_beyond(self.k, self.tail_samples, self.candidates)
+        dtype = self.logprobs.dtype
+        if not dtype.is_floating_point:
+            raise TargetsError(f"logprobs are {dtype}; they must be floating point")
+        wide = torch.promote_types(dtype, torch.float32)
+        object.__setattr__(self, "logprobs", self.logprobs.to(wide))
+        for name in ("residual_logprob", "log_partition", "logit_std"):
+            value = getattr(self, name)
+            if value is None and name != "residual_logprob":
+                continue
+            if value.shape != (len(self),):
+                raise TargetsError(f"{name} {tuple(value.shape)} must be [N] = [{len(self)}]")
+            object.__setattr__(self, name, value.to(wide))
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def k(self) -> int:
+        """K, the entries kept for each position."""
+        return self.ids.shape[1]
+
+    @property
+    def ranked(self) -> int:
+        """How many entries, the first ones, are the teacher's most probable."""
+        return self.k - self.tail_samples - self.candidates
+
+    @property
+    def is_full(self) -> bool:
+        """True when every id of the vocabulary is listed, so nothing about the distribution is missing."""
+        return self.k == self.vocab_size
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Tensor,
+        k: int,
+        *,
+        statistics: bool = False,
+        overwrite: bool = False,
+        tail_samples: int = 0,
+        draws: Tensor | None = None,
+        candidates: int = 0,
+        reference: Tensor | None = None,
+    ) -> TopK:
+        """Take the k largest of each row of raw logits; or fewer, and a sample or a reference's choice of the rest.
+
+        Args:
+            logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or float64 if that is what comes in.
+            k: entries to keep, 1 to V.
+            statistics: also keep ``log_partition`` and ``logit_std``.
+            overwrite: work in ``logits`` itself, which holds nothing useful afterwards; saves a copy of ``[N, V]``.
+            tail_samples: how many of the k are drawn from what the others leave out, 0 to k − 1.
+            draws: ``[N]`` float64 in [0, 1), what decides which; needed with ``tail_samples``.
+            candidates: how many of the k are those that the reference likes best of what the others leave out.
+            reference: its logits ``[N, W]``; needed with ``candidates``.
+
+        Raises:
+            TargetsError: ``logits`` is not ``[N, V]``, or a number is out of range.
+        """
+        if logits.dim() != 2:
+            raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
+        vocab_size = logits.shape[1]
+        if not 1 <= k <= vocab_size:
+            raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
+        check_beyond(k, tail_samples, candidates)
+        for name, count, given in (("draws [N]", tail_samples, draws), ("reference [N, W]", candidates, reference)):
+            if count and (given is None or len(given) != len(logits)):
+                raise TargetsError(f"what to keep beyond the top needs {name}, a row for each of the logits'")
+        logits_NV = logits.detach()
+        ids_NK = _top_ids(logits_NV, k)
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        work_NV = logits_NV if overwrite and logits_NV.dtype == wide else logits_NV.to(wide, copy=True)
+        logit_std_N = work_NV.std(1) if statistics else None
+        if draws is not None and tail_samples:
+            ids_NK = draw_tail(work_NV, ids_NK, tail_samples, draws)
+        if reference is not None and candidates:
+            ids_NK = prefer(work_NV, ids_NK, candidates, reference)
+        values_NK = work_NV.gather(1, ids_NK)
+        first_N = values_NK[:, 0]
+        # The mass outside the list is summed on its own, as one minus the mass inside would cancel to noise; and
+        # relative to its own largest, which may lie far below the list, or above candidates in it.
+        largest_N1 = work_NV.scatter_(1, ids_NK, -math.inf).amax(1, keepdim=True)
+        largest_N1 = torch.where(largest_N1.isfinite(), largest_N1, 0)
+        rest_N = work_NV.sub_(largest_N1).exp_().sum(1).log_() + (largest_N1[:, 0] - first_N)
+        values_NK = values_NK - first_N[:, None]
+        # Log Σ exp relative to the first entry: at most log V, so that no log-prob loses digits to it.
+        log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
+        return cls(
+            ids=ids_NK,
+            logprobs=values_NK - log_partition_N[:, None],
+            residual_logprob=rest_N - log_partition_N,
+            vocab_size=vocab_size,
+            log_partition=log_partition_N + first_N if statistics else None,
+            logit_std=logit_std_N,
+            tail_samples=tail_samples,
+            candidates=candidates,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[TopK]) -> TopK:
+        """Join positions of several TopK with equal K and vocabulary; a statistic stays if all parts have it."""
+        if not parts:
+            raise TargetsError("nothing to join: the list of TopK is empty")
+        if len({(part.k, part.vocab_size, part.tail_samples, part.candidates) for part in parts}) > 1:
+            raise TargetsError("only TopK of equal K, vocabulary, tail samples and candidates can be joined")
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else torch.cat(values)
+
+        return cls(
+            ids=torch.cat([part.ids for part in parts]),
+            logprobs=torch.cat([part.logprobs for part in parts]),
+            residual_logprob=torch.cat([part.residual_logprob for part in parts]),
+            vocab_size=parts[0].vocab_size,
+            log_partition=join("log_partition"),
+            logit_std=join("logit_std"),
+            tail_samples=parts[0].tail_samples,
+            candidates=parts[0].candidates,
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> TopK:
+        """Select positions by slice, index tensor or boolean mask."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TopK:
+        """Copy to a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def top(self, k: int) -> TopK:
+        """Keep the first k entries; what is dropped joins the residual mass.
+
+        Raises:
+            TargetsError: k is out of range, or would cut a sample of the tail, or candidates, in two.
+        """
+        if not 1 <= k <= self.k:
+            raise TargetsError(f"can't keep {k} entries of {self.k}")
+        if k == self.k:
+            return self
+        if k > self.ranked:
+            raise TargetsError(
+                f"can't keep {k} entries of {self.k}: only the first {self.ranked} are the teacher's top; "
+                f"keep all, or at most {self.ranked}"
+            )
+        dropped_N = self.logprobs[:, k:].logsumexp(1)
+        return replace(
+            self,
+            ids=self.ids[:, :k],
+            logprobs=self.logprobs[:, :k],
+            residual_logprob=torch.logaddexp(self.residual_logprob, dropped_N),
+            tail_samples=0,
+            candidates=0,
+        )
+
+    def _map(self, function: _TensorMap) -> TopK:
+        def optional(value: Tensor | None) -> Tensor | None:
+            return None if value is None else function(value)
+
+        return replace(
+            self,
+            ids=function(self.ids),
+            logprobs=function(self.logprobs),
+            residual_logprob=function(self.residual_logprob),
+            log_partition=optional(self.log_partition),
+            logit_std=optional(self.logit_std),
+        )
+
+
+def check_beyond(k: int, tail_samples: int, candidates: int) -> None:
+    """Raise ``TargetsError`` unless so many of k entries can stand beyond the ranked ones."""
+    for name, count in (("tail_samples", tail_samples), ("candidates", candidates)):
+        if not 0 <= count < k:
+            raise TargetsError(f"{name} {count} of K = {k} entries; it must be from 0 to {k - 1}")
+    if tail_samples and candidates:
+        raise TargetsError(f"{tail_samples} tail samples and {candidates} candidates: a row holds one or the other")
+
+
+def _top_ids(logits_NV: Tensor, k: int) -> Tensor:
+    """Ids ``[N, k]`` by descending logit; ties by ascending id, so that equal logits always give equal caches."""
+    values_NK, ids_NK = logits_NV.topk(k, dim=1)
+    ids_NK, by_id_NK = ids_NK.sort(dim=1)
+    by_value_NK = values_NK.gather(1, by_id_NK).sort(dim=1, descending=True, stable=True).indices
+    return ids_NK.gather(1, by_value_NK)

@@ -1,0 +1,10 @@
+"""Stage 2: a student is trained from a cache, with transformers.Trainer."""
+
+from __future__ import annotations
+
+from logitcache.train.compare import split_losses, train_each
+from logitcache.train.config import TrainConfig
+from logitcache.train.result import TrainResult
+from logitcache.train.run import is_first_rank, plan, train
+
+__all__ = ["TrainConfig", "TrainResult", "is_first_rank", "plan", "split_losses", "train", "train_each"]

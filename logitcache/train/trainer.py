@@ -1,0 +1,239 @@
+"""transformers.Trainer, fed from a cache: batches from the stream, the loss from the module, plain students on disk."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from logitcache.errors import DivergedError, LogitCacheWarning, StorageError
+from logitcache.evaluate.measure import MetricSums
+from logitcache.evaluate.metrics import coverage_advice
+from logitcache.stream import Batch, Stream
+from logitcache.students.saving import save_model
+from logitcache.train import checkpoints
+from logitcache.train.audit import Audit, light
+from logitcache.train.module import DistillModule, inputs_of
+from logitcache.utils.progress import Report
+
+
+class Feed:
+    """The stream as the Trainer's dataloader: dictionaries of tensors, with a look at the clock.
+
+    It has no length: the whole run is one pass of ``steps`` steps, and the stream itself knows about epochs.
+    """
+
+    def __init__(self, stream: Stream, epoch_samples: int, steps: int) -> None:
+        self.stream, self._epoch_samples, self._steps = stream, epoch_samples, steps
+        self.waiting, self.tokens, self.epoch, self.met_targets = 0.0, 0, 0.0, False
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        batches, left = iter(self.stream), self._steps
+        while left > 0:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waiting += time.perf_counter() - started
+            if batch is None:
+                return
+            self.tokens += batch.tokens
+            self.met_targets |= batch.batch_targets > 0
+            left -= batch.ends_step
+            self.epoch = batch.epoch + batch.samples_consumed / self._epoch_samples
+            yield inputs_of(batch)
+
+
+class DistillTrainer(Trainer):
+    """See the module; what isn't overridden here is the Trainer that people know."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: DistillModule,
+        args: Any,
+        feed: Feed,
+        eval_stream: Callable[[], Stream] | None,
+        tokenizer: Mapping[str, bytes],
+        settings: dict[str, Any],
+        components: list[dict[str, Any]],
+        audit: Audit | None,
+        keep_checkpoints: int,
+        total_tokens: int,
+        report: Report,
+    ) -> None:
+        # The Trainer wants an eval_dataset where there is an eval_strategy; evaluate() below uses the stream.
+        super().__init__(model=model, args=args, eval_dataset=[] if eval_stream else None)
+        self.remove_callback(PrinterCallback)
+        self.feed, self._eval_stream, self._tokenizer = feed, eval_stream, tokenizer
+        self._settings, self._keep, self._advised = settings, keep_checkpoints, False
+        self._components, self._audit = components, audit
+        self.add_callback(_Follow(self, total_tokens, report))
+
+    def get_train_dataloader(self) -> Any:
+        return self.feed
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # Copied as they are: under DeepSpeed the Trainer would round the teacher's log-probs to half precision.
+        device = self.args.device
+        return {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds how much of what s-LD reads was in the cache, and says once if it is too little."""
+        if "loss" in logs and (seen := self._module().take_coverage()) is not None:
+            coverage, listed = seen
+            logs = {**logs, "s_ld_coverage": round(coverage, 4)}
+            advice = coverage_advice(coverage, listed, audited=self._audit is not None)
+            if advice and not self._advised:
+                self._advised = True
+                warnings.warn(advice, LogitCacheWarning, stacklevel=2)
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Measure against the held-out cache; each rank takes its share of every batch."""
+        assert self._eval_stream is not None
+        model = self.model_wrapped
+        model.eval()
+        total: MetricSums | None = None
+        for batch in self._eval_stream():
+            part = model(**self._prepare_inputs(inputs_of(batch)), measure=True)["metrics"]
+            total = part if total is None else total.plus(part)
+        assert total is not None
+        if self.args.world_size > 1:
+            total = total.reduced(self.args.device)
+        logs = total.mean().flat(f"{metric_key_prefix}_")
+        if self._audit is not None and (match := self._audit.match(self._module().loss, self._audited)) is not None:
+            logs[f"{metric_key_prefix}_s_ld_cosine"] = match.cosine
+        model.train()
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def _audited(self, batch: Batch) -> Tensor:
+        """Every rank runs all audit rows: they are few, and a sharded student needs all ranks anyway."""
+        inputs = self._prepare_inputs(inputs_of(light(batch)))
+        logits: Tensor = self.model_wrapped(**inputs, logits=True)["logits"]
+        return logits
+
+    def student(self) -> Any:
+        """The student inside whatever wraps it."""
+        return self._module().student
+
+    def _module(self) -> DistillModule:
+        module: DistillModule = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return module
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """A plain student: ``from_pretrained`` loads it, and knows nothing of us."""
+        if not self.args.should_save:
+            return
+        out = Path(str(output_dir or self.args.output_dir))
+        own = None
+        if state_dict is not None:
+            own = {name.removeprefix("student."): value for name, value in state_dict.items()}
+        save_student(self.student(), out, self._tokenizer, own)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+        if self.args.should_save:
+            directory = Path(str(self.args.output_dir))
+            checkpoint = directory / f"checkpoint-{self.state.global_step}"
+            checkpoints.complete(checkpoint, self.feed.stream.state_dict(), self._settings, self._components)
+            checkpoints.rotate(directory, self._keep)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, self.student())
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied head isn't in the file, and needn't be; anything else missing is a fault."""
+        tied = set(getattr(self.student(), "_tied_weights_keys", None) or ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        if missing or load_result.unexpected_keys:
+            raise RuntimeError(f"the checkpoint doesn't fit the student: {missing or load_result.unexpected_keys}")
+
+
+def save_student(
+    student: Any, out: Path, tokenizer: Mapping[str, bytes], state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Save a student with a tokenizer's files beside it.
+
+    Raises:
+        StorageError: no room, no permission.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_model(student, out, state_dict=state_dict)
+        for name, content in tokenizer.items():
+            (out / name).write_bytes(content)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"can't save the student in {out}: {error}") from error
+
+
+class _Follow(TrainerCallback):
+    """Keeps the Trainer's idea of the epoch true, adds rates to the log, and reports progress."""
+
+    def __init__(self, trainer: DistillTrainer, total_tokens: int, report: Report) -> None:
+        self._trainer, self._total, self._report = trainer, total_tokens, report
+        self._started = self._waited = 0.0
+        self._tokens = self._before = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = round(self._total * state.global_step / state.max_steps)  # of a run that is resumed
+        self._mark()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        feed = self._trainer.feed
+        state.epoch = feed.epoch
+        done = min(self._before + feed.tokens * args.world_size, self._total)
+        self._report("Training", done, self._total, "tokens")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise DivergedError(
+                f"the loss is {logs['loss']} at step {state.global_step}: lower the learning rate, warm up longer, or "
+                "compute in a wider dtype"
+            )
+        feed, now = self._trainer.feed, time.perf_counter()
+        seconds = max(1e-9, now - self._started)
+        entry = state.log_history[-1]
+        entry["tokens_per_second"] = (feed.tokens - self._tokens) * args.world_size / seconds
+        entry["waiting_share"] = (feed.waiting - self._waited) / seconds
+        entry["seconds"] = seconds
+        self._mark()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        """Time goes by from here: evaluating and saving don't count as training."""
+        feed = self._trainer.feed
+        self._started, self._tokens, self._waited = time.perf_counter(), feed.tokens, feed.waiting

@@ -1,0 +1,1 @@
+"""What any room may use and none is about: files, progress, validation, threads."""

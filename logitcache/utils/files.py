@@ -1,0 +1,166 @@
+"""Files of a cache: written so that no reader sees half of one, read so that nothing outside the cache is touched."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from logitcache.errors import CorruptCacheError, MissingFileError, StorageError
+
+#: Where an unfinished cache keeps what isn't part of it; removed when the cache is finished.
+SCRATCH_DIR = ".dump"
+_CHUNK = 1 << 20
+_ADVICE = {
+    errno.ENOSPC: "make room, then run the same command again: what is finished is kept",
+    errno.EDQUOT: "your quota is used up: make room, then run the same command again",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENOTDIR: "a file stands where a directory is needed: choose another place",
+}
+
+
+def storage_error(action: str, path: Path, error: OSError) -> StorageError:
+    """What to tell the user when the system refuses: what, where, why, and what to try."""
+    reason = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or 0)
+    return StorageError(f"can't {action} {path}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def write_file(root: Path, relative: str, payload: bytes) -> None:
+    """Publish a file: write it aside, sync, rename, sync the directory. A crash leaves the old state or the new one.
+
+    Raises:
+        StorageError: the system refused; what was written aside is removed again.
+    """
+    target = root / relative
+    aside = root / SCRATCH_DIR / f"write-{uuid.uuid4().hex}.part"
+    try:
+        _make_directory(root, aside.parent)
+        _make_directory(root, target.parent)
+        with open(aside, "xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+        sync_directory(target.parent)
+    except OSError as error:
+        with suppress(OSError):  # the first failure is the one to report
+            aside.unlink(missing_ok=True)
+        raise storage_error("write", target, error) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory last through a power cut."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_regular(root: Path, relative: str) -> tuple[int, int]:
+    """Open a file of a cache for reading; returns its descriptor and size. Follows no links, waits for no pipe.
+
+    Raises:
+        CorruptCacheError: missing, a link, or not a plain file.
+        StorageError: the system refused.
+    """
+    path = root / relative
+    try:
+        if path.parent != root and stat.S_ISLNK(os.lstat(path.parent).st_mode):
+            raise CorruptCacheError(f"{path.parent} is a link; a cache holds plain files and directories only")
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} is missing") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise CorruptCacheError(f"{path} is not a plain file of this cache") from error
+        raise storage_error("read", path, error) from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise CorruptCacheError(f"{path} is not a plain file")
+    return handle, status.st_size
+
+
+def read_limited(root: Path, relative: str, limit: int) -> bytes:
+    """Read a small file whose digest isn't known yet.
+
+    Raises:
+        CorruptCacheError: missing, not a plain file, or larger than ``limit`` bytes.
+        StorageError: the system refused.
+    """
+    handle, size = open_regular(root, relative)
+    with os.fdopen(handle, "rb") as file:
+        if size > limit:
+            raise CorruptCacheError(f"{root / relative} has {size:,} bytes, at most {limit:,} are allowed")
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise storage_error("read", root / relative, error) from error
+
+
+def read_checked(root: Path, relative: str, size: int, sha256: str) -> bytes:
+    """Read a file whole, and return it only if its size and digest are the expected ones.
+
+    Raises:
+        CorruptCacheError: missing, not a plain file, or of another size or digest.
+        StorageError: the system refused.
+    """
+    with open_sized(root, relative, size) as file:
+        try:
+            payload = file.read(size)
+        except OSError as error:
+            raise storage_error("read", root / relative, error) from error
+    check_digest(root / relative, hashlib.sha256(payload).hexdigest(), sha256)
+    return payload
+
+
+def hash_checked(root: Path, relative: str, size: int, sha256: str) -> None:
+    """Check a file's size and digest without holding it in memory. Raises as :func:`read_checked` does."""
+    with open_sized(root, relative, size) as file:
+        check_digest(root / relative, hash_stream(file, root / relative), sha256)
+
+
+@contextmanager
+def open_sized(root: Path, relative: str, size: int) -> Iterator[BinaryIO]:
+    """Open a file of a cache that must have a given size. Raises as :func:`open_regular` does."""
+    handle, found = open_regular(root, relative)
+    with os.fdopen(handle, "rb") as file:
+        if found != size:
+            raise CorruptCacheError(
+                f"{root / relative} has {found:,} bytes, it should have {size:,}: it was cut off or altered"
+            )
+        yield file
+
+
+def hash_stream(file: BinaryIO, path: Path) -> str:
+    """SHA-256 of what is left of an open file, in hex."""
+    digest = hashlib.sha256()
+    try:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    return digest.hexdigest()
+
+
+def check_digest(path: Path, found: str, expected: str) -> None:
+    """Raise CorruptCacheError unless the digests agree."""
+    if found != expected:
+        raise CorruptCacheError(f"{path} was altered: its SHA-256 is {found[:12]}…, it should be {expected[:12]}…")
+
+
+def _make_directory(root: Path, path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if path != root and path.is_symlink():
+        raise OSError(errno.ENOTDIR, f"{path.name} is a link to another place")
