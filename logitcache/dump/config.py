@@ -30,6 +30,7 @@ class DumpConfig(BaseModel):
 
     Attributes:
         teacher: a model directory, a hub id, or a ``.gguf`` file.
+        engine: what runs the teacher, by name: ``transformers``, or one that a package registers.
         data: files, globs, a saved ``datasets`` directory or a data set's id.
         out: the cache's directory; it must not hold anything yet but an unfinished dump of the same settings.
         top_k: K, entries kept for each position; ``all`` keeps the whole vocabulary, for audit rows.
@@ -76,6 +77,7 @@ class DumpConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: Annotated[str, Field(min_length=1)]
+    engine: Annotated[str, Field(min_length=1)] = "transformers"
     data: Annotated[tuple[str, ...], Field(min_length=1)]
     out: Path
     top_k: Annotated[int, Field(ge=1, le=EVERY_ID)] = 64

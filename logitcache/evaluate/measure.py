@@ -18,7 +18,7 @@ from torch import Tensor
 from logitcache.cache.opening import open_place
 from logitcache.cache.reader import Cache
 from logitcache.errors import LogitCacheWarning, ModelError
-from logitcache.evaluate import metrics
+from logitcache.losses import metrics
 from logitcache.models import Head, evaluating, find_head, inside
 from logitcache.stream import Batch, stream
 from logitcache.students.pairing import load_student, pair

@@ -4,6 +4,7 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 ``linear_loss`` takes hidden states and the head's weight instead, and never holds the logits of all positions.
 """
 
+from logitcache.losses import metrics
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
 from logitcache.losses.completion import Completion
 from logitcache.losses.fused import LinearHead
@@ -27,6 +28,7 @@ __all__ = [
     "head_loss",
     "linear_loss",
     "loss_model",
+    "metrics",
     "names",
     "parameters",
     "parse",

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from logitcache.errors import DivergedError, LogitCacheWarning, StorageError
 from logitcache.evaluate.measure import MetricSums
-from logitcache.evaluate.metrics import coverage_advice
+from logitcache.losses.metrics import coverage_advice
 from logitcache.stream import Batch, Stream
 from logitcache.students.saving import save_model
 from logitcache.train import checkpoints
