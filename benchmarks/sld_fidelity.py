@@ -79,7 +79,7 @@ def s_ld(**settings: Any) -> SLD:
     return loss
 
 
-def policies(completion: losses.Completion, audit: list[tuple[Tensor, lc.TopK]]) -> dict[str, tuple[int, SLD]]:
+def policies(estimator: losses.Estimator, audit: list[tuple[Tensor, lc.TopK]]) -> dict[str, tuple[int, SLD]]:
     """Name to (K, loss)."""
     known: dict[str, tuple[int, SLD]] = {
         "K=64, b": (64, s_ld(offset=0, slope=0)),
@@ -88,8 +88,8 @@ def policies(completion: losses.Completion, audit: list[tuple[Tensor, lc.TopK]])
     }
     for k in (64, 128, 256, 512):
         known[f"K={k}, default"] = (k, s_ld())
-        known[f"K={k}, completion"] = (k, s_ld(completion=completion))
-        known[f"K={k}, chosen"] = (k, best_fill(s_ld(), audit, k, completion)[0])
+        known[f"K={k}, estimator"] = (k, s_ld(estimator=estimator))
+        known[f"K={k}, chosen"] = (k, best_fill(s_ld(), audit, k, estimator)[0])
     return known
 
 
@@ -136,13 +136,13 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             measured = hidden_states(model, tokenizer, MEASURED, options.tokens)
             states[dropped] = measured, hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)[sample]
     # Every other audit row teaches, the rest decides.
-    completion = losses.Completion.fit([audit_AD[::2] @ weight_VD.T], rank=options.rank)
+    estimator = losses.Estimator.fit([audit_AD[::2] @ weight_VD.T], rank=options.rank)
     full = lc.TopK.from_logits(audit_AD[1::2] @ weight_VD.T, len(weight_VD))
     results = []
     for number, dropped in enumerate(STUDENTS):
         student_ND, student_AD = states[dropped]
         reference_ND, _ = states[STUDENTS[number - 1]]  # a student that isn't the one measured
-        known = policies(completion, [(student_AD[1::2] @ weight_VD.T, full)])
+        known = policies(estimator, [(student_AD[1::2] @ weight_VD.T, full)])
         result = {"dropped": dropped, **measure(teacher_ND, student_ND, reference_ND, weight_VD, known)}
         results.append(result)
         print(f"without layers {dropped}: {result['kl']:.2f} nats", file=sys.stderr)

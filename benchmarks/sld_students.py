@@ -10,7 +10,7 @@ language reference that comes with Python. For each student the s-LD gradient fr
 the exact one: with respect to the logits, token by token and averaged; the same over all tokens together; and, with
 ``--weights`` (which takes four times as long), with respect to all weights of the student, which is what a step of
 training takes: errors of single tokens point in many directions and mostly cancel there. Over all tokens the fill b − 1
-and the completion, learnt from 256 audit rows of other text, are measured too, and BiLD as a whole, of which s-LD is
+and the estimator, learnt from 256 audit rows of other text, are measured too, and BiLD as a whole, of which s-LD is
 one half and the other half is exact.
 """
 
@@ -44,7 +44,7 @@ BINS = ((0.1, 0.3), (0.3, 0.5), (0.5, 0.8), (0.8, 1.2), (1.2, 1.8), (1.8, 2.5))
 COLUMNS = {
     "all tokens: b − 1": "simple",
     "default": "logits",
-    "completion": "completed",
+    "estimator": "estimated",
     "BiLD, default": "bild",
     "each token": "per_token",
 }
@@ -71,7 +71,7 @@ class Result:
     logits: float
     bild: float
     simple: float
-    completed: float
+    estimated: float
     weights: float | None
 
 
@@ -138,16 +138,16 @@ def measure(
         logits=tallies["default"].cosine,
         bild=tallies["bild"].cosine,
         simple=tallies["simple"].cosine,
-        completed=tallies["completed"].cosine,
+        estimated=tallies["estimated"].cosine,
         weights=None if weights is None else weights.cosine,
     )
 
 
-def learn(model: Any, tokenizer: Any, rows: int) -> losses.Completion:
-    """The completion from so many audit rows."""
+def learn(model: Any, tokenizer: Any, rows: int) -> losses.Estimator:
+    """The estimator from so many audit rows."""
     states_AD = hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)
     with torch.no_grad():
-        return losses.Completion.fit([model.lm_head(states_AD[:: len(states_AD) // rows][:rows])])
+        return losses.Estimator.fit([model.lm_head(states_AD[:: len(states_AD) // rows][:rows])])
 
 
 @torch.no_grad()
@@ -170,8 +170,8 @@ def run(options: argparse.Namespace) -> list[Result]:
         "addresses": read(model, tokenizer, [(DATA / name).read_text(encoding="utf-8") for name in MEASURED]),
         "language reference": read(model, tokenizer, [topics[chapter] for chapter in CHAPTERS]),
     }
-    completion = learn(model, tokenizer, AUDIT_ROWS)
-    fills = {"default": s_ld(), "simple": s_ld(offset=1, slope=0), "completed": s_ld(completion=completion)}
+    estimator = learn(model, tokenizer, AUDIT_ROWS)
+    fills = {"default": s_ld(), "simple": s_ld(offset=1, slope=0), "estimated": s_ld(estimator=estimator)}
     results = []
     for dropped in students_of(options, model, tokenizer):
         for name, text in texts.items():

@@ -24,7 +24,7 @@ from logitcache.format.manifest import (
     digest_line,
     manifest_digest,
 )
-from logitcache.stores.retry import Arrivals, retried
+from logitcache.stores.retry import WrongAnswers, retried
 from logitcache.stores.store import NotThereError, Store
 from logitcache.stores.url import DIGEST, Reference
 
@@ -131,9 +131,9 @@ def read_manifest(location: Location) -> Found | None:
         if line == digest_line(raw):
             return Found(location, raw, manifest_digest(raw))
         altered = f"{location.url}/{MANIFEST_NAME} and {MANIFEST_DIGEST_NAME} don't belong together: one was altered"
-        raise arrivals.error((raw, line), CorruptCacheError(altered))
+        raise wrong.error((raw, line), CorruptCacheError(altered))
 
-    arrivals = Arrivals()
+    wrong = WrongAnswers()
     try:
         return retried(attempt, f"read {location.url}/{MANIFEST_NAME}", store.policy)
     except NotThereError:
@@ -151,12 +151,12 @@ def read_tag(store: Store, tag: str) -> str | None:
     Raises:
         CorruptCacheError: the tag holds something else.
     """
-    address, arrivals = store.address(f"{TAGS_DIR}/{tag}"), Arrivals()
+    address, wrong = store.address(f"{TAGS_DIR}/{tag}"), WrongAnswers()
 
     def attempt() -> str:
         text = store.get(f"{TAGS_DIR}/{tag}", 256).decode("ascii", "replace").strip()
         if not DIGEST.fullmatch(text):
-            raise arrivals.error(text, CorruptCacheError(f"{address} holds {text[:80]!r}, which is not a digest"))
+            raise wrong.error(text, CorruptCacheError(f"{address} holds {text[:80]!r}, which is not a digest"))
         return text
 
     try:

@@ -6,7 +6,7 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 
 from logitcache.losses import metrics
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
-from logitcache.losses.completion import Completion
+from logitcache.losses.estimator import Estimator
 from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
 from logitcache.losses.lm_head import LossModel, loss_model
@@ -15,7 +15,7 @@ from logitcache.losses.registry import describe, get, names, parameters, parse
 
 __all__ = [
     "IGNORED_LABEL",
-    "Completion",
+    "Estimator",
     "HeadStats",
     "LinearHead",
     "Loss",

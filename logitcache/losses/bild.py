@@ -14,8 +14,8 @@ from torch import Tensor
 
 from logitcache.errors import ConfigError
 from logitcache.losses.base import Selection, SparseLoss, check_count, check_not_negative, check_positive
-from logitcache.losses.completion import Completion
 from logitcache.losses.divergence import kl
+from logitcache.losses.estimator import Estimator
 from logitcache.losses.student_top import student_top_ids
 from logitcache.losses.tail import look_up
 from logitcache.targets.topk import TopK
@@ -68,7 +68,7 @@ class SLD(SparseLoss):
       from the teacher, and the lower the values that the teacher gives them;
     * ``drop``: every pair with a missing value is left out.
 
-    ``completion`` (a ``Completion``, or the path of a saved one) gives an estimate e of each missing value; the fill is
+    ``estimator`` (an ``Estimator``, or the path of a saved one) gives an estimate e of each missing value; the fill is
     then b − ``offset`` − 0.75 · ``slope`` · m − (0.2 + 0.6 m) · max(b − e, 0), where m is the share missing.
 
     The bound is taken from the ranked entries; a sample of the tail and candidates hold lower values.
@@ -80,17 +80,17 @@ class SLD(SparseLoss):
     missing: str = "bound"
     offset: float = 0.65
     slope: float = 2.4
-    completion: Completion | str | None = None
+    estimator: Estimator | str | None = None
 
     def __post_init__(self) -> None:
         check_count(self.name, 2, k=self.k)
         check_positive(self.name, temperature=self.temperature)
         check_not_negative(self.name, offset=self.offset, slope=self.slope)
-        if isinstance(self.completion, str):
-            object.__setattr__(self, "completion", Completion.load(self.completion))
-        elif not isinstance(self.completion, Completion | None):
+        if isinstance(self.estimator, str):
+            object.__setattr__(self, "estimator", Estimator.load(self.estimator))
+        elif not isinstance(self.estimator, Estimator | None):
             raise ConfigError(
-                f"{self.name}: completion = {self.completion!r} is not allowed; it must be a Completion or a path"
+                f"{self.name}: estimator = {self.estimator!r} is not allowed; it must be an Estimator or a path"
             )
         if self.missing not in MISSING:
             raise ConfigError(
@@ -110,14 +110,14 @@ class SLD(SparseLoss):
         """What stands for the teacher's log-prob where it is missing: ``[N, k]``, or ``[N, 1]``, one value a row."""
         missing_N1 = (~known_Nk).to(targets.logprobs.dtype).mean(1, keepdim=True)
         bound_N1 = bound(targets)[:, None]
-        if self.completion is None:
+        if self.estimator is None:
             return bound_N1 - self.offset - self.slope * missing_N1
-        assert isinstance(self.completion, Completion)
-        if self.completion.mean_V.device != ids_Nk.device:
-            object.__setattr__(self, "completion", self.completion.to(ids_Nk.device))
+        assert isinstance(self.estimator, Estimator)
+        if self.estimator.mean_V.device != ids_Nk.device:
+            object.__setattr__(self, "estimator", self.estimator.to(ids_Nk.device))
         # Of ids that only the student knows there is no estimate.
-        shared_Nk = ids_Nk < len(self.completion.mean_V)
-        estimate_Nk = self.completion.predict(targets, torch.where(shared_Nk, ids_Nk, 0))
+        shared_Nk = ids_Nk < len(self.estimator.mean_V)
+        estimate_Nk = self.estimator.predict(targets, torch.where(shared_Nk, ids_Nk, 0))
         below_Nk = torch.where(shared_Nk, bound_N1 - estimate_Nk, 0).clamp_min(0)
         trust_N1 = _TRUST + _TRUST_SLOPE * missing_N1
         return bound_N1 - self.offset - _SLOPE_SHARE * self.slope * missing_N1 - trust_N1 * below_Nk

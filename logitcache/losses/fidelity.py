@@ -19,7 +19,7 @@ from torch import Tensor
 from logitcache.errors import TargetsError
 from logitcache.losses.base import Loss
 from logitcache.losses.bild import SLD
-from logitcache.losses.completion import Completion
+from logitcache.losses.estimator import Estimator
 from logitcache.losses.mix import Mix, parts_of
 from logitcache.targets.topk import TopK
 
@@ -73,25 +73,25 @@ def s_ld_match(loss: SLD, student_AV: Tensor, full: TopK, k: int) -> GradientMat
 
 
 def best_fill(
-    loss: SLD, rows: Sequence[tuple[Tensor, TopK]], k: int, completion: Completion | None = None
+    loss: SLD, rows: Sequence[tuple[Tensor, TopK]], k: int, estimator: Estimator | None = None
 ) -> tuple[SLD, GradientMatch]:
     """The settings of ``loss`` whose gradient follows the exact one best on audit rows, and how well it does.
 
-    ``offset`` and ``slope`` are chosen, and whether missing values are estimated with ``completion``.
+    ``offset`` and ``slope`` are chosen, and whether missing values are estimated with ``estimator``.
 
     Args:
         loss: ``s_ld`` or ``bild`` to start from.
-        rows: (student's logits ``[A, V]``, full targets) in parts; not those that the completion was learnt from.
+        rows: (student's logits ``[A, V]``, full targets) in parts; not those that the estimator was learnt from.
         k: K of the cache.
-        completion: None leaves that of ``loss``.
+        estimator: None leaves that of ``loss``.
 
     Raises:
         TargetsError: the targets aren't full.
     """
-    completions = dict.fromkeys((loss.completion, completion or loss.completion))
+    estimators = dict.fromkeys((loss.estimator, estimator or loss.estimator))
     tried = [loss]
-    for known, offset, slope in itertools.product(completions, OFFSETS, SLOPES):
-        tried.append(replace(loss, missing="bound", offset=offset, slope=slope, completion=known))
+    for known, offset, slope in itertools.product(estimators, OFFSETS, SLOPES):
+        tried.append(replace(loss, missing="bound", offset=offset, slope=slope, estimator=known))
     parts = [(student_AV, full.top(k), _exact(loss, student_AV, full)) for student_AV, full in rows]
     matches = [total(_match(candidate, *part) for part in parts) for candidate in tried]
     best = max(range(len(tried)), key=lambda index: matches[index].cosine)
@@ -102,7 +102,7 @@ def _exact(loss: SLD, student_AV: Tensor, full: TopK) -> Tensor:
     """``[A, k]``: the gradient that no fill takes part in."""
     if not full.is_full:
         raise TargetsError(f"audit rows must list all {full.vocab_size} ids; these list {full.k}")
-    return gradient(replace(_half(loss), completion=None), student_AV, full)
+    return gradient(replace(_half(loss), estimator=None), student_AV, full)
 
 
 def _match(loss: SLD, student_AV: Tensor, targets: TopK, exact_Ak: Tensor) -> GradientMatch:
@@ -154,7 +154,7 @@ def with_fill(loss: Loss, fill: SLD) -> Loss:
     def changed(part: Loss) -> Loss:
         if not isinstance(part, SLD):
             return part
-        return replace(part, missing=fill.missing, offset=fill.offset, slope=fill.slope, completion=fill.completion)
+        return replace(part, missing=fill.missing, offset=fill.offset, slope=fill.slope, estimator=fill.estimator)
 
     return (
         Mix(tuple((weight, changed(part)) for weight, part in loss.parts)) if isinstance(loss, Mix) else changed(loss)

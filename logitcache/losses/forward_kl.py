@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl, log_probs
-from logitcache.losses.tail import complete, estimated, warn_of_tail
+from logitcache.losses.tail import estimated, warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 
@@ -40,5 +40,5 @@ class ForwardKL(Loss):
         if targets.tail_samples:
             student_NK = (logits_NV / self.temperature).log_softmax(1).gather(1, targets.ids)
             return kl(estimated(targets, self.temperature), student_NK)
-        teacher_NV = complete(targets, logits_NV) / self.temperature
+        teacher_NV = with_student_tail(targets, logits_NV) / self.temperature
         return kl(log_probs(teacher_NV), (logits_NV / self.temperature).log_softmax(1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from logitcache.errors import ConfigError
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl, log_probs
-from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.losses.tail import warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 
@@ -37,7 +37,7 @@ class JSD(Loss):
         warn_of_tail(targets, self.name, self.temperature)
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
-        teacher_NV = log_probs(complete(targets, logits_NV) / self.temperature)
+        teacher_NV = log_probs(with_student_tail(targets, logits_NV) / self.temperature)
         student_NV = (logits_NV / self.temperature).log_softmax(1)
         middle_NV = torch.logaddexp(teacher_NV + math.log(self.beta), student_NV + math.log1p(-self.beta))
         return self.beta * kl(teacher_NV, middle_NV) + (1 - self.beta) * kl(student_NV, middle_NV)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_not_negative, check_positive
 from logitcache.losses.dkd import split
-from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.losses.tail import warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 
@@ -37,7 +37,7 @@ class NKD(Loss):
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
         class_N = targets.ids[:, 0]
-        teacher_NV = complete(targets, logits_NV)
+        teacher_NV = with_student_tail(targets, logits_NV)
         student_N = logits_NV.log_softmax(1).gather(1, class_N[:, None])[:, 0]
         first_N = -teacher_NV.log_softmax(1).gather(1, class_N[:, None])[:, 0].exp() * student_N
         _, teacher_others_NV = split(teacher_NV / self.temperature, class_N)

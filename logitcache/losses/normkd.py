@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl
-from logitcache.losses.tail import complete, finite_std, logit_std, warn_of_tail
+from logitcache.losses.tail import finite_std, logit_std, warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 # Below this spread a row of logits counts as constant, and its normalised logits as equal.
@@ -44,7 +44,7 @@ class NormKD(Loss):
 def normalised(logits_NV: Tensor, targets: TopK, loss: str, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Teacher's and student's logits ``[N, V]``, each over T times its own σ, and T σ_t ``[N]``."""
     scale_N = temperature * logit_std(targets, loss).clamp_min(_LEAST_STD)
-    teacher_NV = complete(targets, logits_NV)
+    teacher_NV = with_student_tail(targets, logits_NV)
     # Differences are what counts; taking the maximum off first keeps a constant row exactly zero.
     teacher_NV = (teacher_NV - teacher_NV.amax(1, keepdim=True)) / scale_N[:, None]
     centred_NV = logits_NV - logits_NV.detach().amax(1, keepdim=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl, log_probs
-from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.losses.tail import warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 # The log of the least positive float32. A teacher's zero would make the divergence infinite.
@@ -38,5 +38,5 @@ class ReverseKL(Loss):
         warn_of_tail(targets, self.name, self.temperature)
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
-        teacher_NV = log_probs(complete(targets, logits_NV) / self.temperature).clamp_min(_FLOOR)
+        teacher_NV = log_probs(with_student_tail(targets, logits_NV) / self.temperature).clamp_min(_FLOOR)
         return kl((logits_NV / self.temperature).log_softmax(1), teacher_NV)

@@ -20,7 +20,7 @@ from logitcache.targets.topk import TopK
 _COMPARE_UP_TO = 512
 
 
-def complete(targets: TopK, student_NV: Tensor) -> Tensor:
+def with_student_tail(targets: TopK, student_NV: Tensor) -> Tensor:
     """Teacher log-probs ``[N, V]``, where the ids that aren't listed share the residual mass as the *student* would.
 
     Within the tail the student's own shape is assumed; the tail's total is the teacher's. At temperature 1 the

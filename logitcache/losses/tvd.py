@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
-from logitcache.losses.tail import complete, warn_of_tail
+from logitcache.losses.tail import warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 
@@ -30,5 +30,5 @@ class TVD(Loss):
         warn_of_tail(targets, self.name, self.temperature)
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
-        teacher_NV = (complete(targets, logits_NV) / self.temperature).softmax(1)
+        teacher_NV = (with_student_tail(targets, logits_NV) / self.temperature).softmax(1)
         return (teacher_NV - (logits_NV / self.temperature).softmax(1)).abs().sum(1) / 2

@@ -7,7 +7,7 @@ import io
 from typing import BinaryIO
 
 from logitcache.errors import CorruptCacheError, MissingFileError
-from logitcache.stores.retry import Arrivals, retried
+from logitcache.stores.retry import WrongAnswers, retried
 from logitcache.stores.store import NotThereError, OversizeError, Store
 
 
@@ -22,7 +22,7 @@ def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> No
         RemoteError: it refused, or didn't answer in time.
     """
     address = store.address(path)
-    arrivals = Arrivals()
+    wrong = WrongAnswers()
 
     def attempt() -> None:
         file.seek(0)
@@ -40,7 +40,7 @@ def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> No
             found = f"more than {size:,} bytes"
         if found != sha256:
             altered = f"{address} was altered: it should have {size:,} bytes and SHA-256 {sha256[:12]}…"
-            raise arrivals.error(found, CorruptCacheError(altered))
+            raise wrong.error(found, CorruptCacheError(altered))
 
     try:
         retried(attempt, f"read {address}", store.policy)

@@ -53,7 +53,7 @@ class RetryPolicy:
         return self.stall + size / self.slowest
 
 
-class Arrivals:
+class WrongAnswers:
     """Wrong answers to one question: what was altered on its way differs by try, what the store holds doesn't."""
 
     def __init__(self) -> None:

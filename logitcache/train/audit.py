@@ -13,7 +13,7 @@ from torch import Tensor
 
 from logitcache.cache.reader import Cache
 from logitcache.errors import TargetsError
-from logitcache.losses import Completion, Loss
+from logitcache.losses import Estimator, Loss
 from logitcache.losses.fidelity import GradientMatch, best_fill, s_ld_match, student_led, total, with_fill
 from logitcache.models import device_of, evaluating
 from logitcache.stream import Batch, stream
@@ -23,14 +23,14 @@ from logitcache.train.module import DistillModule, inputs_of
 #: Runs the student: a batch of audit rows to its logits ``[A, W]`` there, float32.
 Logits = Callable[[Batch], Tensor]
 
-#: Rank of the completion that is learnt from audit rows, if there are more rows than that.
+#: Rank of the estimator that is learnt from audit rows, if there are more rows than that.
 RANK = 64
 
 
 class Audit:
     """Audit rows made ready: a few hundred positions for which the cache holds every id.
 
-    Every other sequence teaches the completion; fills are chosen and measured on the rest.
+    Every other sequence teaches the estimator; fills are chosen and measured on the rest.
 
     Args:
         rows: a cache with K = V, from ``logitcache dump --top-k all --every 60``.
@@ -83,7 +83,7 @@ class Audit:
             return loss, self.match(loss, logits)
         parts = [(logits(batch), self.targets_of(batch)) for batch in self._measuring]
         on_device = [(rows, full.to(rows.device)) for rows, full in parts]
-        fill, match = best_fill(led, on_device, self.k, self._completion())
+        fill, match = best_fill(led, on_device, self.k, self._estimator())
         return with_fill(loss, fill), match
 
     def match(self, loss: Loss, logits: Logits) -> GradientMatch | None:
@@ -94,11 +94,11 @@ class Audit:
         parts = [(logits(batch), self.targets_of(batch)) for batch in self._measuring]
         return total(s_ld_match(led, rows, full.to(rows.device), self.k) for rows, full in parts)
 
-    def _completion(self) -> Completion | None:
+    def _estimator(self) -> Estimator | None:
         """What the teaching rows teach; None if there are too few."""
         taught = [self.targets_of(batch) for batch in self._teaching]
         rows_AW = torch.cat([torch.empty_like(full.logprobs).scatter_(1, full.ids, full.logprobs) for full in taught])
-        return Completion.fit([rows_AW], RANK) if min(rows_AW.shape) > RANK else None
+        return Estimator.fit([rows_AW], RANK) if min(rows_AW.shape) > RANK else None
 
 
 def light(batch: Batch) -> Batch:
@@ -113,7 +113,7 @@ def describe(loss: Loss, match: GradientMatch) -> str:
     told = f"on audit rows the cosine of s-LD's gradient with the exact one is {match.cosine:.3f}"
     if led.missing == "drop":
         return f"pairs with a teacher value that the cache lacks are left out; {told}"
-    estimated = ", estimated from the audit rows," if led.completion is not None else ""
+    estimated = ", estimated from the audit rows," if led.estimator is not None else ""
     return (
         f"teacher values that the cache lacks{estimated} stand {led.offset:g} nats, and {led.slope:g} times the share "
         f"missing, below their bound; {told}"

@@ -32,10 +32,10 @@ def test_a_backward_pass_inside_autocast_is_the_same() -> None:
     assert torch.equal(gradient(inside=True), gradient(inside=False))
 
 
-def test_a_completion_inside_autocast_is_the_same() -> None:
+def test_an_estimator_inside_autocast_is_the_same() -> None:
     rows = torch.randn(300, 60, generator=torch.Generator().manual_seed(0)) @ torch.randn(60, 400) + torch.randn(400)
-    completion, targets = losses.Completion.fit([rows], rank=64), lc.TopK.from_logits(rows[:8], 8)
+    estimator, targets = losses.Estimator.fit([rows], rank=64), lc.TopK.from_logits(rows[:8], 8)
     ids = torch.arange(8).expand(8, -1)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = completion.predict(targets, ids)
-    assert torch.equal(inside, completion.predict(targets, ids))
+        inside = estimator.predict(targets, ids)
+    assert torch.equal(inside, estimator.predict(targets, ids))

@@ -62,15 +62,15 @@ def test_best_fill_is_at_least_as_good_as_what_it_starts_from() -> None:
     assert match.cosine == pytest.approx(fidelity.s_ld_match(found, student, full, 16).cosine)
 
 
-def test_completion_is_tried_and_kept_where_it_helps() -> None:
+def test_an_estimator_is_tried_and_kept_where_it_helps() -> None:
     generator = torch.Generator().manual_seed(5)
     factor, mean = torch.randn(8, 400, generator=generator) * 2, torch.randn(400, generator=generator)
     teacher = torch.randn(300, 8, generator=generator) @ factor + mean
     student = teacher + torch.randn(300, 400, generator=generator) * 4
-    completion = lc.losses.Completion.fit([teacher[:200]], rank=8)
+    estimator = lc.losses.Estimator.fit([teacher[:200]], rank=8)
     rows = [(student[200:], lc.TopK.from_logits(teacher[200:], 400))]
-    found, match = fidelity.best_fill(sld(), rows, 32, completion)
-    assert found.completion is completion
+    found, match = fidelity.best_fill(sld(), rows, 32, estimator)
+    assert found.estimator is estimator
     assert match.cosine > fidelity.s_ld_match(sld(), *rows[0], 32).cosine
 
 

@@ -24,23 +24,23 @@ def teacher_logits(rows: int, seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def completion() -> losses.Completion:
-    return losses.Completion.fit(teacher_logits(300, seed=1).split(100), rank=RANK)
+def estimator() -> losses.Estimator:
+    return losses.Estimator.fit(teacher_logits(300, seed=1).split(100), rank=RANK)
 
 
-def test_missing_values_of_a_low_rank_teacher_are_recovered(completion: losses.Completion) -> None:
+def test_missing_values_of_a_low_rank_teacher_are_recovered(estimator: losses.Estimator) -> None:
     logits = teacher_logits(40, seed=2)
     targets = lc.TopK.from_logits(logits, K)
     unlisted = logits.log_softmax(1).scatter(1, targets.ids, torch.inf).sort(1, descending=True).indices[:, K:]
     truth = logits.log_softmax(1).gather(1, unlisted)
-    error = (completion.predict(targets, unlisted) - truth).square().mean().sqrt()
+    error = (estimator.predict(targets, unlisted) - truth).square().mean().sqrt()
     assert error < 0.25 * truth.std()
     assert (truth - truth.mean(1, keepdim=True)).std() > 2
 
 
 def test_estimates_of_a_high_rank_are_those_of_the_rows_one_by_one() -> None:
     """Many rows at once, several threads, 181 unknowns: where a batched LU gives noise or NaN."""
-    high = losses.Completion.fit([torch.randn(400, VOCAB, generator=torch.Generator().manual_seed(7))], rank=180)
+    high = losses.Estimator.fit([torch.randn(400, VOCAB, generator=torch.Generator().manual_seed(7))], rank=180)
     targets = lc.TopK.from_logits(teacher_logits(400, seed=8), K)
     asked = torch.arange(8).expand(400, -1)
     together = high.predict(targets, asked)
@@ -57,7 +57,7 @@ def test_estimates_of_a_high_rank_are_those_of_the_rows_one_by_one() -> None:
         torch.testing.assert_close(together[row].double(), expected, rtol=1e-3, atol=1e-2)
 
 
-def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(completion: losses.Completion) -> None:
+def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(estimator: losses.Estimator) -> None:
     logits = teacher_logits(60, seed=3)
     student = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(4)) * 2.5
     full, targets = lc.TopK.from_logits(logits, VOCAB), lc.TopK.from_logits(logits, K)
@@ -67,16 +67,16 @@ def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(completion: losses.C
         return torch.autograd.grad(loss(leaf, which).sum(), leaf)[0].flatten()
 
     exact = gradient(losses.get("s_ld"), full)
-    plain, completed = (
+    plain, estimated = (
         torch.cosine_similarity(exact, gradient(loss, targets), dim=0)
-        for loss in (losses.get("s_ld"), losses.get("s_ld", completion=completion))
+        for loss in (losses.get("s_ld"), losses.get("s_ld", estimator=estimator))
     )
     assert losses.metrics.s_ld_coverage(student, targets).mean() < 0.85
-    assert 1 - completed < 0.75 * (1 - plain)
-    torch.testing.assert_close(gradient(losses.get("s_ld", completion=completion), full), exact)
+    assert 1 - estimated < 0.75 * (1 - plain)
+    torch.testing.assert_close(gradient(losses.get("s_ld", estimator=estimator), full), exact)
 
 
-def test_an_estimate_counts_for_more_the_more_of_a_row_is_missing(completion: losses.Completion) -> None:
+def test_an_estimate_counts_for_more_the_more_of_a_row_is_missing(estimator: losses.Estimator) -> None:
     """The fill, against its formula, on rows that lack from one to all of the student's ids."""
     logits = teacher_logits(8, seed=6)
     targets = lc.TopK.from_logits(logits, K)
@@ -86,21 +86,21 @@ def test_an_estimate_counts_for_more_the_more_of_a_row_is_missing(completion: lo
     known = (ids[:, :, None] == targets.ids[:, None, :]).any(2)
     bound = torch.minimum(targets.logprobs[:, -1], targets.residual_logprob)[:, None]
     share = torch.arange(1, 9)[:, None] / 8
-    below = (bound - completion.predict(targets, ids)).clamp_min(0)
+    below = (bound - estimator.predict(targets, ids)).clamp_min(0)
     expected = bound - 0.5 - 0.75 * 2.0 * share - (0.2 + 0.6 * share) * below
-    loss = losses.get("s_ld", completion=completion, offset=0.5, slope=2.0)
+    loss = losses.get("s_ld", estimator=estimator, offset=0.5, slope=2.0)
     assert isinstance(loss, bild.SLD)
     torch.testing.assert_close(loss.fill(targets, ids, known), expected)
     assert (below[:, -1] > 1).all()
 
 
-def test_saved_and_named_in_a_line_of_text(completion: losses.Completion, tmp_path: Path) -> None:
-    size = completion.save(tmp_path / "teacher.safetensors")
+def test_saved_and_named_in_a_line_of_text(estimator: losses.Estimator, tmp_path: Path) -> None:
+    size = estimator.save(tmp_path / "teacher.safetensors")
     assert 2 * (RANK + 2) * VOCAB < size < 2 * (RANK + 2) * VOCAB + 500
     logits = teacher_logits(5, seed=5)
     targets = lc.TopK.from_logits(logits, K)
-    by_name = losses.parse(f"bild(completion={tmp_path / 'teacher.safetensors'})=1.0")
-    by_value = losses.get("bild", completion=completion)
+    by_name = losses.parse(f"bild(estimator={tmp_path / 'teacher.safetensors'})=1.0")
+    by_value = losses.get("bild", estimator=estimator)
     torch.testing.assert_close(by_name(-logits, targets), by_value(-logits, targets), rtol=1e-2, atol=1e-3)
     hidden, weight = logits[:, :8].clone().requires_grad_(), torch.randn(VOCAB, 8).requires_grad_()
     fused = losses.linear_loss(by_value, hidden, weight, targets)
@@ -109,26 +109,26 @@ def test_saved_and_named_in_a_line_of_text(completion: losses.Completion, tmp_pa
     assert hidden.grad is not None
 
 
-def test_what_is_no_completion_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_estimator_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"nothing of the kind")
-    with pytest.raises(lc.LogitCacheError, match="is no completion file"):
-        losses.get("bild", completion=str(tmp_path / "other"))
-    with pytest.raises(lc.LogitCacheError, match="is no completion file"):
-        losses.Completion.load(tmp_path / "missing")
+    with pytest.raises(lc.LogitCacheError, match="is no estimator file"):
+        losses.get("bild", estimator=str(tmp_path / "other"))
+    with pytest.raises(lc.LogitCacheError, match="is no estimator file"):
+        losses.Estimator.load(tmp_path / "missing")
     good = {"mean": torch.zeros(9), "factor": torch.zeros(9, 2), "noise": torch.ones(9)}
     for name, wrong in (("noise", torch.zeros(9)), ("mean", torch.full((9,), math.nan)), ("factor", torch.zeros(8, 2))):
         save_file({**good, name: wrong}, tmp_path / "wrong")
-        with pytest.raises(lc.LogitCacheError, match="is no completion file: "):
-            losses.Completion.load(tmp_path / "wrong")
+        with pytest.raises(lc.LogitCacheError, match="is no estimator file: "):
+            losses.Estimator.load(tmp_path / "wrong")
     with pytest.raises(lc.LogitCacheError, match="needs more than 64 audit rows"):
-        losses.Completion.fit([teacher_logits(40, seed=1)], rank=64)
+        losses.Estimator.fit([teacher_logits(40, seed=1)], rank=64)
 
 
 def test_rows_that_repeat_teach_what_they_have() -> None:
     """Prompts from a template say the same again and again."""
     rows = teacher_logits(20, seed=9)
-    repeated = losses.Completion.fit([rows.repeat(4, 1)], rank=64)
-    once = losses.Completion.fit([rows], rank=19)
+    repeated = losses.Estimator.fit([rows.repeat(4, 1)], rank=64)
+    once = losses.Estimator.fit([rows], rank=19)
     targets = lc.TopK.from_logits(teacher_logits(10, seed=10), K)
     ids = torch.arange(8).expand(10, -1)
     torch.testing.assert_close(repeated.predict(targets, ids), once.predict(targets, ids), rtol=1e-3, atol=5e-3)
@@ -138,32 +138,32 @@ def test_rows_that_can_not_teach_are_refused() -> None:
     rows = teacher_logits(100, seed=11)
     for broken in (math.nan, math.inf):
         with pytest.raises(lc.LogitCacheError, match="hold NaN"):
-            losses.Completion.fit([rows, torch.full((1, VOCAB), broken)], rank=RANK)
+            losses.Estimator.fit([rows, torch.full((1, VOCAB), broken)], rank=RANK)
     for parts in ([], [rows[0]], [rows, rows[:, 1:]]):
         with pytest.raises(lc.LogitCacheError, match=r"must be \[A, V\]"):
-            losses.Completion.fit(parts, rank=RANK)
+            losses.Estimator.fit(parts, rank=RANK)
 
 
-def test_ids_that_only_the_student_has_take_the_plain_bound(completion: losses.Completion) -> None:
+def test_ids_that_only_the_student_has_take_the_plain_bound(estimator: losses.Estimator) -> None:
     targets = lc.TopK.from_logits(teacher_logits(5, seed=13), K)
     padded = torch.cat([teacher_logits(5, seed=14), torch.full((5, 8), 99.0)], 1)
-    completed, plain = losses.get("s_ld", completion=completion), losses.get("s_ld", slope=2.4 * 0.75)
+    estimated, plain = losses.get("s_ld", estimator=estimator), losses.get("s_ld", slope=2.4 * 0.75)
     # Its eight favourites are all padding, of which nothing is known.
-    torch.testing.assert_close(completed(padded, targets), plain(padded, targets))
+    torch.testing.assert_close(estimated(padded, targets), plain(padded, targets))
 
 
-def test_a_completion_of_another_vocabulary_is_refused(completion: losses.Completion) -> None:
+def test_an_estimator_of_another_vocabulary_is_refused(estimator: losses.Estimator) -> None:
     other = lc.TopK.from_logits(torch.randn(5, VOCAB + 1), K)
     with pytest.raises(lc.LogitCacheError, match=f"knows {VOCAB} ids, the targets {VOCAB + 1}"):
-        losses.get("bild", completion=completion)(torch.randn(5, VOCAB + 1), other)
-    with pytest.raises(lc.LogitCacheError, match="completion = 7 is not allowed"):
-        losses.parse("bild(completion=7)")
+        losses.get("bild", estimator=estimator)(torch.randn(5, VOCAB + 1), other)
+    with pytest.raises(lc.LogitCacheError, match="estimator = 7 is not allowed"):
+        losses.parse("bild(estimator=7)")
 
 
-def test_impossible_entries_do_no_harm(completion: losses.Completion) -> None:
+def test_impossible_entries_do_no_harm(estimator: losses.Estimator) -> None:
     logits = teacher_logits(4, seed=6)
     logits[:, 20:] = -torch.inf
     targets = lc.TopK.from_logits(logits, K)
-    assert completion.predict(targets, targets.ids).isfinite().all()
-    loss = losses.get("bild", completion=completion)(teacher_logits(4, seed=7), targets)
+    assert estimator.predict(targets, targets.ids).isfinite().all()
+    loss = losses.get("bild", estimator=estimator)(teacher_logits(4, seed=7), targets)
     assert loss.isfinite().all()

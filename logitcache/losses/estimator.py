@@ -27,7 +27,7 @@ _LEVEL_VARIANCE = 1e4  # the row's overall level is unknown beforehand
 
 
 @dataclass(frozen=True, eq=False)
-class Completion:
+class Estimator:
     """What audit rows teach of a teacher's logits.
 
     Attributes:
@@ -41,7 +41,7 @@ class Completion:
     noise_V: Tensor
 
     @classmethod
-    def fit(cls, rows: Iterable[Tensor], rank: int = 64) -> Completion:
+    def fit(cls, rows: Iterable[Tensor], rank: int = 64) -> Estimator:
         """Learn from audit rows: tensors ``[A, V]`` of the teacher's logits or log-probs, a few hundred rows in all.
 
         Raises:
@@ -56,7 +56,7 @@ class Completion:
             raise TargetsError(f"rank {rank} needs more than {rank} audit rows and ids; there are {count} rows")
         logits_AV = logits_AV.log_softmax(1).clamp_min(_LEAST)
         if not bool(logits_AV.isfinite().all()):
-            raise TargetsError("audit rows hold NaN, +inf, or nothing but -inf: a completion can't be learnt from them")
+            raise TargetsError("audit rows hold NaN, +inf, or nothing but -inf: an estimator can't be learnt from them")
         mean_V = logits_AV.mean(0)
         # Each row's level is free: only what differs within a row is learnt.
         centred_AV = logits_AV - mean_V
@@ -75,7 +75,7 @@ class Completion:
             TargetsError: it was learnt from a smaller vocabulary than the targets'.
         """
         if len(self.mean_V) < targets.vocab_size:
-            raise TargetsError(f"the completion knows {len(self.mean_V)} ids, the targets {targets.vocab_size}")
+            raise TargetsError(f"the estimator knows {len(self.mean_V)} ids, the targets {targets.vocab_size}")
         # Half precision has no digits to spare for a precision matrix.
         with torch.autocast(ids_NC.device.type, enabled=False):
             return self._predict(targets, ids_NC)
@@ -99,9 +99,9 @@ class Completion:
         estimate_NC: Tensor = self.mean_V[ids_NC] + seen_NC + state_NR1[:, rank:]
         return estimate_NC.to(targets.logprobs.dtype)
 
-    def to(self, device: torch.device | str) -> Completion:
+    def to(self, device: torch.device | str) -> Estimator:
         """Copy to a device."""
-        return Completion(self.mean_V.to(device), self.factor_VR.to(device), self.noise_V.to(device))
+        return Estimator(self.mean_V.to(device), self.factor_VR.to(device), self.noise_V.to(device))
 
     def save(self, path: str | Path) -> int:
         """Write a safetensors file, half precision; returns its bytes: 2 (R + 2) V and a header."""
@@ -110,7 +110,7 @@ class Completion:
         return Path(path).stat().st_size
 
     @classmethod
-    def load(cls, path: str | Path) -> Completion:
+    def load(cls, path: str | Path) -> Estimator:
         """Read what ``save`` wrote.
 
         Raises:
@@ -118,13 +118,13 @@ class Completion:
         """
         try:
             tensors = {name: value.float() for name, value in load_file(path).items()}
-            completion = cls(tensors["mean"], tensors["factor"], tensors["noise"])
+            estimator = cls(tensors["mean"], tensors["factor"], tensors["noise"])
         except (OSError, KeyError, SafetensorError) as error:
-            raise TargetsError(f"{path} is no completion file: {error}") from error
-        mean_V, factor_VR, noise_V = completion.mean_V, completion.factor_VR, completion.noise_V
+            raise TargetsError(f"{path} is no estimator file: {error}") from error
+        mean_V, factor_VR, noise_V = estimator.mean_V, estimator.factor_VR, estimator.noise_V
         if mean_V.dim() != 1 or noise_V.shape != mean_V.shape or factor_VR.shape[:-1] != mean_V.shape:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
-            raise TargetsError(f"{path} is no completion file: {shapes} must be mean [V], factor [V, R], noise [V]")
+            raise TargetsError(f"{path} is no estimator file: {shapes} must be mean [V], factor [V, R], noise [V]")
         if not all(bool(value.isfinite().all()) for value in tensors.values()) or not bool((noise_V > 0).all()):
-            raise TargetsError(f"{path} is no completion file: it holds NaN or infinity, or noise that isn't above 0")
-        return completion
+            raise TargetsError(f"{path} is no estimator file: it holds NaN or infinity, or noise that isn't above 0")
+        return estimator
