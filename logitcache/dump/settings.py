@@ -12,9 +12,9 @@ import torch
 
 from logitcache.cache.tokenizer import tokenizer_digest
 from logitcache.data import Source, find_sources, hash_file
-from logitcache.dump.batch_size import automatic_batch_tokens
 from logitcache.dump.config import DEFAULT_MAX_LENGTH, EVERY_ID, DumpConfig
 from logitcache.dump.reference import find_reference
+from logitcache.engines.batch_size import automatic_batch_tokens
 from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.models.identity import TeacherFiles, combined_digest, find_teacher
 from logitcache.models.probe import longest

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from logitcache.dump.batch_size import CPU_TOKENS, automatic_batch_tokens, tokens_that_fit
+from logitcache.engines.batch_size import CPU_TOKENS, automatic_batch_tokens, tokens_that_fit
 
 SEVEN_BILLION = LlamaConfig(hidden_size=4096, intermediate_size=14_336)
 GIB = 1 << 30
