@@ -18,7 +18,7 @@ from logitcache.cache.publish import remove_scratch
 from logitcache.format.encoding import Encoding
 from logitcache.format.manifest import Manifest, Provenance, Teacher, Totals, digest_line, file_record
 from logitcache.format.table import ShardEntry, shard_path, write_table
-from logitcache.utils.files import write_file
+from logitcache.utils.atomic import write_file
 
 MEASURE = """
 import json, sys, time, hashlib

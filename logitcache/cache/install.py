@@ -23,7 +23,8 @@ from logitcache.format.manifest import (
     manifest_digest,
 )
 from logitcache.format.table import ShardEntry
-from logitcache.utils.files import SCRATCH_DIR, hash_checked, storage_error, write_file
+from logitcache.utils.atomic import PART, atomic_file, write_file
+from logitcache.utils.files import SCRATCH_DIR, hash_checked, storage_error
 
 _MARK = "target"
 
@@ -56,7 +57,7 @@ def claimed(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[N
             lock.truncate(0)
             lock.write(purpose)
             lock.flush()
-            for left in mark.parent.glob("*.part"):
+            for left in mark.parent.glob(f"*{PART}"):
                 left.unlink()
         except BlockingIOError:
             raise OutputExistsError(f"another process is writing a cache into {root}: wait for it") from None
@@ -113,23 +114,18 @@ def holds_shard(root: Path, entry: ShardEntry) -> bool:
 
 
 def install_shard(root: Path, entry: ShardEntry, fill: Callable[[Path], None]) -> None:
-    """Publish one shard: ``fill`` writes the file aside, then it is synced and renamed.
+    """Publish one shard: ``fill`` writes the file aside, then it is synced and takes its name.
 
     Raises:
         StorageError: the system refused. Also whatever ``fill`` raises.
     """
-    aside = root / SCRATCH_DIR / f"{os.urandom(8).hex()}.part"
     target = root / entry.path
     try:
         target.parent.mkdir(exist_ok=True)
-        fill(aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, target)
     except OSError as error:
         raise storage_error("write", target, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_file(target, aside_in=root / SCRATCH_DIR) as aside:
+        fill(aside)
 
 
 def finish(root: Path, raw: bytes, files: dict[str, bytes]) -> None:

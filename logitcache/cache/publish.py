@@ -32,7 +32,8 @@ from logitcache.format.manifest import (
     manifest_digest,
 )
 from logitcache.format.table import MAX_SHARD_BYTES, ShardEntry, shard_path, write_table
-from logitcache.utils.files import SCRATCH_DIR, storage_error, sync_directory, write_file
+from logitcache.utils.atomic import sync_directory, write_file
+from logitcache.utils.files import SCRATCH_DIR, storage_error
 from logitcache.utils.validation import first_fault
 
 _SHARD_NAME = re.compile(r"[0-9a-f]{64}\.(zarr\.zip|arrow)")

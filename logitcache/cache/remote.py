@@ -31,7 +31,7 @@ from logitcache.stores.fetch import fetch, fetch_bytes
 from logitcache.stores.local_cache import LocalCache, LocalSettings
 from logitcache.stores.store import Store
 from logitcache.stores.url import Reference, parse_reference, public_url
-from logitcache.utils.files import write_file
+from logitcache.utils.atomic import write_file
 
 #: Shards fetched at a time, ahead of whoever reads.
 PREFETCH_THREADS = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from logitcache.signing.keys import (
     signature_path,
 )
 from logitcache.stores.store import NotThereError, Store
+from logitcache.utils.atomic import write_atomically
 from logitcache.utils.files import read_limited, storage_error
 
 _LINE_BYTES = 256
@@ -32,13 +32,11 @@ def keep_signature(root: Path, name: str, line: bytes) -> None:
         StorageError: the system refused.
     """
     target = root / SIGNATURES_DIR / name
-    aside = target.with_name(f".{os.urandom(8).hex()}")
     try:
         target.parent.mkdir(exist_ok=True)
-        aside.write_bytes(line)
-        os.replace(aside, target)
     except OSError as error:
         raise storage_error("write", target, error) from error
+    write_atomically(target, line)
 
 
 def check_trusted(cache: Cache, trusted_keys: Path) -> None:

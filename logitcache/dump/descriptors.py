@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.format.table import ShardEntry
-from logitcache.utils.files import SCRATCH_DIR, storage_error, write_file
+from logitcache.utils.atomic import write_file
+from logitcache.utils.files import SCRATCH_DIR, storage_error
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ Shape legend: S sequences of the whole corpus, L tokens of all of them, P shards
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,8 @@ from numpy.typing import NDArray
 from logitcache.data import TokenSequence
 from logitcache.dump.corpus import Corpus, empty_corpus
 from logitcache.errors import StorageError
-from logitcache.utils.files import SCRATCH_DIR, storage_error, sync_directory
+from logitcache.utils.atomic import atomic_directory, sync_directory, sync_file
+from logitcache.utils.files import SCRATCH_DIR, storage_error
 
 PLAN_DIR = "plan"
 _TOKENS, _MASK, _OFFSETS, _ROWS, _SETTINGS = "tokens.u32", "mask.bool", "offsets.i64", "rows.i64", "plan.json"
@@ -171,27 +170,14 @@ def make_plan(root: Path, settings: dict[str, Any], stamps: dict[str, Any], corp
         StorageError: the system refused.
     """
     scratch = root / SCRATCH_DIR
-    aside: Path | None = None
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix="plan-", suffix=".part", dir=scratch))
-        _write_plan(aside, settings, stamps, corpus, shard_tokens)
-        _publish(aside, scratch / PLAN_DIR)
-        sync_directory(scratch)
+        with atomic_directory(scratch / PLAN_DIR) as aside:
+            _write_plan(aside, settings, stamps, corpus, shard_tokens)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and (scratch / PLAN_DIR / _SETTINGS).is_file():
+            return  # another worker was first, with the same plan
         raise storage_error("write the plan in", scratch, error) from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _publish(aside: Path, target: Path) -> None:
-    try:
-        aside.rename(target)
-    except OSError:
-        if not (target / _SETTINGS).is_file():
-            raise
-        # Another worker was first, with the same plan.
 
 
 def _write_plan(
@@ -209,9 +195,8 @@ def _write_plan(
             mask.write(mask_L.tobytes())
             offsets.append(offsets[-1] + len(ids_L))
             rows.extend((source, row))
-        for file in (tokens, mask):
-            file.flush()
-            os.fsync(file.fileno())
+    for name in (_TOKENS, _MASK):
+        sync_file(directory / name)
     if len(offsets) == 1:
         raise empty_corpus(corpus.tally)
     _write_synced(directory / _OFFSETS, offsets.tobytes())
@@ -230,7 +215,5 @@ def _write_plan(
 
 
 def _write_synced(path: Path, payload: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(payload)
+    sync_file(path)

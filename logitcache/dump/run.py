@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from contextlib import suppress
@@ -29,6 +28,7 @@ from logitcache.errors import ConfigError, DumpInterruptedError, LogitCacheWarni
 from logitcache.format.manifest import MANIFEST_NAME
 from logitcache.models import device_of
 from logitcache.models.teacher import DTYPES, choose_device, load_model
+from logitcache.utils.atomic import write_atomically
 from logitcache.utils.files import SCRATCH_DIR, storage_error
 from logitcache.utils.progress import Report, silent
 
@@ -253,10 +253,4 @@ def _saved_config(out: Path) -> str | None:
 
 
 def _save_config(config: DumpConfig) -> None:
-    path = config_path(config.out)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(config_yaml(config), encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise storage_error("write", path, error) from error
+    write_atomically(config_path(config.out), config_yaml(config))

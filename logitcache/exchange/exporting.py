@@ -10,7 +10,7 @@ from logitcache.cache.export import to_arrow
 from logitcache.cache.reader import Cache
 from logitcache.errors import OutputExistsError, StorageError
 from logitcache.stores.url import local_path
-from logitcache.utils.files import storage_error
+from logitcache.utils.atomic import atomic_file
 from logitcache.utils.progress import Report, silent
 
 
@@ -29,19 +29,15 @@ def export_parquet(cache: Cache, out: str | os.PathLike[str], *, progress: Repor
         raise OutputExistsError(f"{path} is there already: choose another name")
     if not path.parent.is_dir():
         raise StorageError(f"can't write {path}: there is no directory {path.parent}")
-    aside = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     reader = to_arrow(cache)
     schema = reader.schema.with_metadata({b"logitcache.digest": cache.digest.encode("ascii")})
     done = 0
-    try:
-        with pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as writer:
-            for batch in reader:
-                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
-                done += batch.num_rows
-                progress("export", done, len(cache), "sequences")
-        os.replace(aside, path)
-        return path.stat().st_size
-    except OSError as error:
-        raise storage_error("write", path, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        atomic_file(path) as aside,
+        pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for batch in reader:
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            done += batch.num_rows
+            progress("export", done, len(cache), "sequences")
+    return path.stat().st_size

@@ -16,6 +16,7 @@ from logitcache.errors import ConfigError
 from logitcache.stores.connect import is_offline
 from logitcache.stores.pool import ShardPool
 from logitcache.stores.url import Reference
+from logitcache.utils.atomic import write_atomically
 from logitcache.utils.files import storage_error
 
 DEFAULT_LIMIT = 64 << 30
@@ -101,13 +102,7 @@ class LocalCache:
 
     def remember(self, reference: Reference, digest: str) -> None:
         """Note what a name stood for, for times without a network."""
-        path = self._name(reference)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-        try:
-            aside.write_text(f"{digest}\n{reference}\n", encoding="utf-8")
-            os.replace(aside, path)
-        except OSError as error:
-            raise storage_error("write", path, error) from error
+        write_atomically(self._name(reference), f"{digest}\n{reference}\n")
 
     def recall(self, reference: Reference) -> str | None:
         """What a name stood for when it was last looked up here."""

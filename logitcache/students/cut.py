@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from logitcache.models.probe import probe_ids, same
 from logitcache.students.files import find_student
 from logitcache.students.pairing import load_student, load_student_tokenizer
 from logitcache.students.saving import save_model
+from logitcache.utils.atomic import atomic_directory
 from logitcache.utils.progress import Report, silent
 
 # Entries of a configuration that hold one value a layer, or count layers.
@@ -206,16 +204,10 @@ def _save(model: Any, teacher: str | Path, out: Path) -> None:
     if tokenizer is None:
         raise ModelError(f"the teacher {teacher} has no tokenizer, and its student needs one: put its files beside it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with atomic_directory(out) as aside:
         save_model(model, aside)
         tokenizer.save_pretrained(aside)
         _check_again(model, aside)
-        os.chmod(aside, 0o755)
-        os.rename(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _check_again(model: Any, saved: Path) -> None:

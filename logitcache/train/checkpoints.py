@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from logitcache.errors import ResumeMismatchError
-from logitcache.utils.atomic import write_atomically
+from logitcache.utils.atomic import sync_file, write_atomically
 
 MARKER = "logitcache.json"
 
@@ -23,8 +22,7 @@ def complete(
     """
     for path in checkpoint.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
     content = {"state": state, "settings": settings, **({"caches": components} if components else {})}
     write_atomically(checkpoint / MARKER, json.dumps(content, indent=2) + "\n")
 

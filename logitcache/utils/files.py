@@ -1,4 +1,4 @@
-"""Files of a cache: written so that no reader sees half of one, read so that nothing outside the cache is touched."""
+"""Files of a cache, read so that nothing outside the cache is touched; and what the system refuses, in one line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import errno
 import hashlib
 import os
 import stat
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,38 +32,6 @@ def storage_error(action: str, path: Path, error: OSError) -> StorageError:
     reason = error.strerror or str(error)
     advice = _ADVICE.get(error.errno or 0)
     return StorageError(f"can't {action} {path}: {reason}" + (f"; {advice}" if advice else ""))
-
-
-def write_file(root: Path, relative: str, payload: bytes) -> None:
-    """Publish a file: write it aside, sync, rename, sync the directory. A crash leaves the old state or the new one.
-
-    Raises:
-        StorageError: the system refused; what was written aside is removed again.
-    """
-    target = root / relative
-    aside = root / SCRATCH_DIR / f"write-{uuid.uuid4().hex}.part"
-    try:
-        _make_directory(root, aside.parent)
-        _make_directory(root, target.parent)
-        with open(aside, "xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-        sync_directory(target.parent)
-    except OSError as error:
-        with suppress(OSError):  # the first failure is the one to report
-            aside.unlink(missing_ok=True)
-        raise storage_error("write", target, error) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory last through a power cut."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_regular(root: Path, relative: str) -> tuple[int, int]:
@@ -158,9 +125,3 @@ def check_digest(path: Path, found: str, expected: str) -> None:
     """Raise CorruptCacheError unless the digests agree."""
     if found != expected:
         raise CorruptCacheError(f"{path} was altered: its SHA-256 is {found[:12]}…, it should be {expected[:12]}…")
-
-
-def _make_directory(root: Path, path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    if path != root and path.is_symlink():
-        raise OSError(errno.ENOTDIR, f"{path.name} is a link to another place")

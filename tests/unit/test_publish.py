@@ -27,7 +27,7 @@ from logitcache.errors import (
 )
 from logitcache.format.encoding import Encoding
 from logitcache.format.formats import encode_shard
-from logitcache.utils import files as cache_files
+from logitcache.utils import atomic
 
 TOKENIZER_FILES = {"tokenizer.json": b'{"a": 1}', "tokenizer_config.json": b'{"b": 2}'}
 
@@ -124,7 +124,7 @@ def test_when_the_system_refuses(
     def refuse(*_: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(cache_files.os, call, refuse)
+    monkeypatch.setattr(atomic.os, call, refuse)
     with pytest.raises(StorageError, match=advice) as caught:
         publish_shard(tmp_path, payload, SHARDS[0], "zarr")
     assert os.strerror(code) in str(caught.value)
@@ -137,7 +137,7 @@ def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from logitcache.utils.files import write_file; from logitcache.errors import StorageError\n"
+        "from logitcache.utils.atomic import write_file; from logitcache.errors import StorageError\n"
         "try: write_file(Path(sys.argv[1]), 'shards/x', bytes(5000))\n"
         "except StorageError as error: print(error)\n"
     )
@@ -195,7 +195,7 @@ def test_a_crash_while_finishing_leaves_no_cache_or_the_whole_one(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", counted(os.replace))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
-        patch.setattr(cache_files, "sync_directory", counted(cache_files.sync_directory))
+        patch.setattr(atomic, "sync_directory", counted(atomic.sync_directory))
         with contextlib.suppress(KeyboardInterrupt):
             finalize_cache(root, entries, *rest)
     if (root / "manifest.json").exists():
