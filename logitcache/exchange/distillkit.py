@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from logitcache.errors import DataError
 from logitcache.exchange.rows import Row
 from logitcache.utils.files import storage_error
+from logitcache.utils.reasons import reason
 from logitcache.utils.validation import first_fault
 
 CONFIG_NAME = "compression_config.yaml"
@@ -77,7 +78,7 @@ def distillkit_rows(places: list[Path]) -> Iterator[Row]:
         except OSError as error:
             raise storage_error("read", path, error) from error
         except pa.ArrowException as error:
-            raise DataError(f"{path} is not a Parquet file: {str(error)[:200]}") from error
+            raise DataError(f"{path} is not a Parquet file: {reason(error)}") from error
 
 
 def _row(row: dict[str, Any], config: Compression, where: str) -> Row:
@@ -90,7 +91,7 @@ def _row(row: dict[str, Any], config: Compression, where: str) -> Row:
         ids_MK = unpack_bits(np.array(packed[:count], np.uint8), (config.d - 1).bit_length() or 1, config.k)
         logprobs_MK = decode_logprobs(np.array(coded[:count], np.uint8), config)
     except ValueError as error:
-        raise DataError(f"{where}: its bytes don't fit {CONFIG_NAME}: {error}") from error
+        raise DataError(f"{where}: its bytes don't fit {CONFIG_NAME}: {reason(error)}") from error
     return Row(where, tokens_L, np.arange(count, dtype=np.int64), list(ids_MK), list(logprobs_MK))
 
 

@@ -31,6 +31,7 @@ from logitcache.format.table import ShardEntry
 from logitcache.models.hub import fetch
 from logitcache.stores.url import local_path
 from logitcache.utils.progress import Report, silent
+from logitcache.utils.reasons import reason
 from logitcache.utils.validation import first_fault
 
 Kind = Literal["openai", "vllm", "distillkit"]
@@ -159,8 +160,7 @@ def _load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"can't load the tokenizer {name}: {reason[:300]}") from error
+        raise ModelError(f"can't load the tokenizer {name}: {reason(error)}") from error
 
 
 class _Builder:

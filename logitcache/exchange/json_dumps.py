@@ -13,6 +13,7 @@ from logitcache.errors import DataError
 from logitcache.exchange.rows import Row
 from logitcache.exchange.token_bytes import TokenBytes
 from logitcache.utils.files import storage_error
+from logitcache.utils.reasons import reason
 
 
 def vllm_rows(files: list[Path]) -> Iterator[Row]:
@@ -101,7 +102,9 @@ def _prompt(value: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
         try:
             text = tokenizer.apply_chat_template(value["messages"], add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template is a program of its own, and may raise anything
-            raise DataError(f"{where}: the tokenizer's chat template can't render the messages: {error}") from error
+            raise DataError(
+                f"{where}: the tokenizer's chat template can't render the messages: {reason(error)}"
+            ) from error
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if isinstance(value.get("prompt"), str):
         return list(tokenizer(value["prompt"])["input_ids"])
@@ -132,7 +135,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
+        raise DataError(f"{where} is not JSON: {reason(error)}") from error
     if not isinstance(value, dict):
         raise DataError(f"{where} is not a JSON object")
     return value

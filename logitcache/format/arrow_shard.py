@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from logitcache.errors import CorruptCacheError
 from logitcache.format.arrow_guard import claimed_bytes
 from logitcache.format.stored import StoredShard, size_limit
+from logitcache.utils.reasons import reason
 
 # Arrow has one level for a whole file; see ``stored.zstd_level``.
 ZSTD_LEVEL = 1
@@ -54,9 +55,7 @@ class ArrowShards:
             batch = _read_batch(payload)
             attributes = json.loads((batch.schema.metadata or {})[_HEADER])
         except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:
-            raise CorruptCacheError(
-                f"not an Arrow shard: {str(error).splitlines()[0] if str(error) else error!r}"
-            ) from error
+            raise CorruptCacheError(f"not an Arrow shard: {reason(error)}") from error
         if not isinstance(attributes, dict):
             raise CorruptCacheError("the header in the schema's metadata is not a JSON object")
         names = batch.schema.names
@@ -75,9 +74,7 @@ class ArrowShards:
             batch = _read_batch(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), name)
             return _from_column(name, batch.column(0))
         except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:
-            raise CorruptCacheError(
-                f"not an Arrow shard: {str(error).splitlines()[0] if str(error) else error!r}"
-            ) from error
+            raise CorruptCacheError(f"not an Arrow shard: {reason(error)}") from error
 
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
         """Bytes of an array's buffer, with the length before it."""

@@ -19,6 +19,7 @@ from logitcache.format.arrow_guard import claimed_bytes
 from logitcache.format.canonical import MAX_INTEGER
 from logitcache.format.formats import ShardFormatName, get_format
 from logitcache.format.manifest import SHARDS_DIR
+from logitcache.utils.reasons import reason
 
 SCHEMA = pa.schema(
     [
@@ -136,7 +137,7 @@ def _read_batch(buffer: bytes | mmap.mmap, where: str) -> pa.RecordBatch:
         batch = reader.get_batch(0)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise CacheFormatError(f"{where} is not a shard table: {str(error)[:200]}") from error
+        raise CacheFormatError(f"{where} is not a shard table: {reason(error)}") from error
     if any(column.null_count for column in batch.columns):
         raise CacheFormatError(f"{where} has empty cells; every cell of a shard table has a value")
     return batch

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import CorruptCacheError
 from logitcache.format.stored import DTYPES, StoredShard, size_limit, zstd_level
+from logitcache.utils.reasons import reason
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644
@@ -157,7 +158,7 @@ def _directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
     try:
         return zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, IndexError) as error:
-        raise CorruptCacheError(f"not a zip file: {error}") from error
+        raise CorruptCacheError(f"not a zip file: {reason(error)}") from error
 
 
 def _stored(info: zipfile.ZipInfo, content_of: Callable[[int, int], memoryview], size: int) -> memoryview:
@@ -182,7 +183,7 @@ def _parse(members: _Members, name: str) -> dict[str, Any]:
     try:
         value = json.loads(bytes(members[name]))
     except (ValueError, RecursionError) as error:
-        raise CorruptCacheError(f"{name} is not valid JSON: {error}") from error
+        raise CorruptCacheError(f"{name} is not valid JSON: {reason(error)}") from error
     if not isinstance(value, dict):
         raise CorruptCacheError(f"{name} is not a JSON object")
     return value
@@ -218,7 +219,7 @@ def _read_chunk(members: _Members, name: str, shape: tuple[int, ...], dtype: np.
     try:
         zstd.decompress(members[key], array)
     except (RuntimeError, ValueError) as error:
-        raise CorruptCacheError(f"the chunk {key} can't be decompressed: {error}") from error
+        raise CorruptCacheError(f"the chunk {key} can't be decompressed: {reason(error)}") from error
     return array
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from logitcache.errors import ModelError
+from logitcache.utils.reasons import reason
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # What transformers loads from a directory: the first of these that is there. An index names the files.
@@ -152,4 +153,4 @@ def _unreadable(path: Path, error: Exception) -> str:
         pointer = file.read(len(_POINTER)) == _POINTER
     if pointer:
         return f"{path} is a pointer of Git LFS, and not the weights: fetch them with `git lfs pull`"
-    return f"{path} is cut, or not a file of safetensors ({str(error).splitlines()[0]}): fetch it again"
+    return f"{path} is cut, or not a file of safetensors ({reason(error)}): fetch it again"

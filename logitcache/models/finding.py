@@ -20,6 +20,7 @@ from logitcache.errors import ModelError
 from logitcache.models.head import Head, as_weights, evaluating, first_tensor, parameters_of, run
 from logitcache.models.probe import difference, half, probe_ids, same, spread
 from logitcache.models.scaling import explain
+from logitcache.utils.reasons import reason
 
 # What rounding may change, as a share of the logits' spread. Half-precision kernels round differently with the number
 # of rows; a missed scale, cap, mask or position is far larger than this.
@@ -76,8 +77,7 @@ def _watch(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
     try:
         own = run(model, ids_T[None])
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{type(model).__name__} can't be run on text alone: {first_line}") from error
+        raise ModelError(f"{type(model).__name__} can't be run on text alone: {reason(error)}") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import ModelError
+from logitcache.utils.reasons import reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +114,8 @@ class Head:
         except torch.OutOfMemoryError:  # whoever asked may try fewer rows
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ModelError(
-                f"{type(self.body).__name__} can't run rows of {input_ids.shape[1]} tokens: {first_line}"
+                f"{type(self.body).__name__} can't run rows of {input_ids.shape[1]} tokens: {reason(error)}"
             ) from error
 
     def hidden_at(self, input_ids: Tensor, index: Tensor, **inputs: Any) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logitcache.errors import ModelError
+from logitcache.utils.reasons import reason
 
 
 def fetch(what: str, name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -26,7 +27,6 @@ def fetch(what: str, name: str, patterns: Sequence[str], revision: str | None = 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{what} {name} is neither a directory here nor a model that the hub gives: {reason}"
+            f"{what} {name} is neither a directory here nor a model that the hub gives: {reason(error)}"
         ) from error

@@ -18,6 +18,7 @@ import torch
 from logitcache.errors import MissingDependencyError, ModelError
 from logitcache.models.files import check_gguf, check_quantised, check_readable
 from logitcache.models.weights import check_loaded
+from logitcache.utils.reasons import reason
 
 # In the order of preference, where the configuration doesn't name the class that saved it.
 _AUTOMATIC = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
@@ -179,7 +180,7 @@ def explained(what: str, name: str, part: str) -> Iterator[None]:
             f"{what} {name} doesn't fit on the device: try --dtype bf16, --device-map auto, or a quantised one"
         ) from error
     except ImportError as error:
-        raise MissingDependencyError(f"{what} {name}: {str(error).strip().splitlines()[0]}") from error
+        raise MissingDependencyError(f"{what} {name}: {reason(error)}") from error
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
@@ -193,5 +194,4 @@ def _reason(error: Exception) -> str:
     """An error of transformers in one line: with what follows its colon, and what a key is."""
     if isinstance(error, KeyError):
         return f"config.json or another file lacks, or transformers doesn't know, {error}"
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
+    return reason(error)

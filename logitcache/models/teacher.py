@@ -10,6 +10,7 @@ import torch
 from logitcache.errors import ConfigError, ModelError
 from logitcache.models import explained, load_language_model
 from logitcache.models.identity import TeacherFiles
+from logitcache.utils.reasons import reason
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,7 +95,7 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device {device!r} can't be used: {reason(error)}") from error
     return chosen
 
 

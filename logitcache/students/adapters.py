@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from logitcache.errors import MissingDependencyError, ModelError
 from logitcache.models.head import evaluating
 from logitcache.students.files import StudentFiles
+from logitcache.utils.reasons import reason
 
 _NAME = "default"
 _PREFIX = "base_model.model."
@@ -40,7 +41,7 @@ def attach_adapter(base: Any, files: StudentFiles) -> Any:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"the adapter {directory} doesn't fit its base: {_first_line(error)}") from error
+        raise ModelError(f"the adapter {directory} doesn't fit its base: {reason(error)}") from error
     if hasattr(model.base_model, "update_and_allocate"):
         raise ModelError(
             f"the adapter {directory} is {_kind(config)}, which changes its ranks as it is trained: {_MERGE}"
@@ -99,7 +100,7 @@ def _load(model: Any, directory: Path) -> None:
     except KeyError as error:
         raise ModelError(f"the adapter {directory} lacks the tensor {error.args[0]}") from error
     except Exception as error:
-        raise ModelError(f"the adapter {directory} can't be loaded: {_first_line(error)}") from error
+        raise ModelError(f"the adapter {directory} can't be loaded: {reason(error)}") from error
     if result.unexpected_keys:
         raise ModelError(
             f"the adapter {directory} holds tensors that have no place in it: {_some(result.unexpected_keys)}"
@@ -138,15 +139,10 @@ def _check_whole(model: Any, directory: Path) -> None:
             whole = model(input_ids=ids, use_cache=False).logits
             inner = base(input_ids=ids, use_cache=False).logits
         except Exception as error:
-            raise ModelError(f"the adapter {directory} can't run on its base: {_first_line(error)}") from error
+            raise ModelError(f"the adapter {directory} can't run on its base: {reason(error)}") from error
     if not torch.allclose(whole, inner, rtol=0, atol=0, equal_nan=True):
         kind = _kind(model.peft_config[_NAME])
         raise ModelError(f"the adapter {directory} is {kind}, which does more than change layers: {_MERGE}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def _some(names: Any) -> str:

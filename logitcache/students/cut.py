@@ -18,6 +18,7 @@ from logitcache.students.pairing import load_student, load_student_tokenizer
 from logitcache.students.saving import save_model
 from logitcache.utils.atomic import atomic_directory
 from logitcache.utils.progress import Report, silent
+from logitcache.utils.reasons import reason
 
 # Entries of a configuration that hold one value a layer, or count layers.
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -220,7 +221,6 @@ def _check_again(model: Any, saved: Path) -> None:
     try:
         ours, again = _logits(model), _logits(load_student(saved))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{what}: {reason.replace(str(saved), 'of these layers')}") from error
+        raise ModelError(f"{what}: {reason(error).replace(str(saved), 'of these layers')}") from error
     if not same(again, ours, tolerance=1e-3):
         raise ModelError(f"{what}: loaded again, it gives other logits")

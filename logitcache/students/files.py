@@ -9,6 +9,7 @@ from typing import Any
 
 from logitcache.errors import MissingDependencyError, ModelError
 from logitcache.models.hub import fetch
+from logitcache.utils.reasons import reason
 
 ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
@@ -123,7 +124,7 @@ def _base_of(what: str, directory: Path) -> StudentFiles:
         settings = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     except (ValueError, AttributeError) as error:
-        raise ModelError(f"{directory / ADAPTER_CONFIG} can't be read: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{directory / ADAPTER_CONFIG} can't be read: {reason(error)}") from error
     mend = f"put its path into base_model_name_or_path of {directory / ADAPTER_CONFIG}"
     if not isinstance(name, str) or not name:
         raise ModelError(f"the adapter {directory} names no base model: {mend}")

@@ -10,6 +10,7 @@ from typing import Any
 from logitcache.errors import ConfigError, MissingDependencyError
 from logitcache.stream import Layout
 from logitcache.train.config import TrainConfig
+from logitcache.utils.reasons import reason
 
 #: Where checkpoints go, under ``out``.
 CHECKPOINTS = "checkpoints"
@@ -70,7 +71,7 @@ def training_arguments(config: TrainConfig, layout: Layout, epoch_steps: Sequenc
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"transformers refuses the settings: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"transformers refuses the settings: {reason(error)}") from error
 
 
 def micro_batch_size(config: TrainConfig, world_size: int) -> int:

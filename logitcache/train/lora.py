@@ -8,6 +8,7 @@ from logitcache.errors import ConfigError, MissingDependencyError
 from logitcache.students.adapters import name_base
 from logitcache.students.files import find_student
 from logitcache.train.config import TrainConfig
+from logitcache.utils.reasons import reason
 
 
 def prepare_student(student: Any, config: TrainConfig) -> Any:
@@ -89,6 +90,6 @@ def _add_lora(student: Any, config: TrainConfig) -> Any:
     try:
         model = get_peft_model(student, lora)
     except ValueError as error:
-        raise ConfigError(f"lora_targets = {targets!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"lora_targets = {targets!r}: {reason(error)}") from error
     name_base(model, base)
     return model

@@ -24,6 +24,7 @@ from logitcache.train import checkpoints
 from logitcache.train.audit import Audit, light
 from logitcache.train.module import DistillModule, inputs_of
 from logitcache.utils.progress import Report
+from logitcache.utils.reasons import reason
 
 
 class Feed:
@@ -190,7 +191,7 @@ def save_student(
         for name, content in tokenizer.items():
             (out / name).write_bytes(content)
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"can't save the student in {out}: {error}") from error
+        raise StorageError(f"can't save the student in {out}: {reason(error)}") from error
 
 
 class _Follow(TrainerCallback):

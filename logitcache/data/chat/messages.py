@@ -16,6 +16,7 @@ import numpy as np
 
 from logitcache.data.shown import listed, shown
 from logitcache.errors import RowError
+from logitcache.utils.reasons import reason
 
 Message = dict[str, Any]
 
@@ -251,4 +252,4 @@ def _decoded(value: Any, what: str, where: str) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except ValueError as error:
-        raise RowError(f"{where}: {what} are text that isn't JSON: {error}") from error
+        raise RowError(f"{where}: {what} are text that isn't JSON: {reason(error)}") from error

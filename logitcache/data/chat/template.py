@@ -19,6 +19,7 @@ from jinja2.meta import find_undeclared_variables
 from logitcache.data.chat.date import FixedDate
 from logitcache.data.chat.messages import Message
 from logitcache.errors import DataError
+from logitcache.utils.reasons import reason
 
 _MARK_VARIABLE = "logitcache_mark"
 _SEARCHES = frozenset({"startswith", "endswith", "split", "rsplit", "find", "rfind", "index", "count", "replace"})
@@ -62,7 +63,7 @@ class Template:
             self._environment: Environment = _compile_jinja_template(source).environment
             tree = self._environment.parse(source)
         except TemplateError as error:
-            raise DataError(f"the chat template isn't valid Jinja: {error}") from error
+            raise DataError(f"the chat template isn't valid Jinja: {reason(error)}") from error
         self._source = source
         self._special_tokens = dict(special_tokens)
         self.date = FixedDate(tree, date)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from logitcache.data.files.sources import Row
 from logitcache.errors import DataError
+from logitcache.utils.reasons import reason
 
 _ROWS_A_BATCH = 1024
 _FILE_MAGIC = b"ARROW1"
@@ -104,8 +105,7 @@ def _values(column: Any, where: str, first_row: int) -> list[Any]:
         if len(column) <= 1 or "map<" in str(column.type):
             last_row = first_row + len(column) - 1
             rows = f"row {first_row}" if last_row == first_row else f"one of the rows {first_row} to {last_row}"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{where} in {rows} can't be taken: {reason}") from error
+            raise DataError(f"{where} in {rows} can't be taken: {reason(error)}") from error
         half = len(column) // 2
         return [
             *_values(column.slice(0, half), where, first_row),

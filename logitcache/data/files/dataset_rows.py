@@ -9,6 +9,7 @@ from typing import Any
 from logitcache.data.files.arrow_rows import as_text, check_stream_end
 from logitcache.data.files.sources import HubId, Row
 from logitcache.errors import DataError, MissingDependencyError
+from logitcache.utils.reasons import reason
 
 _SHOWN_SUBSETS = 20
 
@@ -26,7 +27,7 @@ def read_saved(path: Path, name: str, split: str) -> Iterator[Row]:
     try:
         rows = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise DataError(f"data set {name} can't be loaded: {_first_line(error)}") from error
+        raise DataError(f"data set {name} can't be loaded: {reason(error)}") from error
     if isinstance(rows, dict):
         if split not in rows:
             raise DataError(f"data set {name} has no split {split!r}; it has {', '.join(rows)}")
@@ -45,8 +46,8 @@ def read_hub(hub: HubId, name: str, split: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(hub.repo, hub.subset, revision=hub.revision, split=split, streaming=True)
     except Exception as error:
-        reason = _subset_advice(datasets, hub) if isinstance(error, ValueError) else None
-        raise DataError(f"data set {name} can't be loaded: {reason or _first_line(error)}") from error
+        advice = _subset_advice(datasets, hub) if isinstance(error, ValueError) else None
+        raise DataError(f"data set {name} can't be loaded: {advice or reason(error)}") from error
     yield from _plain(rows, name)
 
 
@@ -67,7 +68,7 @@ def _plain(rows: Any, name: str) -> Iterator[Row]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{name} can't be read after row {number}: {_first_line(error)}") from error
+        raise DataError(f"{name} can't be read after row {number}: {reason(error)}") from error
 
 
 def _text_in(value: Any) -> Any:
@@ -91,7 +92,3 @@ def _subset_advice(datasets: Any, hub: HubId) -> str | None:
     shown = ", ".join(subsets[:_SHOWN_SUBSETS]) + (", …" if len(subsets) > _SHOWN_SUBSETS else "")
     missing = f"there is no subset {hub.subset!r}" if hub.subset else "it has several subsets"
     return f"{missing}; write {hub.repo}:SUBSET with one of {shown}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,6 +20,7 @@ from logitcache.data.files.json_rows import read_json, read_jsonl
 from logitcache.data.files.sources import Row, Source, parse_hub_id
 from logitcache.data.files.utf8 import read_document
 from logitcache.errors import DataError
+from logitcache.utils.reasons import reason
 
 _KIND_NAMES = {
     "text": "UTF-8 text",
@@ -63,8 +64,7 @@ def _read_file(path: Path, kind: str, name: str) -> Iterator[Row]:
         # Python's own OSError has a number, and is about the disk; Arrow's has none, and is about the content.
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"can't read {name}: {error.strerror or error}") from error
-        reason = (str(error).splitlines() or ["damaged"])[0]
-        raise DataError(f"{name} can't be read as {_KIND_NAMES[kind]}, or is cut: {reason}") from error
+        raise DataError(f"{name} can't be read as {_KIND_NAMES[kind]}, or is cut: {reason(error)}") from error
 
 
 def _read_text_like(file: io.BufferedReader, kind: str, name: str) -> Iterator[Row]:
