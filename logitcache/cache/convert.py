@@ -94,7 +94,7 @@ def convert_cache(
     max_error, residual_max_error = plan.bounds(manifest)
     whole = plan.top_k == source.top_k
     # What stood beyond the top is cut off, and so is nobody's choice any more.
-    beyond = {} if whole else {"tail_samples": None, "candidates": None}
+    beyond = {} if whole else dict.fromkeys(manifest.provenance.beyond.recorded())
     kept = {name: value for name, value in manifest.provenance.settings.items() if whole or name != "reference"}
     settings = kept | {_SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}}
     software = manifest.provenance.software | {"logitcache": importlib.metadata.version("logitcache")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from logitcache.format.manifest import Card, Manifest, Provenance
@@ -29,8 +30,8 @@ def _must_agree(one: Manifest, other: Manifest) -> Iterator[tuple[str, Any, Any]
     yield "teacher engine", a.teacher.engine, b.teacher.engine
     yield "tokenizer", a.tokenizer_digest, b.tokenizer_digest
     yield "top-k", a.top_k, b.top_k
-    yield "tail samples", a.tail_samples or 0, b.tail_samples or 0
-    yield "candidates", a.candidates or 0, b.candidates or 0
+    for name, count in asdict(a.beyond).items():
+        yield name.replace("_", " "), count, getattr(b.beyond, name)
     yield "vocabulary", a.vocab_size, b.vocab_size
     yield "encoding", _encoding(one), _encoding(other)
     yield "shard format", one.shard_format, other.shard_format
@@ -48,8 +49,7 @@ def merged_provenance(
         tokenizer_digest=first.tokenizer_digest,
         corpus_digest=corpus_digest,
         top_k=first.top_k,
-        tail_samples=first.tail_samples,
-        candidates=first.candidates,
+        **first.beyond.recorded(),
         vocab_size=first.vocab_size,
         positions=" and ".join(positions),
         max_length=first.max_length if len({origin.max_length for origin in origins}) == 1 else None,

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -34,6 +35,7 @@ from logitcache.format.manifest import TOKENIZER_DIR, Manifest
 from logitcache.format.table import ShardEntry, ShardTable
 from logitcache.stores.url import local_path
 from logitcache.utils.files import open_sized, read_checked, storage_error
+from logitcache.utils.reasons import reason
 
 #: Decoded shards kept in memory: one that is being read, and room for a few readers.
 KEPT_SHARDS = 4
@@ -190,8 +192,7 @@ class Cache(Sequence[CachedSequence]):
         try:
             return AutoTokenizer.from_pretrained(self.tokenizer_dir, local_files_only=True, trust_remote_code=False)
         except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"can't load the tokenizer of {self.address}: {reason[0][:300]}") from error
+            raise ModelError(f"can't load the tokenizer of {self.address}: {reason(error)}") from error
 
     def to_arrow(self) -> pa.RecordBatchReader:
         """All sequences as Arrow record batches, read shard by shard; see ``logitcache.cache.export``."""
@@ -272,11 +273,10 @@ def check_content(arrays: ShardArrays, entry: ShardEntry, manifest: Manifest, pa
     expected = {"sequences": entry.sequences, "tokens": entry.tokens, "targets": entry.targets}
     origin = manifest.provenance
     expected |= {"vocab_size": origin.vocab_size, "k": origin.top_k}
-    expected |= {"tail_samples": origin.tail_samples or 0, "candidates": origin.candidates or 0}
-    for name, value in expected.items():
-        found = getattr(arrays, name)
-        if found != value:
-            raise CorruptCacheError(f"{path} holds {name} = {found:,}, the cache says {value:,}")
+    found = {name: getattr(arrays, name) for name in expected} | asdict(arrays.beyond)
+    for name, value in (expected | asdict(origin.beyond)).items():
+        if found[name] != value:
+            raise CorruptCacheError(f"{path} holds {name} = {found[name]:,}, the cache says {value:,}")
 
 
 def _reopen(root: Path, digest: str) -> Cache:

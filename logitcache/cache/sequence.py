@@ -76,8 +76,7 @@ class DecodedSequences:
                 vocab_size=arrays.vocab_size,
                 log_partition=_optional(arrays.log_partition_N, rows),
                 logit_std=_optional(arrays.logit_std_N, rows),
-                tail_samples=arrays.tail_samples,
-                candidates=arrays.candidates,
+                **arrays.beyond.recorded(),
             ),
             digest=arrays.sequence_digests_S16[index].tobytes().hex(),
         )

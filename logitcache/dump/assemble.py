@@ -96,8 +96,7 @@ def _arrays(sequences: Sequence[TokenSequence], targets: TopK) -> ShardArrays:
         topk_logprobs_NK=targets.logprobs.numpy(),
         residual_logprob_N=targets.residual_logprob.numpy(),
         vocab_size=targets.vocab_size,
-        tail_samples=targets.tail_samples,
-        candidates=targets.candidates,
+        beyond=targets.beyond,
         log_partition_N=None if targets.log_partition is None else targets.log_partition.numpy(),
         logit_std_N=None if targets.logit_std is None else targets.logit_std.numpy(),
     )

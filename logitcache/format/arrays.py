@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcache.targets.beyond import ALL_RANKED, Beyond
+
 DIGEST_BYTES = 16
 
 
@@ -29,8 +31,7 @@ class ShardArrays:
         residual_logprob_N: float32, log of the mass outside the top K, nats.
         vocab_size: V, the length of the teacher's logit vector.
         log_partition_N, logit_std_N: float32, or None where they weren't asked for.
-        tail_samples, candidates: how many of the K entries, the last ones, are a sample of what the others leave out,
-            or what a reference student likes best of it.
+        beyond: how many of the K entries, the last ones, were not chosen by rank.
     """
 
     token_ids_L: NDArray[np.uint32]
@@ -43,8 +44,7 @@ class ShardArrays:
     vocab_size: int
     log_partition_N: NDArray[np.float32] | None = None
     logit_std_N: NDArray[np.float32] | None = None
-    tail_samples: int = 0
-    candidates: int = 0
+    beyond: Beyond = ALL_RANKED
 
     @property
     def sequences(self) -> int:
@@ -65,7 +65,7 @@ class ShardArrays:
     @property
     def ranked(self) -> int:
         """How many entries, the first ones, are the teacher's most probable."""
-        return self.k - self.tail_samples - self.candidates
+        return self.k - self.beyond.count
 
     def top(self, k: int) -> ShardArrays:
         """Keep the first k entries of every position, at most the ranked ones; what is dropped joins the residual."""
@@ -76,13 +76,12 @@ class ShardArrays:
             topk_ids_NK=np.ascontiguousarray(self.topk_ids_NK[:, :k]),
             topk_logprobs_NK=np.ascontiguousarray(self.topk_logprobs_NK[:, :k]),
             residual_logprob_N=np.logaddexp(self.residual_logprob_N, dropped_N).astype(np.float32),
-            tail_samples=0,
-            candidates=0,
+            beyond=ALL_RANKED,
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The arrays by field name, without those that are None."""
-        names = (name for name in self.__dataclass_fields__ if name not in ("vocab_size", "tail_samples", "candidates"))
+        names = (name for name in self.__dataclass_fields__ if name not in ("vocab_size", "beyond"))
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from logitcache.errors import TargetsError
 from logitcache.format.arrays import DIGEST_BYTES, ShardArrays
-from logitcache.targets.topk import check_beyond
 
 
 def last_positions(offsets_S1: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -40,7 +39,7 @@ def check_arrays(arrays: ShardArrays) -> None:
             )
     if not 1 <= k <= arrays.vocab_size <= 1 << 32:
         raise TargetsError(f"K = {k} of a vocabulary of {arrays.vocab_size}: need 1 <= K <= V <= 2^32")
-    check_beyond(k, arrays.tail_samples, arrays.candidates)
+    arrays.beyond.check(k)
     if targets * k >= 1 << 32:
         raise TargetsError(f"{targets} positions of {k} entries are too many for one shard: make shards smaller")
     if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 0).any():

@@ -140,8 +140,7 @@ def encode_arrays(arrays: ShardArrays, encoding: Encoding) -> StoredShard:
         top_k=arrays.k,
         values=kind,
         step=step,
-        tail_samples=arrays.tail_samples or None,
-        candidates=arrays.candidates or None,
+        **arrays.beyond.recorded(),
     )
     return StoredShard(stored, header.model_dump(exclude_none=True))
 
@@ -175,8 +174,7 @@ def decode_arrays(stored: StoredShard, limit: int) -> ShardArrays:
         topk_logprobs_NK=decode_logprobs(arrays, shape_KN, header.values, header.step),
         residual_logprob_N=decode_residual(arrays, header.targets, header.values, header.step),
         vocab_size=header.vocab_size,
-        tail_samples=header.tail_samples or 0,
-        candidates=header.candidates or 0,
+        beyond=header.beyond,
         **statistics,
     )
     arrays.finish()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitcache.errors import CorruptCacheError, TargetsError
 from logitcache.format.encoding_values import ValueKind
-from logitcache.targets.topk import check_beyond
+from logitcache.targets.beyond import Beyond
 from logitcache.utils.validation import first_fault
 
 FORMAT_VERSION: Literal[1] = 1
@@ -43,6 +43,11 @@ class Header(BaseModel):
     candidates: int | None = Field(default=None, ge=1)
 
     @property
+    def beyond(self) -> Beyond:
+        """Which of the K entries were not chosen by rank."""
+        return Beyond(self.tail_samples or 0, self.candidates or 0)
+
+    @property
     def decoded_bytes(self) -> int:
         """Bytes of the decoded arrays that grow with tokens and targets."""
         return 5 * self.tokens + self.targets * (8 * self.top_k + 4)
@@ -64,7 +69,7 @@ def read_header(attributes: Mapping[str, Any]) -> Header:
     if header.top_k > header.vocab_size:
         raise CorruptCacheError(f"the shard's header says top_k {header.top_k} of a vocabulary of {header.vocab_size}")
     try:
-        check_beyond(header.top_k, header.tail_samples or 0, header.candidates or 0)
+        header.beyond.check(header.top_k)
     except TargetsError as error:
         raise CorruptCacheError(f"the shard's header says {error}") from error
     is_power_of_two = header.step > 0 and np.frexp(header.step)[0] == 0.5

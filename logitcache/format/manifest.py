@@ -19,7 +19,7 @@ from logitcache.format.calibrate import Calibration
 from logitcache.format.canonical import MAX_INTEGER, canonical_json, parse_canonical
 from logitcache.format.encoding import Encoding
 from logitcache.format.formats import ShardFormatName
-from logitcache.targets.topk import check_beyond
+from logitcache.targets.beyond import Beyond
 from logitcache.utils.validation import first_fault
 
 FORMAT_VERSION = 1
@@ -112,16 +112,21 @@ class Provenance(Frozen):
     parents: tuple[Digest, ...] = ()
 
     @property
+    def beyond(self) -> Beyond:
+        """Which of the K entries were not chosen by rank."""
+        return Beyond(self.tail_samples or 0, self.candidates or 0)
+
+    @property
     def ranked(self) -> int:
         """How many of the K are the teacher's most probable ids."""
-        return self.top_k - (self.tail_samples or 0) - (self.candidates or 0)
+        return self.top_k - self.beyond.count
 
     @model_validator(mode="after")
     def _fits(self) -> Provenance:
         if self.top_k > self.vocab_size:
             raise ValueError(f"top_k {self.top_k} of a vocabulary of {self.vocab_size}")
         try:
-            check_beyond(self.top_k, self.tail_samples or 0, self.candidates or 0)
+            self.beyond.check(self.top_k)
         except TargetsError as error:
             raise ValueError(str(error)) from error
         return self

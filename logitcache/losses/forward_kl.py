@@ -21,7 +21,7 @@ class ForwardKL(Loss):
     KL with the tail as one more bucket (``residual_kl``), a lower bound of the full KL that needs no assumption. At
     other temperatures the tail's shape is a guess, and a warning says so. A teacher entry of -inf counts 0.
 
-    Targets with a sample of the tail (``tail_samples``): KL(w ‖ student), where w is the teacher on the ranked ids and
+    Targets with a sample of the tail: KL(w ‖ student), where w is the teacher on the ranked ids and
     shares the tail's mass among the sampled ones. At T = 1 the gradient's expectation is that of the full KL. The
     value is higher than the full KL by what w is more peaked, which no student changes, so it doesn't fall to 0.
     """
@@ -33,11 +33,11 @@ class ForwardKL(Loss):
         check_positive(self.name, temperature=self.temperature)
 
     def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
-        if not targets.tail_samples:
+        if not targets.samples_tail:
             warn_of_tail(targets, self.name, self.temperature)
 
     def per_token(self, logits_NV: Tensor, targets: TopK, labels_N: Tensor | None) -> Tensor:
-        if targets.tail_samples:
+        if targets.samples_tail:
             student_NK = (logits_NV / self.temperature).log_softmax(1).gather(1, targets.ids)
             return kl(estimated(targets, self.temperature), student_NK)
         teacher_NV = with_student_tail(targets, logits_NV) / self.temperature

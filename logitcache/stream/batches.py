@@ -18,6 +18,7 @@ from logitcache.errors import CorruptCacheError
 from logitcache.format.arrays import ShardArrays
 from logitcache.stream.rows import Sample
 from logitcache.stream.selection import Selection
+from logitcache.targets.beyond import ALL_RANKED, Beyond
 from logitcache.targets.topk import TopK
 
 
@@ -54,8 +55,7 @@ class Batch:
     vocab_size: int
     log_partition: Tensor | None = None
     logit_std: Tensor | None = None
-    tail_samples: int = 0
-    candidates: int = 0
+    beyond: Beyond = ALL_RANKED
     batch_targets: int = 0
     tokens: int = 0
     epoch: int = 0
@@ -75,8 +75,7 @@ class Batch:
             vocab_size=self.vocab_size,
             log_partition=self.log_partition,
             logit_std=self.logit_std,
-            tail_samples=self.tail_samples,
-            candidates=self.candidates,
+            **self.beyond.recorded(),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -108,7 +107,7 @@ class DecodedShard:
         if selection is not None and not selection.keeps_all:
             arrays = keep_targets(arrays, selection.keep(arrays))
         self.vocab_size = arrays.vocab_size
-        self.tail_samples, self.candidates = arrays.tail_samples, arrays.candidates
+        self.beyond = arrays.beyond
         self.offsets = arrays.offsets_S1
         self.token_ids_L = arrays.token_ids_L
         counts_L1 = np.concatenate([[0], np.cumsum(arrays.target_mask_L, dtype=np.int64)])
@@ -228,8 +227,7 @@ def collate(rows: Sequence[Sequence[Sample]], shards: dict[int, DecodedShard], t
         vocab_size=template.vocab_size,
         log_partition=gather(lambda shard: _present(shard.log_partition_N)) if has_partition else None,
         logit_std=gather(lambda shard: _present(shard.logit_std_N)) if has_std else None,
-        tail_samples=template.tail_samples,
-        candidates=template.candidates,
+        beyond=template.beyond,
         tokens=sum(piece.tokens.stop - piece.tokens.start for piece in pieces),
     )
 

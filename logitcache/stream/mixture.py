@@ -27,13 +27,14 @@ from logitcache.errors import ConfigError, TargetsError, TokenizerMismatchError
 from logitcache.format.arrays import ShardArrays
 from logitcache.stream.order import EpochOrder, Order, ShardSizes
 from logitcache.stream.readable import Readable
+from logitcache.targets.beyond import Beyond
 
 
 class Mixture:
     """Several caches read as one: the shards of all, one after the other.
 
-    Where K, the tail samples or the candidates differ in number, all give their ranked entries up to the smallest K;
-    what is dropped joins the residual mass. Statistics that not all of them hold are left out.
+    Where K, or the entries beyond the ranked ones, differ in number, all give their ranked entries, up to the smallest
+    number of them; what is dropped joins the residual mass. Statistics that not all of them hold are left out.
 
     Attributes:
         caches: the components.
@@ -58,7 +59,7 @@ class Mixture:
         self.shards = _AllShards(self.caches)
         self.starts = [0, *np.cumsum([len(cache.shards) for cache in self.caches]).tolist()]
         self._contents = [_Content.of(cache) for cache in self.caches]
-        alike = len({(content.top_k, content.tail_samples, content.candidates) for content in self._contents}) == 1
+        alike = len({(content.top_k, content.beyond) for content in self._contents}) == 1
         self.top_k = self._contents[0].top_k if alike else min(content.ranked for content in self._contents)
         _check_alike(self.caches, self._contents)
         self._statistics = {
@@ -139,8 +140,7 @@ class _Content:
     """What has to go together: read from the manifest where there is one, and from the first shard."""
 
     top_k: int
-    tail_samples: int
-    candidates: int
+    beyond: Beyond
     vocab_size: int
     tokenizer: str | None
     log_partition: bool
@@ -148,7 +148,7 @@ class _Content:
 
     @property
     def ranked(self) -> int:
-        return self.top_k - self.tail_samples - self.candidates
+        return self.top_k - self.beyond.count
 
     @classmethod
     def of(cls, cache: Readable) -> _Content:
@@ -157,8 +157,7 @@ class _Content:
         manifest, first = getattr(cache, "manifest", None), cache.read_shard(0)
         return cls(
             first.k,
-            first.tail_samples,
-            first.candidates,
+            first.beyond,
             first.vocab_size,
             None if manifest is None else manifest.provenance.tokenizer_digest,
             first.log_partition_N is not None,

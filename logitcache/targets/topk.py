@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from logitcache.errors import TargetsError
+from logitcache.targets.beyond import Beyond
 from logitcache.targets.candidates import prefer
+from logitcache.targets.narrow import ReadWide, id_dtype
 from logitcache.targets.tail_sample import draw_tail
 
 _TensorMap = Callable[[Tensor], Tensor]
@@ -23,17 +26,18 @@ _TensorMap = Callable[[Tensor], Tensor]
 class TopK:
     """Top-k log-probabilities of N next-token distributions: the one type that crosses every border.
 
+    Ids and log-probs may be given in a narrower dtype. They stay so, also through :meth:`to`, until they are read.
+
     Attributes:
-        ids: ``[N, K]`` int64, token ids, most probable first; equal values lie in ascending order of id.
+        ids: ``[N, K]`` int64, token ids, most probable first; equal values lie in ascending order of id. They may be
+            given as uint16 (V up to 65,536) or int32 (V up to 2^31).
         logprobs: ``[N, K]`` float32 (float64 is kept), natural log of the probability at temperature 1, in nats.
         residual_logprob: ``[N]``, log of the probability mass of all ids that are not listed; -inf if K = V.
         vocab_size: V, the length of the logit vector that the distribution was taken from.
         log_partition: ``[N]`` or None, log Σ exp(logits): raw logits are ``logprobs + log_partition``.
         logit_std: ``[N]`` or None, the unbiased standard deviation of the V raw logits (NormKD and DKD need it).
-        tail_samples: M, how many of the K entries, the last ones, were drawn from all ids below the first K − M (see
-            ``logitcache.targets.tail_sample``). Every log-prob is that of its own id all the same.
-        candidates: how many of the K, the last ones, are those that a reference student likes best among all ids below
-            the first K − ``candidates``. At most one of the two is above 0.
+        tail_samples, candidates: how many of the K entries, the last ones, were not chosen by rank (see ``Beyond``).
+            Every log-prob is that of its own id all the same.
 
     Raises:
         TargetsError: the shapes or dtypes don't fit together.
@@ -49,22 +53,19 @@ class TopK:
     candidates: int = 0
 
     def __post_init__(self) -> None:
-        if self.ids.dim() != 2 or self.ids.shape != self.logprobs.shape:
-            raise TargetsError(
-                f"ids {tuple(self.ids.shape)} and logprobs {tuple(self.logprobs.shape)} must both be [N, K]"
-            )
-        if self.ids.dtype != torch.int64:
-            raise TargetsError(f"ids are {self.ids.dtype}; they must be torch.int64")
+        ids, logprobs = (vars(self)[name] for name in ("ids", "logprobs"))
+        if ids.dim() != 2 or ids.shape != logprobs.shape:
+            raise TargetsError(f"ids {tuple(ids.shape)} and logprobs {tuple(logprobs.shape)} must both be [N, K]")
+        if ids.dtype not in (torch.int64, id_dtype(self.vocab_size)):
+            raise TargetsError(f"ids are {ids.dtype}; they must be torch.int64, or {id_dtype(self.vocab_size)}")
         if not 1 <= self.k <= self.vocab_size:
             raise TargetsError(
                 f"K = {self.k} entries a position; it must be from 1 to the vocabulary's {self.vocab_size}"
             )
-        check_beyond(self.k, self.tail_samples, self.candidates)
-        dtype = self.logprobs.dtype
-        if not dtype.is_floating_point:
-            raise TargetsError(f"logprobs are {dtype}; they must be floating point")
-        wide = torch.promote_types(dtype, torch.float32)
-        object.__setattr__(self, "logprobs", self.logprobs.to(wide))
+        self.beyond.check(self.k)
+        if not logprobs.dtype.is_floating_point:
+            raise TargetsError(f"logprobs are {logprobs.dtype}; they must be floating point")
+        wide = torch.promote_types(logprobs.dtype, torch.float32)
         for name in ("residual_logprob", "log_partition", "logit_std"):
             value = getattr(self, name)
             if value is None and name != "residual_logprob":
@@ -74,17 +75,27 @@ class TopK:
             object.__setattr__(self, name, value.to(wide))
 
     def __len__(self) -> int:
-        return self.ids.shape[0]
+        return int(vars(self)["ids"].shape[0])
 
     @property
     def k(self) -> int:
         """K, the entries kept for each position."""
-        return self.ids.shape[1]
+        return int(vars(self)["ids"].shape[1])
 
     @property
     def ranked(self) -> int:
         """How many entries, the first ones, are the teacher's most probable."""
-        return self.k - self.tail_samples - self.candidates
+        return self.k - self.beyond.count
+
+    @property
+    def beyond(self) -> Beyond:
+        """Which of the K entries were not chosen by rank."""
+        return Beyond(self.tail_samples, self.candidates)
+
+    @property
+    def samples_tail(self) -> bool:
+        """True when the last entries are a sample of the tail, so that together they stand for all of it."""
+        return self.tail_samples > 0
 
     @property
     def is_full(self) -> bool:
@@ -124,7 +135,7 @@ class TopK:
         vocab_size = logits.shape[1]
         if not 1 <= k <= vocab_size:
             raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
-        check_beyond(k, tail_samples, candidates)
+        Beyond(tail_samples, candidates).check(k)
         for name, count, given in (("draws [N]", tail_samples, draws), ("reference [N, W]", candidates, reference)):
             if count and (given is None or len(given) != len(logits)):
                 raise TargetsError(f"what to keep beyond the top needs {name}, a row for each of the logits'")
@@ -163,7 +174,7 @@ class TopK:
         """Join positions of several TopK with equal K and vocabulary; a statistic stays if all parts have it."""
         if not parts:
             raise TargetsError("nothing to join: the list of TopK is empty")
-        if len({(part.k, part.vocab_size, part.tail_samples, part.candidates) for part in parts}) > 1:
+        if len({(part.k, part.vocab_size, part.beyond) for part in parts}) > 1:
             raise TargetsError("only TopK of equal K, vocabulary, tail samples and candidates can be joined")
 
         def join(name: str) -> Tensor | None:
@@ -214,27 +225,29 @@ class TopK:
             candidates=0,
         )
 
+    def pin_memory(self) -> TopK:
+        """Page-locked copies, which a GPU can fetch by itself."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def in_dtype(self, dtype: torch.dtype) -> TopK:
+        """Kept as they are read: ids as int64, all else in ``dtype``, which is float32 or float64."""
+        floats: dict[str, Any] = {
+            name: value.to(dtype)
+            for name in ("logprobs", "residual_logprob", "log_partition", "logit_std")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, ids=self.ids, **floats)
+
     def _map(self, function: _TensorMap) -> TopK:
-        def optional(value: Tensor | None) -> Tensor | None:
-            return None if value is None else function(value)
-
-        return replace(
-            self,
-            ids=function(self.ids),
-            logprobs=function(self.logprobs),
-            residual_logprob=function(self.residual_logprob),
-            log_partition=optional(self.log_partition),
-            logit_std=optional(self.logit_std),
-        )
+        changed: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
 
-def check_beyond(k: int, tail_samples: int, candidates: int) -> None:
-    """Raise ``TargetsError`` unless so many of k entries can stand beyond the ranked ones."""
-    for name, count in (("tail_samples", tail_samples), ("candidates", candidates)):
-        if not 0 <= count < k:
-            raise TargetsError(f"{name} {count} of K = {k} entries; it must be from 0 to {k - 1}")
-    if tail_samples and candidates:
-        raise TargetsError(f"{tail_samples} tail samples and {candidates} candidates: a row holds one or the other")
+# After the class is made: a dataclass takes an attribute that stands in the class for the field's default.
+TopK.ids = ReadWide("ids", torch.int64)  # type: ignore[assignment]
+TopK.logprobs = ReadWide("logprobs", torch.float32)  # type: ignore[assignment]
 
 
 def _top_ids(logits_NV: Tensor, k: int) -> Tensor:

@@ -16,6 +16,7 @@ from logitcache.evaluate.measure import MetricSums, metric_sums
 from logitcache.losses import HeadStats, LinearHead, Loss, dense_loss, head_loss
 from logitcache.models import Head, find_head, inside
 from logitcache.stream import Batch
+from logitcache.targets.beyond import ALL_RANKED, Beyond
 from logitcache.targets.topk import TopK
 
 
@@ -89,8 +90,7 @@ class DistillModule(nn.Module):
         batch_targets: Tensor | None = None,
         log_partition: Tensor | None = None,
         logit_std: Tensor | None = None,
-        tail_samples: int = 0,
-        candidates: int = 0,
+        beyond: Beyond = ALL_RANKED,
         measure: bool = False,
         logits: bool = False,
     ) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class DistillModule(nn.Module):
             hidden_ND = self.hidden_at(input_ids, position_ids, target_index)
             return {"logits": self.head.logits(hidden_ND)[:, : self.vocab_limit].float()}
         teacher = topk_ids.long(), topk_logprobs, residual_logprob, self.vocab_limit, log_partition, logit_std
-        targets = TopK(*teacher, tail_samples=tail_samples, candidates=candidates)
+        targets = TopK(*teacher, **beyond.recorded())
         hidden_ND = self.hidden_at(input_ids, position_ids, target_index)
         if measure:
             return {"metrics": self.metrics(hidden_ND, targets, labels)}
@@ -158,5 +158,4 @@ class DistillModule(nn.Module):
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
     """A batch as the keywords of :meth:`DistillModule.forward`."""
-    beyond = {"tail_samples": batch.tail_samples, "candidates": batch.candidates}
-    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets), **beyond}
+    return {**batch.tensors(), "batch_targets": torch.tensor(batch.batch_targets), "beyond": batch.beyond}

@@ -17,6 +17,7 @@ from logitcache.stream.layout import Layout
 from logitcache.stream.lengths import Lengths
 from logitcache.stream.mixture import describe
 from logitcache.stream.order import Order
+from logitcache.targets.beyond import Beyond
 from logitcache.train.config import TrainConfig
 
 
@@ -112,9 +113,8 @@ class Source:
         return notes
 
 
-def _entries(cache: Cache) -> tuple[int, int | None, int | None]:
-    origin = cache.manifest.provenance
-    return origin.top_k, origin.tail_samples, origin.candidates
+def _entries(cache: Cache) -> tuple[int, Beyond]:
+    return cache.top_k, cache.manifest.provenance.beyond
 
 
 def _teacher(cache: Cache) -> tuple[str, str | None]:

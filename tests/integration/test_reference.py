@@ -16,7 +16,7 @@ from logitcache.dump.config import make_config
 from logitcache.dump.run import new_plan
 from logitcache.dump.settings import resolve
 from logitcache.errors import ResumeMismatchError, TokenizerMismatchError
-from logitcache.evaluate import metrics
+from logitcache.losses import metrics
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import compare, gradient
 from logitcache.students.cut import make_student

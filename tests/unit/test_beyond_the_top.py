@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from logitcache.format.encoding import Encoding
 from logitcache.format.formats import ShardFormatName, decode_shard, encode_shard
 from logitcache.share.merging import merge
 from logitcache.stream import Mixture
+from logitcache.targets.beyond import Beyond
 
 KINDS = ("tail_samples", "candidates")
 FORMATS: tuple[ShardFormatName, ...] = ("zarr", "arrow")
@@ -82,27 +82,25 @@ def test_what_a_row_can_not_hold_is_refused() -> None:
 
 
 def cache_with(root: Path, seeds: range = range(2), shard_format: ShardFormatName = "zarr", **beyond: int) -> None:
-    fields: dict[str, Any] = dict(beyond)
-    build_cache(root, shard_format, [replace(make_arrays(seed), **fields) for seed in seeds], **beyond)
+    shards = [replace(make_arrays(seed), beyond=Beyond(**beyond)) for seed in seeds]
+    build_cache(root, shard_format, shards, **beyond)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_a_shard_says_what_its_last_entries_are(shard_format: ShardFormatName, kind: str) -> None:
     arrays = make_arrays(0)
-    more: dict[str, Any] = {kind: 2}
-    payload = encode_shard(replace(arrays, **more), Encoding(), shard_format)
+    payload = encode_shard(replace(arrays, beyond=Beyond(**{kind: 2})), Encoding(), shard_format)
     decoded = decode_shard(payload, shard_format)
-    assert (getattr(decoded, kind), decoded.ranked) == (2, 3)
+    assert (getattr(decoded.beyond, kind), decoded.ranked) == (2, 3)
     assert kind.encode() in payload
     # Where there are none nothing is said: such shards are the bytes that they were before there were any.
     plain = encode_shard(arrays, Encoding(), shard_format)
     assert not any(name.encode() in plain for name in KINDS)
-    too_many: dict[str, Any] = {kind: 5}
     with pytest.raises(TargetsError, match=f"{kind} 5 of K = 5 entries"):
-        encode_shard(replace(arrays, **too_many), Encoding(), shard_format)
+        encode_shard(replace(arrays, beyond=Beyond(**{kind: 5})), Encoding(), shard_format)
     with pytest.raises(TargetsError, match="1 tail samples and 1 candidates: a row holds one or the other"):
-        encode_shard(replace(arrays, tail_samples=1, candidates=1), Encoding(), shard_format)
+        encode_shard(replace(arrays, beyond=Beyond(1, 1)), Encoding(), shard_format)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,7 @@ def test_a_cache_passes_it_on(tmp_path: Path, kind: str, told: str) -> None:
 
 
 def test_a_shard_that_contradicts_the_manifest_is_refused(tmp_path: Path) -> None:
-    build_cache(tmp_path / "cache", shards=[replace(make_arrays(0), tail_samples=1)], tail_samples=2)
+    build_cache(tmp_path / "cache", shards=[replace(make_arrays(0), beyond=Beyond(tail_samples=1))], tail_samples=2)
     with pytest.raises(CorruptCacheError, match="holds tail_samples = 1, the cache says 2"):
         lc.open(tmp_path / "cache")[0]
 

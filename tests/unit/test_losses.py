@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import logitcache as lc
 from logitcache import losses
-from logitcache.evaluate import metrics
+from logitcache.losses import metrics
 
 KL_KINDS = ("bild", "t_ld", "s_ld", "forward_kl", "reverse_kl", "residual_kl", "top_kl", "jsd", "tvd", "dkd", "normkd")
 ZERO_AT_THE_TEACHER = KL_KINDS

@@ -7,7 +7,7 @@ from loss_cases import random_case
 from torch.nn import functional
 
 from logitcache import losses
-from logitcache.evaluate import metrics
+from logitcache.losses import metrics
 
 
 def test_metrics_against_their_definitions() -> None:

@@ -7,7 +7,7 @@ from loss_cases import random_case
 
 import logitcache as lc
 from logitcache import losses
-from logitcache.evaluate import metrics
+from logitcache.losses import metrics
 
 
 def test_s_ld_is_exact_where_the_targets_hold_the_students_ids() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import logitcache as lc
 from logitcache.errors import TargetsError
-from logitcache.evaluate import metrics
+from logitcache.losses import metrics
 from logitcache.losses.bild import bound
 from logitcache.losses.tail import estimated
 from logitcache.targets.tail_sample import log_weights
