@@ -20,7 +20,8 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from logitcache.data import TokenSequence
-from logitcache.engines.transformers_engine import TransformersTeacher, pad
+from logitcache.engines.batches import pad
+from logitcache.engines.transformers_engine import TransformersEngine
 
 REPO = Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 262_144
@@ -43,7 +44,7 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def make_teacher(top_k: int) -> TransformersTeacher:
+def make_teacher(top_k: int, batch_tokens: int) -> TransformersEngine:
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=VOCAB_SIZE,
@@ -56,21 +57,22 @@ def make_teacher(top_k: int) -> TransformersTeacher:
         query_pre_attn_scalar=64,
         final_logit_softcapping=30.0,
     )
-    return TransformersTeacher(Gemma3ForCausalLM(config).eval().requires_grad_(False), top_k=top_k)
+    model = Gemma3ForCausalLM(config).eval().requires_grad_(False)
+    return TransformersEngine(model, top_k=top_k, batch_tokens=batch_tokens)
 
 
 def measure(length: int, tokens: int, top_k: int) -> dict[str, float]:
     """Peak over the resident memory with the model loaded, in MiB, for one batch of ``tokens``."""
-    teacher = make_teacher(top_k)
+    teacher = make_teacher(top_k, tokens)
     rng = np.random.default_rng(0)
     mask_L = np.arange(length) < length - 1
     batch = [
         TokenSequence(rng.integers(0, VOCAB_SIZE, length).astype(np.uint32), mask_L) for _ in range(tokens // length)
     ]
-    teacher.topk([TokenSequence(batch[0].token_ids_L[:16], mask_L[-16:])])  # kernels and pools that stay
+    list(teacher.score([TokenSequence(batch[0].token_ids_L[:16], mask_L[-16:])]))  # kernels and pools that stay
     before = resident_mib()
     reset_peak()
-    targets = teacher.topk(batch).wait()
+    ((_, targets),) = teacher.score(batch)
     peak = peak_mib()
     assert len(targets) == tokens - len(batch)
     reset_peak()

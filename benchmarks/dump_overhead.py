@@ -27,11 +27,13 @@ from typing import Any
 import torch
 
 from logitcache.dump import DumpConfig
-from logitcache.dump.plan import Plan, cut_into_batches
+from logitcache.dump.plan import Plan
 from logitcache.dump.run import new_plan
 from logitcache.dump.settings import Job, resolve
 from logitcache.dump.worker import Worker
-from logitcache.engines.transformers_engine import TransformersTeacher, pad
+from logitcache.engines import Engine
+from logitcache.engines.batches import cut_into_batches, pad
+from logitcache.engines.transformers_engine import TransformersEngine
 from logitcache.models.teacher import DTYPES, load_model
 from logitcache.utils.progress import silent
 
@@ -65,11 +67,17 @@ def bare_pass(model: Any, plan: Plan, job: Job) -> None:
                 model(input_ids=input_ids_BL, use_cache=False).logits.topk(job.config.top_k)
 
 
-def full_dump(teacher: TransformersTeacher, plan: Plan, job: Job, out: Path) -> None:
+def engine_of(model: Any, job: Job) -> Engine:
+    """The engine over the model that the bare pass runs."""
+    assert job.config.batch_tokens is not None
+    return TransformersEngine(model, top_k=job.config.top_k, batch_tokens=job.config.batch_tokens)
+
+
+def full_dump(engine: Engine, plan: Plan, job: Job, out: Path) -> None:
     """Compute, encode and publish all shards of the plan."""
     out.mkdir()
     (out / ".dump").mkdir()
-    Worker(out, plan, job.config, lambda: teacher, silent, threading.Event()).run()
+    Worker(out, plan, job.config, lambda: engine, silent, threading.Event()).run()
 
 
 def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Job, Plan, Any, dict[str, float]]:
@@ -107,7 +115,7 @@ def run_role(arguments: argparse.Namespace) -> None:
         if arguments.role == "bare":
             bare_pass(model, plan, job)
         else:
-            full_dump(TransformersTeacher(model, top_k=job.config.top_k), plan, job, Path(scratch) / "out")
+            full_dump(engine_of(model, job), plan, job, Path(scratch) / "out")
     # Not ru_maxrss: a child begins with its parent's.
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")))
@@ -127,14 +135,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         job, plan, model, seconds = prepare(arguments, Path(scratch))
-        teacher = TransformersTeacher(model, top_k=job.config.top_k)
+        engine = engine_of(model, job)
         bare_pass(model, plan, job)  # warm
         pairs = []
         for repeat in range(arguments.repeats):
             # Each goes first every other time, so that a drift of the machine helps neither.
             calls = {
                 "bare": lambda: bare_pass(model, plan, job),
-                "dump": partial(full_dump, teacher, plan, job, Path(scratch) / f"out-{repeat}"),
+                "dump": partial(full_dump, engine, plan, job, Path(scratch) / f"out-{repeat}"),
             }
             order = sorted(calls, reverse=bool(repeat % 2))
             pairs.append({name: timed(calls[name]) for name in order})

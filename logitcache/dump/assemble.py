@@ -1,4 +1,4 @@
-"""A shard's batches, computed longest first, back into the order of its sequences.
+"""What an engine gave for a shard, in any order, back into the order of the shard's sequences.
 
 Shape legend: S sequences of a shard, L tokens, N positions that have targets, K entries a position.
 """
@@ -13,23 +13,28 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.data import TokenSequence
-from logitcache.engines.transformers_engine import HostTopK
-from logitcache.errors import NonFiniteLogitsError
+from logitcache.errors import ModelError, NonFiniteLogitsError
 from logitcache.format.arrays import ShardArrays, sequence_digest
 from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """What the teacher said about a shard: each batch is its sequences' indices, and their targets in that order."""
+    """What an engine gave for a shard.
+
+    Attributes:
+        sequences: of the shard, in order.
+        scored: indices of sequences, and the targets of those sequences in that order, as
+            :meth:`logitcache.engines.Engine.score` gives them.
+    """
 
     sequences: list[TokenSequence]
-    batches: list[tuple[list[int], HostTopK]]
+    scored: list[tuple[Sequence[int], TopK]]
 
     @property
     def vocab_size(self) -> int:
         """V, the length of the teacher's logit vectors."""
-        return self.batches[0][1].targets.vocab_size
+        return self.scored[0][1].vocab_size
 
 
 def assemble(
@@ -38,12 +43,13 @@ def assemble(
     """The shard's arrays, and the number of positions left out because their logits weren't finite.
 
     Args:
-        computed: the batches.
+        computed: the shard's sequences and targets.
         where: names a sequence of the shard, for the error.
         skip_non_finite: leave such positions out, and sequences that have no others; None if nothing stays.
 
     Raises:
         NonFiniteLogitsError: names the sequence and the position.
+        ModelError: the engine did not give each sequence once, with a row for each position that has a target.
     """
     parts = _by_sequence(computed)
     sequences: list[TokenSequence] = []
@@ -73,15 +79,21 @@ def _select(targets: TopK, keep_M: NDArray[np.bool_]) -> TopK:
 
 
 def _by_sequence(computed: Computed) -> list[TopK]:
+    counts = [int(np.count_nonzero(sequence.target_mask_L)) for sequence in computed.sequences]
+    given = sorted(s for which, _ in computed.scored for s in which)
+    rows = sum(len(targets) for _, targets in computed.scored)
+    if given != list(range(len(counts))) or rows != sum(counts):
+        raise ModelError(
+            f"the engine gave {rows} rows of targets for {len(given)} sequences; it was asked for {sum(counts)} rows "
+            f"for {len(counts)}"
+        )
     parts: dict[int, TopK] = {}
-    for members, host in computed.batches:
-        targets = host.wait()
+    for which, targets in computed.scored:
         start = 0
-        for s in members:
-            stop = start + int(np.count_nonzero(computed.sequences[s].target_mask_L))
-            parts[s] = targets[start:stop]
-            start = stop
-    return [parts[s] for s in range(len(computed.sequences))]
+        for s in which:
+            parts[s] = targets[start : start + counts[s]]
+            start += counts[s]
+    return [parts[s] for s in range(len(counts))]
 
 
 def _arrays(sequences: Sequence[TokenSequence], targets: TopK) -> ShardArrays:

@@ -14,11 +14,12 @@ import numpy as np
 from logitcache.data import Tally, TokenSequence
 from logitcache.dump.assemble import assemble
 from logitcache.dump.config import DumpConfig, make_config
-from logitcache.dump.plan import Plan, cut_into_batches
-from logitcache.dump.run import load_teacher, new_plan, prepare_output
+from logitcache.dump.engine import check_engine, open_teacher
+from logitcache.dump.plan import Plan
+from logitcache.dump.run import new_plan, prepare_output
 from logitcache.dump.settings import Job, resolve
 from logitcache.dump.worker import compute
-from logitcache.engines.tensor_parallel import team
+from logitcache.engines import Engine, team
 from logitcache.errors import OutputExistsError
 from logitcache.format.formats import encode_shard
 from logitcache.models.teacher import choose_device
@@ -46,7 +47,7 @@ class DryRun:
         rows, empty_rows: rows of the input, and those of them that are left out.
         tally: what happened to the rows, as :meth:`logitcache.data.Tally.to_json` gives it.
         sequences, tokens, targets, shards: of the whole cache; with ``generate``, if every answer is as long as may be.
-        filling: tokens computed only to fill batches up, as a share of all that are computed.
+        filling: padding, as a share of all tokens that are computed.
         bytes_per_target, bytes: estimated from one small shard; larger shards compress a little better.
         tokens_per_second, seconds: measured here, of one worker; ``seconds`` is for all workers together at this rate.
         workers: what each begins with.
@@ -73,6 +74,7 @@ def plan_dump(config: DumpConfig | None = None, /, *, report: Report = silent, *
     Args and errors are those of :func:`logitcache.dump`; the output isn't touched.
     """
     config = config or make_config(settings)
+    check_engine(config)
     if prepare_output(config.out, dry=True) is not None:
         raise OutputExistsError(f"output {config.out} already holds a finished cache")
     # The processes of a split teacher all do the same here, each for itself.
@@ -84,12 +86,9 @@ def plan_dump(config: DumpConfig | None = None, /, *, report: Report = silent, *
 
 
 def _estimate(job: Job, plan: Plan) -> DryRun:
-    tokens_per_second, bytes_per_target = _measure(job, plan)
-    assert job.config.batch_tokens is not None
-    computed = 0
-    for shard in range(len(plan)):
-        lengths = plan.shard_lengths(shard)
-        computed += sum(len(batch) * lengths[batch[0]] for batch in cut_into_batches(lengths, job.config.batch_tokens))
+    engine = open_teacher(job)
+    tokens_per_second, bytes_per_target = _measure(engine, job, plan)
+    computed = sum(engine.computed_tokens(plan.shard_lengths(shard)) for shard in range(len(plan)))
     tally = Tally.from_json(plan.tally)
     seconds = plan.tokens / tokens_per_second / job.config.world_size
     return DryRun(
@@ -109,8 +108,8 @@ def _estimate(job: Job, plan: Plan) -> DryRun:
     )
 
 
-def _measure(job: Job, plan: Plan) -> tuple[float, float]:
-    teacher = load_teacher(job)
+def _measure(engine: Engine, job: Job, plan: Plan) -> tuple[float, float]:
+    """Tokens a second, and bytes of a target."""
     sample: list[TokenSequence] = []
     tokens = 0
     for sequence in plan.shard_sequences(0):
@@ -119,11 +118,9 @@ def _measure(job: Job, plan: Plan) -> tuple[float, float]:
             break
         sample.append(sequence)
         tokens += length
-    teacher.topk(sample[:1]).wait()
+    list(engine.score(sample[:1]))
     started = time.perf_counter()
-    computed = compute(teacher, sample, job.config)
-    for _, targets in computed.batches:
-        targets.wait()
+    computed = compute(engine, sample, job.config.generate)
     rate = tokens / (time.perf_counter() - started)
     arrays, _ = assemble(computed, plan.where, skip_non_finite=job.config.skip_non_finite)
     if arrays is None:

@@ -13,7 +13,6 @@ from logitcache.dump.corpus import special_tokens
 from logitcache.dump.descriptors import read_descriptor
 from logitcache.dump.plan import Plan
 from logitcache.dump.settings import Job
-from logitcache.engines.transformers_engine import TransformersTeacher
 from logitcache.errors import NonFiniteLogitsError, StorageError
 from logitcache.format.calibrate import Calibration
 from logitcache.format.manifest import MANIFEST_NAME, Provenance, Teacher
@@ -83,7 +82,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
             revision=job.files.revision,
             weights_digest=settings["weights_digest"],
             dtype=str(DTYPES[config.dtype]).removeprefix("torch."),
-            engine=TransformersTeacher.engine,
+            engine=config.engine,
         ),
         tokenizer_digest=settings["tokenizer_digest"],
         corpus_digest=plan.corpus_digest,

@@ -119,22 +119,6 @@ def cut_into_shards(lengths_S: NDArray[np.int64], shard_tokens: int) -> NDArray[
     return np.asarray(bounds, dtype=np.int64)
 
 
-def cut_into_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Group a shard's sequences for the forward pass, longest first, by tokens including the filling.
-
-    Returns:
-        Lists of sequence indices. Sequences of nearly equal length share a batch, so little is filled up.
-    """
-    order = sorted(range(len(lengths)), key=lambda s: (-lengths[s], s))
-    batches: list[list[int]] = []
-    for s in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(s)
-        else:
-            batches.append([s])
-    return batches
-
-
 def load_plan(root: Path) -> Plan | None:
     """The plan of an unfinished dump; None if there is none yet.
 

@@ -6,7 +6,6 @@ import threading
 import warnings
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ from logitcache.data import Tally
 from logitcache.data.tally import EMPTY
 from logitcache.dump.config import DumpConfig, make_config
 from logitcache.dump.corpus import Corpus
+from logitcache.dump.engine import check_engine, open_teacher
 from logitcache.dump.finalise import clear_scratch, finalise
 from logitcache.dump.plan import Plan, load_plan, make_plan
 from logitcache.dump.settings import Job, Stamps, check_resume, resolve, settings_of
 from logitcache.dump.signals import stop_on_signal
 from logitcache.dump.worker import Worker
-from logitcache.engines.tensor_parallel import Team, team
-from logitcache.engines.transformers_engine import TransformersTeacher
+from logitcache.engines import Team, team
 from logitcache.errors import ConfigError, DumpInterruptedError, LogitCacheWarning, OutputExistsError, StorageError
 from logitcache.format.manifest import MANIFEST_NAME
-from logitcache.models import device_of
-from logitcache.models.teacher import DTYPES, choose_device, load_model
+from logitcache.models.teacher import choose_device
 from logitcache.utils.atomic import write_atomically
 from logitcache.utils.files import SCRATCH_DIR, storage_error
 from logitcache.utils.progress import Report, silent
@@ -56,6 +54,7 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
         config = make_config(settings)
     elif settings:
         raise ConfigError("give either a DumpConfig or its fields as keywords, not both")
+    check_engine(config)
     split, device = config.tensor_parallel, choose_device(config.device)
     with stop_on_signal() as stop, team(split, device.type) as processes:
         if processes.follows:
@@ -76,7 +75,7 @@ def _lead(config: DumpConfig, processes: Team, report: Report, stop: threading.E
     job = _as_planned(job, plan, config)
     check_resume(plan.settings, settings_of(job, Stamps.from_json(plan.stamps)), config.out)
     if not config.finalize:
-        Worker(config.out, plan, job.config, lambda: processes.teacher(lambda: load_teacher(job)), report, stop).run()
+        Worker(config.out, plan, job.config, lambda: processes.engine(lambda: open_teacher(job)), report, stop).run()
     finalise(job, plan)
     return open_cache(config.out)
 
@@ -88,7 +87,7 @@ def _follow(config: DumpConfig, processes: Team) -> Cache:
         DumpInterruptedError: that process was told to stop.
     """
     job = resolve(config, processes.size)
-    processes.follow(lambda: load_teacher(job))
+    processes.follow(lambda: open_teacher(job))
     if not (config.out / MANIFEST_NAME).exists():
         raise DumpInterruptedError("the process that leads has stopped on request")
     return open_cache(config.out)
@@ -211,31 +210,6 @@ def _remove_if_empty(out: Path, existed: bool) -> None:
         (out / SCRATCH_DIR).rmdir()
         if not existed:
             out.rmdir()
-
-
-def load_teacher(job: Job) -> TransformersTeacher:
-    """The teacher's weights, and those of the reference if there is one."""
-    config = job.config
-    load = partial(
-        load_model,
-        dtype=DTYPES[config.dtype],
-        attention=config.attention,
-        trust_remote_code=config.trust_remote_code,
-    )
-    model = load(job.files, device=job.device, device_map=config.device_map, tensor_parallel=config.tensor_parallel)
-    # A student is small: each process of a split teacher has it whole.
-    reference = None
-    if job.reference is not None:
-        reference = load(job.reference, device=device_of(model))
-    return TransformersTeacher(
-        model,
-        top_k=config.top_k,
-        tail_samples=config.tail_samples,
-        reference=reference,
-        candidates=config.candidates,
-        statistics=config.statistics,
-        halve=not config.tensor_parallel,
-    )
 
 
 def config_yaml(config: DumpConfig) -> str:

@@ -15,9 +15,9 @@ from logitcache.dump.assemble import Computed
 from logitcache.dump.claims import Claim, try_claim
 from logitcache.dump.config import DumpConfig
 from logitcache.dump.descriptors import read_descriptor
-from logitcache.dump.plan import Plan, cut_into_batches
+from logitcache.dump.plan import Plan
 from logitcache.dump.writer import ShardWriter
-from logitcache.engines.tensor_parallel import Teacher
+from logitcache.engines import Engine, Generation
 from logitcache.errors import DumpInterruptedError, LogitCacheWarning, StorageError
 from logitcache.format.manifest import MANIFEST_NAME
 from logitcache.utils.files import SCRATCH_DIR
@@ -31,35 +31,31 @@ class LowMassWarning(LogitCacheWarning):
 
 
 def compute(
-    teacher: Teacher,
+    engine: Engine,
     sequences: list[TokenSequence],
-    config: DumpConfig,
+    generation: Generation | None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Computed:
-    """Answers, if they are wanted, and targets, in batches that depend on the sequences alone.
+    """A shard's sequences, answered if that is wanted, and their targets.
 
     Args:
-        advance: told the number of tokens after each batch.
+        engine: computes them.
+        sequences: of the plan.
+        generation: how the engine answers them first; None leaves them as they are.
+        advance: told the number of tokens after each batch. With answers only those count: they take nearly all time.
     """
-    assert config.batch_tokens is not None
-    if config.generate is not None:
+    if generation is not None:
         answered: dict[int, TokenSequence] = {}
-        lengths = [len(prompt.token_ids_L) + config.reserved for prompt in sequences]
-        for members in cut_into_batches(lengths, config.batch_tokens):
-            answered |= zip(members, teacher.answer([sequences[s] for s in members], config.generate), strict=True)
-            advance(sum(lengths[s] for s in members))
+        for which, answers in engine.answer(sequences, generation):
+            answered |= zip(which, answers, strict=True)
+            advance(sum(len(sequences[s].token_ids_L) + generation.max_new_tokens for s in which))
         sequences = [answered[s] for s in range(len(sequences))]
-        advance = _told_already
-    lengths = [len(sequence.token_ids_L) for sequence in sequences]
-    batches = []
-    for members in cut_into_batches(lengths, config.batch_tokens):
-        batches.append((members, teacher.topk([sequences[s] for s in members])))
-        advance(sum(lengths[s] for s in members))
-    return Computed(sequences, batches)
-
-
-def _told_already(tokens: int) -> None:
-    """Answering takes nearly all the time; the pass that follows isn't counted again."""
+    scored = []
+    for which, targets in engine.score(sequences):
+        scored.append((which, targets))
+        if generation is None:
+            advance(sum(len(sequences[s].token_ids_L) for s in which))
+    return Computed(sequences, scored)
 
 
 class Worker:
@@ -69,7 +65,7 @@ class Worker:
         root: the output.
         plan: what there is to do.
         config: resolved settings.
-        load_teacher: called once, when there is something to compute.
+        open_teacher: gives the engine; called once, when there is something to compute.
         report: progress in tokens.
         stop: set when the worker should end at the next shard.
     """
@@ -79,18 +75,18 @@ class Worker:
         root: Path,
         plan: Plan,
         config: DumpConfig,
-        load_teacher: Callable[[], Teacher],
+        open_teacher: Callable[[], Engine],
         report: Report,
         stop: threading.Event,
     ) -> None:
         self._root = root
         self._plan = plan
         self._config = config
-        self._load_teacher = load_teacher
+        self._open_teacher = open_teacher
         self._report = report
         self._stop = stop
-        self._teacher: Teacher | None = None
-        self._at_hand = 0
+        self._engine: Engine | None = None
+        self._in_progress = 0
         first = config.rank * len(plan) // config.world_size
         self._order = [*range(first, len(plan)), *range(first)]
         self._missing = set(self._order)
@@ -105,7 +101,7 @@ class Worker:
         """
         while not self._finished():
             if not self._pass():
-                # What is missing is in other hands; if one of them dies, its claim is free again.
+                # Other workers have claimed what is missing. If one of them dies, its claim is free again.
                 self._stop.wait(_WAIT_SECONDS)
             if self._stop.is_set() and not self._finished():
                 done = len(self._plan) - len(self._missing)
@@ -115,7 +111,7 @@ class Worker:
                 )
 
     def _finished(self) -> bool:
-        """Look again at what is missing; other workers may have been at it."""
+        """Look again at what is missing: other workers may have done some of it."""
         if (self._root / MANIFEST_NAME).exists():
             return True
         for index in [i for i in self._missing if read_descriptor(self._root, i) is not None]:
@@ -167,14 +163,15 @@ class Worker:
         return claim
 
     def _compute(self, index: int) -> Computed:
-        if self._teacher is None:
-            self._teacher = self._load_teacher()
-        self._at_hand = 0
-        computed = compute(self._teacher, self._plan.shard_sequences(index), self._config, self._advance)
+        if self._engine is None:
+            self._engine = self._open_teacher()
+        self._in_progress = 0
+        sequences = self._plan.shard_sequences(index)
+        computed = compute(self._engine, sequences, self._config.generate, self._advance)
         self._drop(index)
-        self._at_hand = 0
+        self._in_progress = 0
         if index == 0:
-            self._check_mass(computed)
+            self._check_mass(self._engine, computed)
         return computed
 
     def _drop(self, index: int) -> None:
@@ -183,27 +180,27 @@ class Worker:
             self._missing_tokens -= self._plan.shard_tokens(index)
 
     def _advance(self, tokens: int) -> None:
-        self._at_hand += tokens
+        self._in_progress += tokens
         self._report_progress()
 
     def _report_progress(self) -> None:
-        done = self._plan.tokens - self._missing_tokens + self._at_hand
+        done = self._plan.tokens - self._missing_tokens + self._in_progress
         self._report("dump", done, self._plan.tokens, "tokens")
 
-    def _check_mass(self, computed: Computed) -> None:
-        """Warn when K covers little of what the teacher means; measured on the first shard."""
-        assert self._teacher is not None
-        found = [host.wait() for _, host in computed.batches]
+    def _check_mass(self, engine: Engine, computed: Computed) -> None:
+        """Warn when the top K hold little of the teacher's probability; measured on the first shard."""
+        found = [targets for _, targets in computed.scored]
         ranked, beyond = found[0].ranked, found[0].k - found[0].ranked
         residual = torch.cat([targets.top(ranked).residual_logprob for targets in found])
         mass = float(-torch.expm1(residual.double()).mean())
         if not mass < self._config.min_mass:  # NaN included: the writer reports that by position
             return
-        members = computed.batches[0][0]
-        needed = self._teacher.k_for_mass([computed.sequences[s] for s in members[:1]], self._config.min_mass)
+        longest = max(computed.sequences, key=lambda sequence: len(sequence.token_ids_L))
+        needed = engine.k_for_mass(longest, self._config.min_mass)
+        larger = "a larger --top-k" if needed is None else f"--top-k {needed + beyond}"
         warnings.warn(
             f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need "
-            f"--top-k {needed + beyond}. A loss over the top few, such as BiLD, may not mind",
+            f"{larger}. A loss over the top few, such as BiLD, may not mind",
             LowMassWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The transformers engine: batches of token ids to top-k targets, without ever holding ``[tokens, vocabulary]``.
+"""The transformers engine: token ids to top-k targets, without ever holding ``[tokens, vocabulary]``.
 
 Shape legend: B sequences of a batch, L tokens of the longest, N positions that have targets, C of them in one chunk,
 D hidden width, E that of the reference, V and W vocabularies, K entries kept.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,58 +19,84 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import TokenSequence
+from logitcache.engines.base import Capabilities, Engine, EngineInfo, EngineSettings
+from logitcache.engines.batch_size import CPU_TOKENS
+from logitcache.engines.batches import cut_into_batches, pad
 from logitcache.engines.generate import Generation, answer, heeds_padding
+from logitcache.engines.host import HostTopK, to_host
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
+from logitcache.models.teacher import load_model
 from logitcache.targets.topk import TopK
 
+NAME = "transformers"
+#: What it can do, whatever the model.
+CAN = Capabilities(
+    statistics=True, tail_samples=True, candidates=True, generation=True, tensor_parallel=True, reproducible=True
+)
 #: Bytes of one chunk's logits in float32: a GPU wants more work in a call than a CPU.
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 
-@dataclass(frozen=True, eq=False)
-class HostTopK:
-    """A batch's targets on their way to the host; ``wait`` before reading ``targets``."""
+def open_transformers(settings: EngineSettings) -> TransformersEngine:
+    """The teacher's weights, and those of the reference if there is one.
 
-    targets: TopK
-    event: Any | None
+    Raises:
+        ModelError: the files don't make a causal language model, or don't fit on the device.
+    """
+    load = partial(
+        load_model,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    model = load(
+        settings.teacher,
+        device=settings.device,
+        device_map=settings.device_map,
+        tensor_parallel=settings.tensor_parallel,
+    )
+    # A reference is small: each process of a split teacher has it whole.
+    reference = None
+    if settings.reference is not None:
+        reference = load(settings.reference, device=device_of(model))
+    return TransformersEngine(
+        model,
+        top_k=settings.top_k,
+        batch_tokens=settings.batch_tokens,
+        tail_samples=settings.tail_samples,
+        reference=reference,
+        candidates=settings.candidates,
+        statistics=settings.statistics,
+        halve=not settings.tensor_parallel,
+    )
 
-    def wait(self) -> TopK:
-        """The targets, once the copies have arrived."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.targets
 
-
-def _joined(first: HostTopK, second: HostTopK) -> HostTopK:
-    return HostTopK(TopK.cat([first.wait(), second.wait()]), None)
-
-
-class TransformersTeacher:
-    """A loaded causal language model that answers with top-k targets.
+class TransformersEngine(Engine):
+    """A causal language model of transformers, in this process.
 
     Args:
-        model: from :func:`logitcache.engines.load_model`.
+        model: from :func:`logitcache.models.teacher.load_model`.
         top_k: K.
-        tail_samples: how many of them are drawn from what the others leave out, the same ones for the same sequence.
-        reference: another loaded model over the same tokens, whose best ids beyond the top are kept, too.
+        batch_tokens: tokens of one forward pass, padding included.
+        tail_samples: how many of the K are drawn from all ids below the others, the same ones for the same sequence.
+        reference: another loaded model over the same tokens, whose preferred ids below the top are kept.
         candidates: how many of the K those are.
-        statistics: also keep the log-partition and the logits' standard deviation.
+        statistics: also give the log-partition and the logits' standard deviation.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
 
     Raises:
-        ModelError: the model does not predict the next token from those before, or has fewer words than K.
+        ModelError: the model does not predict the next token from those before, or has fewer ids than K.
     """
 
-    engine = "transformers"
     head: Head
-    vocab_size: int
 
     def __init__(
         self,
         model: Any,
         *,
         top_k: int,
+        batch_tokens: int = CPU_TOKENS,
         tail_samples: int = 0,
         reference: Any | None = None,
         candidates: int = 0,
@@ -80,6 +106,7 @@ class TransformersTeacher:
         self._model = model
         self.head = check_language_model(model, "teacher", _name(model))
         self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
+        self._batch_tokens = batch_tokens
         self._reference = None if reference is None else check_language_model(reference, "reference", _name(reference))
         heads = [self.head] if self._reference is None else [self.head, self._reference]
         costs = [head.cost for head in heads if head.cost]
@@ -92,17 +119,45 @@ class TransformersTeacher:
         self._halve = halve
         self._heeds_padding: bool | None = None  # found out when prompts are to be answered
         self._device = device_of(model)
-        self.vocab_size = self.head.vocab_size
-        if top_k > self.vocab_size:
-            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {self.vocab_size} words")
+        vocab_size = self.head.vocab_size
+        self._info = EngineInfo(NAME, vocab_size, str(model.dtype).removeprefix("torch."), CAN)
+        if top_k > vocab_size:
+            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {vocab_size} words")
         chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
-        self._chunk_rows = max(1, chunk_bytes // (4 * self.vocab_size))
+        self._chunk_rows = max(1, chunk_bytes // (4 * vocab_size))
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def score(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[Sequence[int], TopK]]:
+        """See :meth:`Engine.score`. A batch is given when the next one has been started."""
+        started: tuple[list[int], HostTopK] | None = None
+        for which in self._batches(sequences):
+            before, started = started, (which, self._start([sequences[s] for s in which]))
+            if before is not None:
+                yield before[0], before[1].wait()
+        if started is not None:
+            yield started[0], started[1].wait()
+
+    def answer(
+        self, prompts: Sequence[TokenSequence], generation: Generation
+    ) -> Iterator[tuple[Sequence[int], Sequence[TokenSequence]]]:
+        """See :meth:`Engine.answer`. A batch that doesn't fit in memory is answered in two halves."""
+        for which in self._batches(prompts, generation.max_new_tokens):
+            yield which, self._answer([prompts[s] for s in which], generation)
+
+    def computed_tokens(self, lengths: Sequence[int]) -> int:
+        return sum(len(which) * lengths[which[0]] for which in cut_into_batches(lengths, self._batch_tokens))
+
+    def _batches(self, sequences: Sequence[TokenSequence], reserved: int = 0) -> list[list[int]]:
+        return cut_into_batches([len(sequence.token_ids_L) + reserved for sequence in sequences], self._batch_tokens)
 
     @torch.inference_mode()
-    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK:
-        """Targets of every position that the sequences' masks mark, sequence after sequence.
+    def _start(self, batch: Sequence[TokenSequence]) -> HostTopK:
+        """Targets of every position that the sequences' masks mark, sequence after sequence, on their way to the host.
 
-        Shorter sequences are filled up on the right: attention is causal, so no real token sees the filling, and no
+        Shorter sequences are padded on the right: attention is causal, so no real token sees the padding, and no
         attention mask is needed.
 
         When memory runs out the batch is computed in two halves. Kernels may round differently for another batch
@@ -117,11 +172,12 @@ class TransformersTeacher:
                 raise ModelError(_too_large(batch)) from error
             torch.cuda.empty_cache()
             middle = len(batch) // 2
-            return _joined(self.topk(batch[:middle]), self.topk(batch[middle:]))
-        return _to_host(targets)
+            halves = [self._start(half).wait() for half in (batch[:middle], batch[middle:])]
+            return HostTopK(TopK.cat(halves), None)
+        return to_host(targets)
 
-    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
-        """Prompts with the teacher's answers; when memory runs out they are answered in two halves.
+    def _answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+        """One batch of prompts with their answers.
 
         Raises:
             ModelError: no room for a single prompt.
@@ -135,15 +191,15 @@ class TransformersTeacher:
                 raise ModelError(f"{_too_large(prompts)}, or --max-new-tokens") from error
             torch.cuda.empty_cache()
             middle = len(prompts) // 2
-            return self.answer(prompts[:middle], generation) + self.answer(prompts[middle:], generation)
+            return self._answer(prompts[:middle], generation) + self._answer(prompts[middle:], generation)
 
     @torch.inference_mode()
-    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
-        """The K whose top entries cover ``mass`` of the probability on average over (at most 128) positions."""
-        input_ids_BL, index_N = pad(batch)
+    def k_for_mass(self, sequence: TokenSequence, mass: float) -> int:
+        """See :meth:`Engine.k_for_mass`; at most 128 positions are looked at."""
+        input_ids_BL, index_N = pad([sequence])
         some = index_N[:: max(1, len(index_N) // 128)][:128]
         hidden_ND = self.head.hidden_at(input_ids_BL.to(self._device), some.to(self._device))
-        covered_V = torch.zeros(self.vocab_size, dtype=torch.float64, device=self._device)
+        covered_V = torch.zeros(self.head.vocab_size, dtype=torch.float64, device=self._device)
         for hidden_CD in torch.split(hidden_ND, self._chunk_rows):
             probs_CV = self.head.logits(hidden_CD).float().softmax(1)
             covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
@@ -153,7 +209,7 @@ class TransformersTeacher:
         hidden_ND = self._hidden(self.head, batch)
         liked_NE = None if self._reference is None else self._hidden(self._reference, batch)
         draws_N = torch.from_numpy(np.concatenate([_draws(sequence) for sequence in batch])).to(hidden_ND.device)
-        parts = [slice(start, start + self._chunk_rows) for start in range(0, len(hidden_ND), self._chunk_rows)]
+        parts = [slice(start, start + self._chunk_rows) for start in range(0, max(1, len(hidden_ND)), self._chunk_rows)]
         return TopK.cat(
             [
                 self._head_chunk(hidden_ND[part], draws_N[part], None if liked_NE is None else liked_NE[part])
@@ -201,31 +257,3 @@ def _too_large(batch: Sequence[TokenSequence]) -> str:
     if len(batch) == 1:
         return f"out of memory on a single sequence of {longest} tokens: lower --max-length"
     return f"out of memory on {len(batch)} sequences of up to {longest} tokens: lower --batch-tokens or --max-length"
-
-
-def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
-    """``[B, L]`` token ids filled up on the right, and the flat indices ``[N]`` of positions that have targets."""
-    longest = max(len(sequence.token_ids_L) for sequence in batch)
-    input_ids_BL = np.empty((len(batch), longest), dtype=np.int64)
-    indices: list[NDArray[np.int64]] = []
-    for row, sequence in enumerate(batch):
-        length = len(sequence.token_ids_L)
-        input_ids_BL[row, :length] = sequence.token_ids_L
-        # Any word will do; some models warn when they see their padding token without a mask, so repeat the last one.
-        input_ids_BL[row, length:] = sequence.token_ids_L[-1]
-        indices.append(np.flatnonzero(sequence.target_mask_L) + row * longest)
-    return torch.from_numpy(input_ids_BL), torch.from_numpy(np.concatenate(indices))
-
-
-def _to_host(targets: TopK) -> HostTopK:
-    """Start copying to pinned memory, so that the device goes on with the next batch meanwhile."""
-    if targets.ids.device.type != "cuda":
-        return HostTopK(targets.to("cpu"), None)
-
-    def pinned(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-    copied = targets._map(pinned)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return HostTopK(copied, event)

@@ -20,7 +20,7 @@ from transformers import (
 
 import logitcache as lc
 from logitcache.dump import LowMassWarning, config_path, plan_dump
-from logitcache.engines.transformers_engine import TransformersTeacher
+from logitcache.engines.transformers_engine import TransformersEngine
 from logitcache.losses.tail import estimated
 
 pytestmark = pytest.mark.integration
@@ -236,16 +236,16 @@ def test_dry_run_writes_nothing_and_tells_the_truth(
 def test_batch_that_does_not_fit_is_halved(
     tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = TransformersTeacher._run
+    real = TransformersEngine._run
 
-    def small(self: TransformersTeacher, batch: Any) -> lc.TopK:
+    def small(self: TransformersEngine, batch: Any) -> lc.TopK:
         if len(batch) > 1:
             raise torch.OutOfMemoryError
         return real(self, batch)
 
     settings: dict[str, Any] = TINY | {"teacher": str(tiny_llama_dir), "data": mixed_rows[:1]}
     roomy = lc.dump(**settings, out=tmp_path / "roomy")
-    monkeypatch.setattr(TransformersTeacher, "_run", small)
+    monkeypatch.setattr(TransformersEngine, "_run", small)
     tight = lc.dump(**settings, out=tmp_path / "tight")
     assert roomy.manifest.totals.targets == tight.manifest.totals.targets
     check_every_row(tight, tiny_llama_dir, noise=1e-4)

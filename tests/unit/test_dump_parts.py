@@ -17,7 +17,6 @@ from logitcache.dump.assemble import Computed, assemble
 from logitcache.dump.claims import try_claim
 from logitcache.dump.descriptors import Descriptor, descriptor_name, read_descriptor, write_descriptor
 from logitcache.dump.settings import Stamps
-from logitcache.engines.transformers_engine import HostTopK
 from logitcache.errors import ConfigError, NonFiniteLogitsError
 from logitcache.targets.topk import TopK
 
@@ -37,7 +36,7 @@ def computed(lengths: list[int], batches: list[list[int]], poison: tuple[int, in
             logits[row, (3 * s + t) % V] = 5.0
             if (s, t) == poison:
                 logits[row, 4] = float("nan")
-        results.append((members, HostTopK(TopK.from_logits(logits, K), None)))
+        results.append((members, TopK.from_logits(logits, K)))
     return Computed(sequences, results)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcache.dump.plan import cut_into_batches, cut_into_shards
+from logitcache.dump.plan import cut_into_shards
+from logitcache.engines.batches import cut_into_batches
 
 lengths_lists = st.lists(st.integers(2, 300), min_size=1, max_size=200)
 

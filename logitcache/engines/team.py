@@ -1,40 +1,34 @@
-"""One teacher over several processes, as transformers' tensor parallelism splits it: one leads, the others follow.
+"""One engine in several processes that share the teacher's weights: one process leads, the others follow.
 
 All processes hold a part of every layer, so all must run the same passes. The first process does everything that a
-dump does; before each pass it tells the others which. They run it, drop the result, and wait for the next.
+dump does. Before each call it tells the others which; they do the same, drop the result, and wait for the next.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from torch import distributed
 
 from logitcache.data import TokenSequence
+from logitcache.engines.base import Engine, EngineInfo
 from logitcache.engines.generate import Generation
-from logitcache.engines.transformers_engine import HostTopK, TransformersTeacher
 from logitcache.errors import ConfigError, DumpInterruptedError
+from logitcache.targets.topk import TopK
 
 # Between two passes the leader may tokenise a corpus, or wait for other workers: longer than any usual time limit.
 _PATIENCE = timedelta(days=7)
 
 
-class Teacher(Protocol):
-    """What a dump asks of a teacher; see :class:`TransformersTeacher`."""
-
-    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK: ...
-    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]: ...
-    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int: ...
-
-
 @dataclass(frozen=True)
 class Team:
-    """The processes of one worker; alone unless a teacher is split.
+    """The processes of one worker; one alone unless a teacher is split.
 
     Attributes:
         rank: this process; 0 leads.
@@ -48,8 +42,8 @@ class Team:
     def follows(self) -> bool:
         return self.rank > 0
 
-    def teacher(self, load: Callable[[], TransformersTeacher]) -> Teacher:
-        """The leader's teacher: loaded by all, and run by all from now on."""
+    def engine(self, load: Callable[[], Engine]) -> Engine:
+        """The leader's engine: loaded by all, and run by all from now on."""
         return load() if self.size == 1 else _Leader(load)
 
     @contextmanager
@@ -69,15 +63,17 @@ class Team:
         if self.size > 1:
             _exchange(None)
 
-    def follow(self, load: Callable[[], TransformersTeacher]) -> None:
+    def follow(self, load: Callable[[], Engine]) -> None:
         """Run what the leader runs, until it is done."""
-        teacher: TransformersTeacher | None = None
+        engine: Engine | None = None
         while (command := _exchange(None)) is not None:
             name, arguments = command
             if name == "load":
-                teacher = load()
-            else:
-                getattr(teacher, name)(*arguments)
+                engine = load()
+                continue
+            result = getattr(engine, name)(*arguments)
+            if isinstance(result, Iterator):
+                deque(result, maxlen=0)  # it runs as it is read
 
 
 @contextmanager
@@ -109,21 +105,30 @@ def _exchange(command: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[A
     return box[0]
 
 
-class _Leader:
-    """A teacher that tells the followers of each call first."""
+class _Leader(Engine):
+    """An engine that tells the followers of each call first. A call's results must be read to the end."""
 
-    def __init__(self, load: Callable[[], TransformersTeacher]) -> None:
+    def __init__(self, load: Callable[[], Engine]) -> None:
         _exchange(("load", ()))
-        self._teacher = load()
+        self._engine = load()
 
-    def topk(self, batch: Sequence[TokenSequence]) -> HostTopK:
-        _exchange(("topk", (batch,)))
-        return self._teacher.topk(batch)
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
 
-    def answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
+    def score(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[Sequence[int], TopK]]:
+        _exchange(("score", (sequences,)))
+        yield from self._engine.score(sequences)
+
+    def answer(
+        self, prompts: Sequence[TokenSequence], generation: Generation
+    ) -> Iterator[tuple[Sequence[int], Sequence[TokenSequence]]]:
         _exchange(("answer", (prompts, generation)))
-        return self._teacher.answer(prompts, generation)
+        yield from self._engine.answer(prompts, generation)
 
-    def k_for_mass(self, batch: Sequence[TokenSequence], mass: float) -> int:
-        _exchange(("k_for_mass", (batch, mass)))
-        return self._teacher.k_for_mass(batch, mass)
+    def k_for_mass(self, sequence: TokenSequence, mass: float) -> int | None:
+        _exchange(("k_for_mass", (sequence, mass)))
+        return self._engine.k_for_mass(sequence, mass)
+
+    def computed_tokens(self, lengths: Sequence[int]) -> int:
+        return self._engine.computed_tokens(lengths)

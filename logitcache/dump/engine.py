@@ -1,0 +1,50 @@
+"""The engine of a dump: asked early whether it can do what is wanted, and opened when there is something to compute."""
+
+from __future__ import annotations
+
+from logitcache.dump.config import DumpConfig
+from logitcache.dump.settings import Job
+from logitcache.engines import Capabilities, Engine, EngineSettings, check_capabilities, open_engine
+from logitcache.models.teacher import DTYPES
+
+
+def check_engine(config: DumpConfig) -> None:
+    """Refuse what the engine can't do, before anything is read.
+
+    Raises:
+        ConfigError: names the flag; or there is no such engine.
+    """
+    wanted = Capabilities(
+        statistics=config.statistics,
+        tail_samples=config.tail_samples > 0,
+        candidates=config.candidates > 0,
+        generation=config.generate is not None,
+        tensor_parallel=config.tensor_parallel,
+    )
+    check_capabilities(config.engine, wanted)
+
+
+def open_teacher(job: Job) -> Engine:
+    """The job's engine, with the teacher loaded.
+
+    Raises:
+        ConfigError, ModelError: the engine can't do what is asked, or the teacher can't be used.
+    """
+    config = job.config
+    assert config.batch_tokens is not None
+    settings = EngineSettings(
+        teacher=job.files,
+        top_k=config.top_k,
+        device=job.device,
+        dtype=DTYPES[config.dtype],
+        batch_tokens=config.batch_tokens,
+        tail_samples=config.tail_samples,
+        reference=job.reference,
+        candidates=config.candidates,
+        statistics=config.statistics,
+        device_map=config.device_map,
+        tensor_parallel=config.tensor_parallel,
+        attention=config.attention,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return open_engine(config.engine, settings, generation=config.generate is not None)

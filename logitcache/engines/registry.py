@@ -1,0 +1,105 @@
+"""Engines by name, and what an engine can't do refused before it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from logitcache.engines.base import Capabilities, Engine, EngineFactory, EngineSettings
+from logitcache.engines.transformers_engine import CAN, NAME, open_transformers
+from logitcache.errors import ConfigError, ModelError
+from logitcache.utils.registry import Registry
+
+#: Packages offer engines by entry points of this group; each names an :class:`EngineFactory`.
+GROUP = "logitcache.engines"
+
+#: What may be asked for, and the flag that asks for it.
+_FLAGS = {
+    "statistics": "--statistics",
+    "tail_samples": "--tail-samples",
+    "candidates": "--reference",
+    "generation": "--generate",
+    "tensor_parallel": "--tensor-parallel",
+}
+
+
+def _check(name: str, value: Any) -> EngineFactory:
+    if not isinstance(value, EngineFactory):
+        raise ConfigError(f"an engine is registered as an EngineFactory, and this is {value!r}")
+    return value
+
+
+_ENGINES: Registry[EngineFactory] = Registry("engine", GROUP, _check)
+
+
+def register(name: str, factory: EngineFactory) -> None:
+    """Let ``--engine`` and ``DumpConfig.engine`` take another engine.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    _ENGINES.register(name, factory)
+
+
+def names() -> list[str]:
+    """The name of every engine."""
+    return _ENGINES.names()
+
+
+def get(name: str) -> EngineFactory:
+    """How the engine of this name is made.
+
+    Raises:
+        ConfigError: there is none, or its package can't be imported.
+    """
+    return _ENGINES.get(name)
+
+
+def check_capabilities(name: str, wanted: Capabilities) -> None:
+    """Refuse what the engine of this name can't do, before anything is loaded.
+
+    Raises:
+        ConfigError: names the flag; or there is no such engine.
+    """
+    _refuse(name, get(name).can, wanted)
+
+
+def open_engine(name: str, settings: EngineSettings, *, generation: bool = False) -> Engine:
+    """The engine of this name, with its teacher loaded.
+
+    Args:
+        name: as registered.
+        settings: what is asked of it.
+        generation: it will be asked for answers.
+
+    Raises:
+        ConfigError: there is none, or it can't do what the settings ask.
+        ModelError: the teacher can't be used.
+    """
+    wanted = Capabilities(
+        statistics=settings.statistics,
+        tail_samples=settings.tail_samples > 0,
+        candidates=settings.candidates > 0,
+        generation=generation,
+        tensor_parallel=settings.tensor_parallel,
+    )
+    check_capabilities(name, wanted)
+    engine = get(name).open(settings)
+    info = engine.info
+    if info.name != name:
+        raise ConfigError(f"the engine {name} calls itself {info.name}: a cache could not say what made it")
+    _refuse(name, info.can, wanted)
+    if settings.top_k > info.vocab_size:
+        raise ModelError(f"top-k {settings.top_k} is more than the teacher's vocabulary of {info.vocab_size} words")
+    return engine
+
+
+def _refuse(name: str, can: Capabilities, wanted: Capabilities) -> None:
+    lacking = [flag for what, flag in _FLAGS.items() if getattr(wanted, what) and not getattr(can, what)]
+    if lacking:
+        raise ConfigError(
+            f"the engine {name} has nothing for {', '.join(lacking)}: leave {'it' if len(lacking) == 1 else 'them'} "
+            "out, or take another --engine"
+        )
+
+
+register(NAME, EngineFactory(open_transformers, CAN))

@@ -1,0 +1,100 @@
+"""Things by name: those of logitcache, those that a program registers, and those of installed packages.
+
+A package offers one by an entry point. It is imported when somebody asks for it by name, and not before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from logitcache.errors import ConfigError, LogitCacheWarning
+from logitcache.utils.reasons import reason
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names and what they stand for.
+
+    Args:
+        kind: what is registered, for messages: loss, engine.
+        group: the group of entry points that packages use.
+        check: gives a value back if the name may stand for it; raises ConfigError if not.
+    """
+
+    def __init__(self, kind: str, group: str, check: Callable[[str, Any], T]) -> None:
+        self._kind = kind
+        self._group = group
+        self._check = check
+        self._known: dict[str, T] = {}
+        self._offers: dict[str, list[EntryPoint]] | None = None
+
+    def register(self, name: str, value: T) -> None:
+        """Let a name stand for a value.
+
+        Raises:
+            ConfigError: the name is taken, or the value isn't one of this kind.
+        """
+        if name in self._known or name in (self._offers or {}):
+            raise ConfigError(f"there is another {self._kind} {name!r} already: choose another name")
+        self._known[name] = self._check(name, value)
+
+    def names(self) -> list[str]:
+        """What is registered, in order, and then what packages offer."""
+        return list(dict.fromkeys([*self._known, *sorted(self._offered())]))
+
+    def get(self, name: str) -> T:
+        """What a name stands for.
+
+        Raises:
+            ConfigError: there is none of this name; several packages offer it; or the package can't be imported.
+        """
+        offered = self._offered()
+        if name in self._known:
+            return self._known[name]
+        if name not in offered:
+            close = difflib.get_close_matches(name, self.names(), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"there is no {self._kind} {name!r}; {hint}choose from {', '.join(self.names())}")
+        if len(offered[name]) > 1:
+            packages = " and ".join(sorted(map(_package, offered[name])))
+            raise ConfigError(f"the packages {packages} both offer the {self._kind} {name!r}: uninstall one of them")
+        self._known[name] = self._load(offered[name][0])
+        return self._known[name]
+
+    def _offered(self) -> dict[str, list[EntryPoint]]:
+        """Names that are not registered, and the packages that offer them; looked up once."""
+        if self._offers is None:
+            found: dict[str, list[EntryPoint]] = defaultdict(list)
+            for entry in entry_points(group=self._group):
+                found[entry.name].append(entry)
+            for name in found.keys() & self._known.keys():
+                for entry in found.pop(name):
+                    warnings.warn(
+                        f"the package {_package(entry)} offers the {self._kind} {name!r}, a name that is taken: it is "
+                        "not used",
+                        LogitCacheWarning,
+                        stacklevel=3,
+                    )
+            self._offers = dict(found)
+        return self._offers
+
+    def _load(self, entry: EntryPoint) -> T:
+        who = f"the {self._kind} {entry.name!r} of the package {_package(entry)}"
+        try:
+            value = entry.load()
+        except Exception as error:
+            raise ConfigError(f"{who} can't be imported: {reason(error)}") from error
+        try:
+            return self._check(entry.name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{who} can't be used: {error}") from error
+
+
+def _package(entry: EntryPoint) -> str:
+    return "(without a name)" if entry.dist is None else entry.dist.name
