@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from logitcache.cache.listing import UNCHECKED_NAMES
 from logitcache.cache.publish import remove_scratch
@@ -53,14 +54,13 @@ def claimed(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[N
         raise storage_error("write", root, error) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock_descriptor(lock.fileno(), blocking=False):
+                raise OutputExistsError(f"another process is writing a cache into {root}: wait for it")
             lock.truncate(0)
             lock.write(purpose)
             lock.flush()
             for left in mark.parent.glob(f"*{PART}"):
                 left.unlink()
-        except BlockingIOError:
-            raise OutputExistsError(f"another process is writing a cache into {root}: wait for it") from None
         except OSError as error:
             raise storage_error("write", root, error) from error
         try:

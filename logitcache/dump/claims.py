@@ -11,16 +11,9 @@ import errno
 import os
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from logitcache.utils.files import SCRATCH_DIR, storage_error
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # Windows has no flock
-
-    def flock(fd: int, operation: int, /) -> None:  # type: ignore[misc]
-        """Always granted."""
-
-    LOCK_EX = LOCK_NB = 0  # type: ignore[misc]
 
 _CLAIMS = "claims"
 
@@ -53,12 +46,14 @@ def try_claim(root: Path, name: str) -> Claim | None:
     except OSError as error:
         raise storage_error("write", path, error) from error
     try:
-        flock(handle, LOCK_EX | LOCK_NB)
-    except BlockingIOError:
+        # Not a FileLock of a path: that would make the scratch directory again after the dump has been finished.
+        held = lock_descriptor(handle, blocking=False)
+    except OSError as error:
+        held = error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # no locks on this file system: go on without
+        if not held:
+            os.close(handle)
+            raise storage_error("lock", path, error) from error
+    if not held:
         os.close(handle)
         return None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-            raise storage_error("lock", path, error) from error
-        # No locks on this file system: go on without.
     return Claim(handle)

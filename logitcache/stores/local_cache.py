@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from logitcache.errors import ConfigError
 from logitcache.stores.connect import is_offline
@@ -83,15 +84,16 @@ class LocalCache:
     def locked(self, digest: str) -> Iterator[Path]:
         """The directory, while no other process or thread writes it."""
         path = self.directory(digest).with_suffix(".lock")
+        # Without the fallback, a file system that has no locks is refused: a soft lock would outlive its process.
+        lock = FileLock(path, fallback_to_soft=False)
         try:
-            lock = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            lock.acquire()
         except OSError as error:
-            raise storage_error("write", path, error) from error
+            raise storage_error("lock", path, error) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield self.directory(digest)
         finally:
-            os.close(lock)
+            lock.release()
 
     def forget(self, digest: str) -> None:
         """Remove the small files of a cache."""
