@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from logitcache.errors import ConfigError
 from logitcache.losses.base import Loss
@@ -22,33 +21,54 @@ from logitcache.losses.residual_kl import ResidualKL
 from logitcache.losses.reverse_kl import ReverseKL
 from logitcache.losses.top_kl import TopKL
 from logitcache.losses.tvd import TVD
+from logitcache.utils.registry import Registry
 
-_LOSSES: dict[str, type[Loss]] = {
-    loss.name: loss
-    for loss in (
-        BiLD,
-        TLD,
-        SLD,
-        CrossEntropy,
-        ForwardKL,
-        ReverseKL,
-        ResidualKL,
-        TopKL,
-        JSD,
-        TVD,
-        DKD,
-        NKD,
-        NormKD,
-    )
-}
+_AnyLoss = TypeVar("_AnyLoss", bound=Loss)
+
+#: Packages offer losses by entry points of this group; each names a subclass of :class:`Loss`.
+GROUP = "logitcache.losses"
+_NAME = re.compile(r"\w+")
+
+
+def _check(name: str, loss: Any) -> type[Loss]:
+    if not (isinstance(loss, type) and issubclass(loss, Loss) and dataclasses.is_dataclass(loss)):
+        raise ConfigError(f"a loss is a dataclass that inherits from logitcache.losses.Loss, and this is {loss!r}")
+    if getattr(loss, "name", None) != name or not _NAME.fullmatch(name):
+        raise ConfigError(f"the class's own name is {getattr(loss, 'name', None)!r}; a name is letters, digits and _")
+    if lacking := sorted(getattr(loss, "__abstractmethods__", ())):
+        raise ConfigError(f"{loss.__name__} lacks the method {lacking[0]}")
+    for field in dataclasses.fields(loss):
+        if field.default is dataclasses.MISSING:
+            raise ConfigError(f"its setting {field.name} has no default")
+    return loss
+
+
+_LOSSES: Registry[type[Loss]] = Registry("loss", GROUP, _check)
 # name, optional (settings), optional =weight
 _PART = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<settings>[^()]*)\))?\s*(?:=\s*(?P<weight>[^,()\s]+))?\s*")
 _SYNTAX = 'write it like "bild", "bild=1.0,cross_entropy=0.1" or "bild(k=8,temperature=3)=1.0"'
 
 
+def register(loss: type[_AnyLoss]) -> type[_AnyLoss]:
+    """Let ``get``, ``parse``, ``linear_loss`` and ``lc.train`` take another loss; also a decorator of its class.
+
+    A package that is installed needs no call: it names the class by an entry point of the group ``logitcache.losses``,
+    under the loss's own name.
+
+    Args:
+        loss: a frozen dataclass that inherits from :class:`Loss` and whose ``name`` is free. Its fields are the
+            settings; each has a default, and ``__post_init__`` refuses values that are not allowed.
+
+    Raises:
+        ConfigError: the name is taken, or the class can't be a loss.
+    """
+    _LOSSES.register(getattr(loss, "name", ""), loss)
+    return loss
+
+
 def names() -> list[str]:
-    """The name of every loss, as ``get``, ``parse`` and ``linear_loss`` take it."""
-    return list(_LOSSES)
+    """The name of every loss, those of installed packages too, as ``get``, ``parse`` and ``linear_loss`` take it."""
+    return _LOSSES.names()
 
 
 def parameters(name: str) -> dict[str, Any]:
@@ -57,12 +77,12 @@ def parameters(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no loss of this name.
     """
-    return {field.name: field.default for field in dataclasses.fields(_find(name))}  # type: ignore[arg-type]
+    return {field.name: field.default for field in dataclasses.fields(_LOSSES.get(name))}  # type: ignore[arg-type]
 
 
 def describe(name: str) -> str:
     """A loss's documentation: its formula, and what it assumes where the targets are truncated."""
-    return (_find(name).__doc__ or "").strip()
+    return (_LOSSES.get(name).__doc__ or "").strip()
 
 
 def get(name: str, **params: Any) -> Loss:
@@ -73,7 +93,7 @@ def get(name: str, **params: Any) -> Loss:
     Raises:
         ConfigError: there is no such loss or setting, or the value isn't allowed.
     """
-    loss, allowed = _find(name), parameters(name)
+    loss, allowed = _LOSSES.get(name), parameters(name)
     for field in params:
         if field not in allowed:
             known = ", ".join(allowed) or "none"
@@ -110,7 +130,7 @@ def parse(spec: str) -> Loss:
 def resolve(loss: str | Loss, **params: Any) -> Loss:
     """A loss from a name with settings, a line of text, or a loss that is one already."""
     if isinstance(loss, str):
-        return get(loss, **params) if params or loss in _LOSSES else parse(loss)
+        return get(loss, **params) if params or loss in _LOSSES.names() else parse(loss)
     if params:
         raise ConfigError(f"{', '.join(params)}: a loss that is built already takes no more settings")
     return loss
@@ -138,9 +158,19 @@ def _value(text: str) -> int | float | str:
     return text
 
 
-def _find(name: str) -> type[Loss]:
-    if name not in _LOSSES:
-        close = difflib.get_close_matches(name, _LOSSES, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no loss {name!r}; {hint}choose from {', '.join(_LOSSES)}")
-    return _LOSSES[name]
+for _loss in (
+    BiLD,
+    TLD,
+    SLD,
+    CrossEntropy,
+    ForwardKL,
+    ReverseKL,
+    ResidualKL,
+    TopKL,
+    JSD,
+    TVD,
+    DKD,
+    NKD,
+    NormKD,
+):
+    register(_loss)
