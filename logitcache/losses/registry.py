@@ -31,13 +31,13 @@ _NAME = re.compile(r"\w+")
 
 
 def _check(name: str, loss: Any) -> type[Loss]:
-    if not (isinstance(loss, type) and issubclass(loss, Loss) and dataclasses.is_dataclass(loss)):
+    if not (isinstance(loss, type) and issubclass(loss, Loss) and hasattr(loss, "__dataclass_fields__")):
         raise ConfigError(f"a loss is a dataclass that inherits from logitcache.losses.Loss, and this is {loss!r}")
     if getattr(loss, "name", None) != name or not _NAME.fullmatch(name):
         raise ConfigError(f"the class's own name is {getattr(loss, 'name', None)!r}; a name is letters, digits and _")
     if lacking := sorted(getattr(loss, "__abstractmethods__", ())):
         raise ConfigError(f"{loss.__name__} lacks the method {lacking[0]}")
-    for field in dataclasses.fields(loss):
+    for field in dataclasses.fields(loss):  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING:
             raise ConfigError(f"its setting {field.name} has no default")
     return loss
