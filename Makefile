@@ -39,7 +39,7 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs site
 
 bench: $(STAMP) teacher
 	$(BIN)/python -m benchmarks

@@ -1,6 +1,6 @@
 """Every architecture of the installed transformers that predicts a next token, as teacher and as student.
 
-    python -m benchmarks.architectures --json sweep.json --markdown docs/architectures.md
+    python -m benchmarks.architectures --json sweep.json --markdown benchmarks/results/architectures.md
 
 Each is built as a tiny random model in a process of its own, and what comes out of `dump`, `train` and `eval` is
 compared with the model's own forward pass over one row at a time. Exit status 1 if anything is wrong: other numbers, or

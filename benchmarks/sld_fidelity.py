@@ -1,6 +1,6 @@
 """How closely s-LD from a cache follows the exact one: coverage by K, and cosine of the gradients by policy.
 
-    python -m benchmarks.sld_fidelity --plot docs/sld_fidelity.png
+    python -m benchmarks.sld_fidelity --plot benchmarks/results/sld_fidelity.png
 
 Students are the teacher without some of its layers. The gradient is that of s-LD (k = 8, T = 3), summed over tokens,
 with respect to the student's logits. The cosine is taken over all tokens together, as one step of training adds them

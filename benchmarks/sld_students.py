@@ -1,6 +1,6 @@
 """How far the default fill of s-LD can be relied on: many students, two kinds of text, and the step that is taken.
 
-    python -m benchmarks.sld_students --plot docs/sld_students.png
+    python -m benchmarks.sld_students --plot benchmarks/results/sld_students.png
     python -m benchmarks.sld_students --pruned 12
     python -m benchmarks.sld_students --weights
 

@@ -8,14 +8,14 @@ import pytest
 
 from logitcache.cli.main import app
 
-COMMANDS = Path(__file__).resolve().parents[2] / "docs" / "commands"
+COMMANDS = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "commands"
 NAMES = sorted(str(command.name) for command in app.registered_commands)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_command_has_a_guide_with_a_worked_example(name: str) -> None:
     page = COMMANDS / f"{name}.md"
-    assert page.exists(), f"write docs/commands/{name}.md"
+    assert page.exists(), f"write docs/how-to/commands/{name}.md"
     assert f"logitcache {name} " in page.read_text(encoding="utf-8")
 
 
