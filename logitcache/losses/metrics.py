@@ -65,9 +65,9 @@ def coverage_advice(coverage: float, targets_k: int, k: int = 8, *, audited: boo
     """A warning in one line if too many of the student's top k are missing from the targets, else None.
 
     What s-LD loses depends on the share that it has to fill in: below 0.9 its gradient's cosine with the exact one
-    falls under about .96 (see docs/losses.md). A doubling of K takes away about 0.3 of what is missing, and more near
-    the teacher; the K advised is where that reaches 0.9, at most eight times the present K. Audit rows leave the
-    cache as it is, so they are advised first, unless they are in use (``audited``).
+    falls under about .96 (see docs/explanation/s-ld-from-a-cache.md). A doubling of K takes away about 0.3 of what is
+    missing, and more near the teacher; the K advised is where that reaches 0.9, at most eight times the present K.
+    Audit rows leave the cache as it is, so they are advised first, unless they are in use (``audited``).
     """
     if coverage >= _ENOUGH:
         return None
