@@ -12,22 +12,17 @@ import torch
 
 from logitcache.cache.tokenizer import tokenizer_digest
 from logitcache.data import Source, find_sources, hash_file
-from logitcache.dump.config import DEFAULT_MAX_LENGTH, EVERY_ID, DumpConfig
+from logitcache.dump.config import EVERY_ID, DumpConfig
+from logitcache.dump.corpus_config import DEFAULT_MAX_LENGTH
 from logitcache.dump.reference import find_reference
 from logitcache.engines.batch_size import automatic_batch_tokens
 from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.models.identity import TeacherFiles, combined_digest, find_teacher
 from logitcache.models.probe import longest
 from logitcache.models.teacher import DTYPES, choose_device, choose_dtype, load_config, load_tokenizer
+from logitcache.utils.settings import resumed_as
 
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
-#: Fields of DumpConfig that every worker of one dump must agree on.
-_SHARED_FIELDS = (
-    "top_k", "tail_samples", "candidates", "every", "shard_format", "statistics", "max_length", "long_rows", "overlap",
-    "end_of_text", "bad_rows", "positions", "text_column", "data_kind", "template_args", "turns", "split", "dtype",
-    "attention", "batch_tokens", "shard_tokens", "skip_non_finite",
-)  # fmt: skip
-
 Settings = dict[str, Any]
 
 
@@ -138,14 +133,13 @@ def _read_template(path: Path) -> str:
 def settings_of(job: Job, stamps: Stamps) -> Settings:
     """Everything that the cache's bytes depend on, as JSON; hashes what ``stamps`` doesn't know yet."""
     config = job.config
-    shared = config.model_dump(mode="json", include=set(_SHARED_FIELDS))
+    shared = config.model_dump(mode="json", include=resumed_as(DumpConfig, "same"))
     return {
         **shared,
         "generate": config.generate.model_dump(mode="json") if config.generate else None,
         "encoding": config.encoding.model_dump(mode="json"),
         "card": config.card.model_dump(mode="json"),
         "device": job.device.type,
-        "device_map": config.device_map,
         "tensor_parallel": job.processes if config.tensor_parallel else None,
         "teacher": job.files.name,
         "revision": job.files.revision,

@@ -26,21 +26,22 @@ from logitcache.models.probe import difference, probe_ids, spread
 
 
 class Generation(BaseModel):
-    """How the teacher answers.
-
-    Attributes:
-        max_new_tokens: longest answer, its end-of-text token included.
-        temperature: of the sampling; 0 takes the most probable token each time.
-        top_p: sample from the smallest set of tokens that has this probability.
-        seed: another seed, other answers.
-    """
+    """How the teacher answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    max_new_tokens: Annotated[
+        int, Field(ge=1, description="Longest answer in tokens, its end-of-text token included.")
+    ] = 256
+    temperature: Annotated[
+        float, Field(ge=0, le=100, description="Temperature of sampled answers; 0 takes the most probable token.")
+    ] = 0.0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="Sample from the smallest set of tokens that has this much probability.")
+    ] = 1.0
+    seed: Annotated[
+        int, Field(ge=0, lt=2**63, description="Seed of sampled answers; another seed gives other answers.")
+    ] = 0
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from logitcache.format.canonical import MAX_INTEGER, canonical_json, parse_canon
 from logitcache.format.encoding import Encoding
 from logitcache.format.formats import ShardFormatName
 from logitcache.targets.beyond import Beyond
+from logitcache.utils.settings import Flag
 from logitcache.utils.validation import first_fault
 
 FORMAT_VERSION = 1
@@ -135,11 +136,13 @@ class Provenance(Frozen):
 class Card(Frozen):
     """What a person should know before using the cache: free text, each field optional."""
 
-    licence: Text | None = None
-    corpus: Text | None = None
-    purpose: Text | None = None
-    contact: Text | None = None
-    notes: Text | None = None
+    licence: Annotated[
+        Text | None, Field(description="Licence of the cache, such as CC0-1.0."), Flag(name="--licence")
+    ] = None
+    corpus: Annotated[Text | None, Field(description="What the corpus is and where it comes from.")] = None
+    purpose: Annotated[Text | None, Field(description="What the cache was made for.")] = None
+    contact: Annotated[Text | None, Field(description="Whom to ask about the cache.")] = None
+    notes: Annotated[Text | None, Field(description="Anything else that a user of the cache should know.")] = None
 
 
 class Totals(Frozen):

@@ -3,105 +3,189 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from logitcache.errors import ConfigError
 from logitcache.stores.url import public_name
 from logitcache.stream.order import DEFAULT_WINDOW_TOKENS
+from logitcache.train.reserved import RESERVED
+from logitcache.utils.settings import Flag
 from logitcache.utils.validation import first_fault
 
-# TrainingArguments that a setting of ours decides, and which one.
-RESERVED = {
-    "output_dir": "out",
-    "remove_unused_columns": "none: the teacher travels in columns that the Trainer would call unused",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size and micro_batch_size",
-    "num_train_epochs": "epochs",
-    "max_steps": "max_steps",
-    "learning_rate": "learning_rate",
-    "lr_scheduler_type": "schedule",
-    "warmup_steps": "warmup",
-    "warmup_ratio": "warmup",
-    "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm",
-    "adam_beta1": "betas",
-    "adam_beta2": "betas",
-    "seed": "seed",
-    "ignore_data_skip": "none: the stream finds its place by itself",
-    "eval_strategy": "eval_cache and eval_every",
-    "eval_steps": "eval_every",
-    "save_strategy": "checkpoint_every",
-    "save_steps": "checkpoint_every",
-    "save_total_limit": "keep_checkpoints",
-    "logging_steps": "log_every",
-    "logging_strategy": "log_every",
-    "disable_tqdm": "none: the command line draws its own bar",
-    "bf16": "mixed_precision",
-    "fp16": "mixed_precision",
-    "average_tokens_across_devices": "none: the loss is always the mean over the global batch's targets",
-    "use_liger_kernel": "none: the head is ours",
-    "label_smoothing_factor": "none: the targets are soft already",
-    "logging_nan_inf_filter": "none: a loss that isn't finite stops the run",
-    "load_best_model_at_end": "none: checkpoints are plain students, load the one you want",
-    "neftune_noise_alpha": "none: it isn't supported",
-    "dataloader_num_workers": "prefetch",
-    "auto_find_batch_size": "none: it would change the global batch",
-}
+#: The command that lists all settings.
+LISTED_BY = "logitcache train --help"
+INPUTS, LOSS, STEPS, POSITIONS = "Caches and student", "Loss", "Steps and batches", "Which samples and positions"
+OPTIMIZER, MODEL, WATCH = "Optimizer", "Weights and arithmetic", "Evaluation, checkpoints, report"
+AN_EPOCH = "an epoch"
 
 
 class TrainConfig(BaseModel):
-    """Settings of ``logitcache.train``; the command line's flags have the same names.
+    """What ``lc.train`` and ``logitcache train`` take; ``docs/reference/settings.md`` lists all settings.
 
     The defaults are BiLD's where the paper states them (cosine, AdamW 0.9/0.95, weight decay 1e-4, clip 1.0).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cache: str | tuple[str, ...] = Field(description="the cache to learn from, or a list of them")
-    weights: tuple[float, ...] | None = Field(None, description="each cache's share of the tokens, in any unit")
-    student: str = Field(description="the student: a model's or adapter's directory, a GGUF file or a hub id")
-    out: Path = Field(description="where the trained student goes; must not exist yet")
-    loss: str = Field("bild", description="a loss, or a weighted sum such as bild=1.0,cross_entropy=0.1")
-    loss_options: dict[str, Any] = Field(default_factory=dict, description="settings of a single loss")
-    eval_cache: str | None = Field(None, description="a held-out cache to measure the student against")
-    audit: str | None = Field(
-        None, description="cache with every id at a few positions: sets s-LD's fill, and tells how true it stays"
-    )
-    epochs: int = Field(1, ge=1, description="passes over the cache")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
-    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
-    schedule: str = Field("cosine", description="learning-rate schedule, as transformers names them")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps that warm up")
-    batch_size: int = Field(16, ge=1, description="rows of an optimizer step, over all ranks")
-    micro_batch_size: int | None = Field(None, ge=1, description="rows of one forward pass on one rank")
-    pack_tokens: int | None = Field(None, ge=2, description="pack sequences into rows of so many tokens")
-    window_tokens: int = Field(DEFAULT_WINDOW_TOKENS, ge=1, description="samples are shuffled within so many tokens")
-    min_length: int | None = Field(None, ge=1, description="leave out sequences of fewer tokens")
-    max_length: int | None = Field(None, ge=1, description="leave out sequences of more tokens")
-    min_mass: float = Field(0.0, ge=0, le=1, description="learn only where the top K cover so much probability")
-    min_confidence: float = Field(0.0, ge=0, le=1, description="learn only where the teacher's best is so probable")
-    max_confidence: float = Field(1.0, ge=0, le=1, description="learn only where its best is no more probable")
-    max_entropy: float | None = Field(None, ge=0, description="learn only where the teacher's entropy is no larger")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW weight decay")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0 turns it off")
-    seed: int = Field(0, ge=0, description="order of samples, dropout, adapters")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="dtype of the student's weights")
-    attention: str | None = Field(None, description="transformers' attn_implementation, such as sdpa or eager")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="compute in half precision")
-    lora_rank: int | None = Field(None, ge=1, description="train LoRA adapters of this rank only")
-    lora_alpha: int | None = Field(None, gt=0, description="LoRA alpha; twice the rank by default")
-    lora_targets: str | tuple[str, ...] = Field("all-linear", description="modules that get adapters")
-    eval_every: int | None = Field(None, ge=1, description="evaluate every so many steps; once an epoch by default")
-    checkpoint_every: int | None = Field(None, ge=0, description="checkpoint steps; once an epoch by default, 0 never")
-    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
-    log_every: int = Field(1, ge=1, description="log the loss every so many steps")
-    prefetch: int = Field(4, ge=0, description="batches made ahead")
-    resume: bool = Field(False, description="go on from the newest checkpoint in out")
-    write_report: bool = Field(True, description="write report.html, report.json and report.png")
-    trainer: dict[str, Any] = Field(default_factory=dict, description="further transformers.TrainingArguments fields")
+    cache: Annotated[
+        str | tuple[str, ...],
+        Field(description="The cache to learn from: a directory or a URL; repeat it to mix several."),
+        Flag(INPUTS, resume="free"),
+    ]
+    weights: Annotated[
+        tuple[float, ...] | None,
+        Field(description="Each cache's share of the tokens, in any unit, such as 0.7,0.3."),
+        Flag(INPUTS, default="each cache comes once an epoch", metavar="NUMBERS", as_text=True),
+    ] = None
+    student: Annotated[
+        str,
+        Field(description="The student: a model's or adapter's directory, a GGUF file or a hub id."),
+        Flag(INPUTS),
+    ]
+    out: Annotated[
+        Path, Field(description="Directory of the trained student; must not exist yet."), Flag(INPUTS, resume="free")
+    ]
+    loss: Annotated[
+        str, Field(description="A loss, or a weighted sum such as bild=1.0,cross_entropy=0.1."), Flag(LOSS)
+    ] = "bild"
+    loss_options: Annotated[
+        dict[str, Any],
+        Field(description="Parameter of a single loss, such as temperature=2; repeat it for several."),
+        Flag(LOSS),
+    ] = {}
+    audit: Annotated[
+        str | None,
+        Field(description="Cache with every id at a few positions, to set and measure how s-LD fills missing ids."),
+        Flag(LOSS),
+    ] = None
+    epochs: Annotated[int, Field(ge=1, description="Passes over the cache."), Flag(STEPS)] = 1
+    max_steps: Annotated[
+        int | None,
+        Field(ge=1, description="Stop after so many optimizer steps."),
+        Flag(STEPS, default="all steps of the epochs"),
+    ] = None
+    batch_size: Annotated[int, Field(ge=1, description="Rows of an optimizer step, over all ranks."), Flag(STEPS)] = 16
+    micro_batch_size: Annotated[
+        int | None,
+        Field(ge=1, description="Rows of one forward pass on one rank."),
+        Flag(STEPS, default="the rank's rows of a step, at most 8", resume="free"),
+    ] = None
+    pack_tokens: Annotated[
+        int | None,
+        Field(ge=2, description="Pack sequences into rows of at most so many tokens."),
+        Flag(STEPS, default="a row holds one sequence"),
+    ] = None
+    window_tokens: Annotated[
+        int, Field(ge=1, description="Samples are shuffled within windows of so many tokens."), Flag(STEPS)
+    ] = DEFAULT_WINDOW_TOKENS
+    prefetch: Annotated[
+        int, Field(ge=0, description="Batches that are read ahead of the student."), Flag(STEPS, resume="free")
+    ] = 4
+    seed: Annotated[
+        int, Field(ge=0, description="Seed of the samples' order, of dropout and of new adapters."), Flag(STEPS)
+    ] = 0
+    min_length: Annotated[
+        int | None, Field(ge=1, description="Leave out sequences of fewer tokens."), Flag(POSITIONS)
+    ] = None
+    max_length: Annotated[
+        int | None, Field(ge=1, description="Leave out sequences of more tokens."), Flag(POSITIONS)
+    ] = None
+    min_mass: Annotated[
+        float,
+        Field(ge=0, le=1, description="Learn only where the top K hold at least this much probability."),
+        Flag(POSITIONS),
+    ] = 0.0
+    min_confidence: Annotated[
+        float,
+        Field(ge=0, le=1, description="Learn only where the teacher's best id has at least this probability."),
+        Flag(POSITIONS),
+    ] = 0.0
+    max_confidence: Annotated[
+        float,
+        Field(ge=0, le=1, description="Learn only where the teacher's best id has at most this probability."),
+        Flag(POSITIONS),
+    ] = 1.0
+    max_entropy: Annotated[
+        float | None,
+        Field(ge=0, description="Learn only where the teacher's entropy is at most this, in nats."),
+        Flag(POSITIONS),
+    ] = None
+    learning_rate: Annotated[float, Field(gt=0, description="Peak learning rate."), Flag(OPTIMIZER)] = 1e-4
+    schedule: Annotated[
+        str, Field(description="Learning-rate schedule, as transformers names it."), Flag(OPTIMIZER)
+    ] = "cosine"
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises."), Flag(OPTIMIZER)
+    ] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW."), Flag(OPTIMIZER)] = 1e-4
+    betas: Annotated[
+        tuple[float, float],
+        Field(description="The two betas of AdamW."),
+        Flag(OPTIMIZER, metavar="NUMBERS", as_text=True),
+    ] = (0.9, 0.95)
+    max_grad_norm: Annotated[
+        float,
+        Field(ge=0, description="Largest norm of the gradients, which are clipped to it; 0 turns it off."),
+        Flag(OPTIMIZER),
+    ] = 1.0
+    trainer: Annotated[
+        dict[str, Any],
+        Field(description="Further field of transformers.TrainingArguments, such as gradient_checkpointing=true."),
+        Flag(OPTIMIZER, resume="free"),
+    ] = {}
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"], Field(description="Data type of the student's weights."), Flag(MODEL)
+    ] = "fp32"
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], Field(description="Compute in half precision."), Flag(MODEL)
+    ] = "no"
+    attention: Annotated[
+        str | None,
+        Field(description="Attention implementation of transformers, such as sdpa or eager."),
+        Flag(MODEL, default="transformers' choice"),
+    ] = None
+    lora_rank: Annotated[
+        int | None,
+        Field(ge=1, description="Train LoRA adapters of this rank, and leave the weights as they are."),
+        Flag(MODEL, default="all weights are trained"),
+    ] = None
+    lora_alpha: Annotated[
+        int | None, Field(gt=0, description="Alpha of the LoRA adapters."), Flag(MODEL, default="twice the rank")
+    ] = None
+    lora_targets: Annotated[
+        str | tuple[str, ...],
+        Field(description="Modules that get LoRA adapters, as PEFT names them; repeat it for several."),
+        Flag(MODEL),
+    ] = "all-linear"
+    eval_cache: Annotated[
+        str | None, Field(description="A held-out cache to measure the student against."), Flag(WATCH, resume="free")
+    ] = None
+    eval_every: Annotated[
+        int | None,
+        Field(ge=1, description="Optimizer steps between two evaluations."),
+        Flag(WATCH, default=AN_EPOCH, resume="free"),
+    ] = None
+    checkpoint_every: Annotated[
+        int | None,
+        Field(ge=0, description="Optimizer steps between two checkpoints; 0 writes none."),
+        Flag(WATCH, default=AN_EPOCH, resume="free"),
+    ] = None
+    keep_checkpoints: Annotated[
+        int, Field(ge=1, description="How many of the newest checkpoints are kept."), Flag(WATCH, resume="free")
+    ] = 2
+    log_every: Annotated[
+        int, Field(ge=1, description="Optimizer steps between two records of the loss."), Flag(WATCH, resume="free")
+    ] = 1
+    resume: Annotated[
+        bool, Field(description="Go on from the newest checkpoint in the output directory."), Flag(WATCH, resume="free")
+    ] = False
+    write_report: Annotated[
+        bool,
+        Field(description="Write report.html, report.json and report.png beside the student."),
+        Flag(WATCH, name="--no-report", resume="free"),
+    ] = True
 
     @field_validator("cache", "student", "eval_cache", "audit", mode="before")
     @classmethod
@@ -109,6 +193,12 @@ class TrainConfig(BaseModel):
         if isinstance(value, list | tuple):
             return tuple(str(one) if isinstance(one, Path) else one for one in value)
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("weights", "betas", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """``0.7,0.3``, as a command line gives them."""
+        return tuple(value.split(",")) if isinstance(value, str) else value
 
     @field_serializer("cache", "eval_cache", "audit", when_used="json")
     def _without_passwords(self, value: str | tuple[str, ...] | None) -> str | list[str] | None:
@@ -150,4 +240,6 @@ class TrainConfig(BaseModel):
         try:
             return cls(**settings)
         except ValidationError as error:
-            raise ConfigError(first_fault(error, show_value=True, listed_by="logitcache train --help")) from error
+            raise ConfigError(
+                first_fault(error, show_value=True, listed_by=LISTED_BY, known=cls.model_fields)
+            ) from error

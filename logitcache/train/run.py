@@ -28,17 +28,13 @@ from logitcache.train.result import TrainResult, evaluations
 from logitcache.train.source import Source, check_eval_cache
 from logitcache.utils.atomic import write_atomically
 from logitcache.utils.progress import Report, silent
+from logitcache.utils.settings import resumed_as
 
 if TYPE_CHECKING:
     from logitcache.train.trainer import DistillTrainer
 
 CONFIG_NAME = "train_config.yaml"
 NOTHING_LEARNT = "no position met the conditions, so the student is what it was"
-# Settings that may differ on resuming: they don't change what is computed.
-_FREE = {
-    "cache", "out", "resume", "write_report", "prefetch", "keep_checkpoints", "checkpoint_every", "log_every",
-    "eval_cache", "eval_every", "micro_batch_size", "trainer",
-}  # fmt: skip
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
@@ -111,7 +107,7 @@ class Run:
         self.config, self._report = config, report
         self.loss = resolve(config.loss, **config.loss_options)
         self.checkpoint = _place(config)
-        self.settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
+        self.settings = config.model_dump(mode="json", exclude=resumed_as(TrainConfig, "free"))
         self.state = None if self.checkpoint is None else checkpoints.read_state(Path(self.checkpoint), self.settings)
         self.source = Source.open(config)
         self.cache = self.source.first

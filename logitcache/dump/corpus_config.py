@@ -1,0 +1,97 @@
+"""Settings of a dump's corpus: which rows are read, and how they become token sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+
+from logitcache.data import LongRows
+from logitcache.data.special_tokens import AUTO
+from logitcache.utils.settings import Flag
+
+#: Longest sequence in tokens unless asked otherwise: what the teacher allows, at most this.
+DEFAULT_MAX_LENGTH = 2048
+#: What a file can be said to be, where its name doesn't tell.
+DataKind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+CORPUS = "Corpus"
+
+
+class CorpusConfig(BaseModel):
+    """The part of :class:`logitcache.DumpConfig` about the corpus."""
+
+    data: Annotated[
+        tuple[str, ...],
+        Field(min_length=1, description="File, glob, saved data set or a data set's id; repeat it for several."),
+        Flag(CORPUS, resume="content"),
+    ]
+    data_kind: Annotated[
+        DataKind | None,
+        Field(description="Kind of every file of the data, whatever its name."),
+        Flag(CORPUS, default="by the files' names"),
+    ] = None
+    split: Annotated[str, Field(description="Split to read, of a data set that has several."), Flag(CORPUS)] = "train"
+    text_column: Annotated[
+        str | None, Field(description="Column to read."), Flag(CORPUS, default="by the columns' names")
+    ] = None
+    positions: Annotated[
+        Literal["all", "completion"] | None,
+        Field(description="Positions that get targets: all, or those of the completion (what the assistant says)."),
+        Flag(CORPUS, default="completion for chats and prompt/completion rows, all for others"),
+    ] = None
+    turns: Annotated[
+        Literal["all", "last"],
+        Field(description="Assistant turns of a chat that get targets: all, or the last one only."),
+        Flag(CORPUS),
+    ] = "all"
+    chat_template: Annotated[
+        Path | None,
+        Field(description="File of a chat template that replaces the tokenizer's own."),
+        Flag(CORPUS, default="the tokenizer's", resume="content"),
+    ] = None
+    template_args: Annotated[
+        dict[str, JsonValue],
+        Field(description="Variable of the chat template, such as enable_thinking=false; repeat it for several."),
+        Flag(CORPUS),
+    ] = {}
+    max_length: Annotated[
+        int | None,
+        Field(ge=2, description="Longest sequence in tokens."),
+        Flag(CORPUS, default=f"what the teacher takes, at most {DEFAULT_MAX_LENGTH}"),
+    ] = None
+    long_rows: Annotated[
+        LongRows,
+        Field(
+            description="What happens to rows longer than the longest sequence; auto splits documents into several "
+            "sequences, and truncates chats and completions."
+        ),
+        Flag(CORPUS),
+    ] = "auto"
+    overlap: Annotated[
+        int, Field(ge=0, description="Tokens of a split row that its next sequence repeats as context."), Flag(CORPUS)
+    ] = 0
+    end_of_text: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="What ends a plain document: auto (the tokenizer's end of text), none, or a token.",
+        ),
+        Flag(CORPUS),
+    ] = AUTO
+    bad_rows: Annotated[
+        Literal["stop", "skip"],
+        Field(description="At a row that can't be used: stop the dump, or skip the row and count it."),
+        Flag(CORPUS),
+    ] = "stop"
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, str | Path) else tuple(map(str, value))
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> CorpusConfig:
+        if self.max_length is not None and self.overlap >= self.max_length:
+            raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
+        return self

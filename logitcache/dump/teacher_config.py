@@ -1,0 +1,78 @@
+"""Settings of a dump's teacher: which model, what runs it, and in which arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from logitcache.utils.settings import Flag
+
+TEACHER = "Teacher"
+
+
+class TeacherConfig(BaseModel):
+    """The part of :class:`logitcache.DumpConfig` about the teacher."""
+
+    teacher: Annotated[
+        str,
+        Field(min_length=1, description="The teacher: a model directory, a hub id, or a .gguf file."),
+        Flag(TEACHER, resume="content"),
+    ]
+    engine: Annotated[
+        str,
+        Field(min_length=1, description="What runs the teacher, by name: transformers, or one that a package adds."),
+        Flag(TEACHER, resume="content"),
+    ] = "transformers"
+    revision: Annotated[
+        str | None,
+        Field(description="Revision of a teacher from a hub."),
+        Flag(TEACHER, default="the newest", resume="content"),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="Arithmetic of the teacher; auto is the checkpoint's on a GPU, and fp32 on a CPU."),
+        Flag(TEACHER),
+    ] = "auto"
+    device: Annotated[
+        str,
+        Field(description="Device of the teacher: auto, cpu, cuda, or one of several, such as cuda:1."),
+        Flag(TEACHER, resume="content"),
+    ] = "auto"
+    device_map: Annotated[
+        str | None,
+        Field(description="How transformers spreads the teacher over several devices, such as auto."),
+        Flag(TEACHER, default="one device"),
+    ] = None
+    tensor_parallel: Annotated[
+        bool,
+        Field(description="Split each layer of the teacher over all processes that torchrun starts, as one worker."),
+        Flag(TEACHER, resume="content"),
+    ] = False
+    attention: Annotated[
+        str | None,
+        Field(description="Attention implementation of transformers, such as sdpa or eager."),
+        Flag(TEACHER, default="transformers' choice"),
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        Field(description="Run code that comes with the teacher; only for code that you know."),
+        Flag(TEACHER, resume="free"),
+    ] = False
+    batch_tokens: Annotated[
+        int | None,
+        Field(ge=1, description="Tokens of one forward pass, padding included."),
+        Flag(TEACHER, default="2048 on a CPU, what fits on a GPU"),
+    ] = None
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _path_too(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> TeacherConfig:
+        if self.tensor_parallel and self.device_map is not None:
+            raise ValueError("device_map and tensor_parallel are two ways to use several devices: choose one")
+        return self

@@ -1,0 +1,41 @@
+"""Fields of ``transformers.TrainingArguments`` that ``trainer`` can't set, because a setting of ours decides them."""
+
+from __future__ import annotations
+
+#: The field, and the setting that decides it.
+RESERVED = {
+    "output_dir": "out",
+    "remove_unused_columns": "none: the teacher travels in columns that the Trainer would call unused",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size and micro_batch_size",
+    "num_train_epochs": "epochs",
+    "max_steps": "max_steps",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warmup",
+    "warmup_ratio": "warmup",
+    "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm",
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "seed": "seed",
+    "ignore_data_skip": "none: the stream finds its place by itself",
+    "eval_strategy": "eval_cache and eval_every",
+    "eval_steps": "eval_every",
+    "save_strategy": "checkpoint_every",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "logging_steps": "log_every",
+    "logging_strategy": "log_every",
+    "disable_tqdm": "none: the command line draws its own bar",
+    "bf16": "mixed_precision",
+    "fp16": "mixed_precision",
+    "average_tokens_across_devices": "none: the loss is always the mean over the global batch's targets",
+    "use_liger_kernel": "none: the head is ours",
+    "label_smoothing_factor": "none: the targets are soft already",
+    "logging_nan_inf_filter": "none: a loss that isn't finite stops the run",
+    "load_best_model_at_end": "none: checkpoints are plain students, load the one you want",
+    "neftune_noise_alpha": "none: it isn't supported",
+    "dataloader_num_workers": "prefetch",
+    "auto_find_batch_size": "none: it would change the global batch",
+}
