@@ -9,23 +9,18 @@ from pathlib import Path
 from logitcache.cache.reader import Cache
 from logitcache.cache.remote import RemoteCache
 from logitcache.errors import MissingFileError
-from logitcache.signing.keys import (
-    SIGNATURES_DIR,
-    PublicKey,
-    is_signed,
-    read_trusted,
-    require_signed,
-    signature_path,
-)
+from logitcache.signing.digest import SIGNATURES_DIR, is_signed, require_signed, signature_path
+from logitcache.signing.keys import PublicKey, read_trusted
 from logitcache.stores.store import NotThereError, Store
 from logitcache.utils.atomic import write_atomically
 from logitcache.utils.files import read_limited, storage_error
 
-_LINE_BYTES = 256
+#: Of one signature at most; those of Ed25519 keys have about 300.
+_MAX_BYTES = 4096
 _NAME = re.compile(r"[0-9a-f]{16}\.sig")
 
 
-def keep_signature(root: Path, name: str, line: bytes) -> None:
+def keep_signature(root: Path, name: str, signature: bytes) -> None:
     """Write a signature into a cache's directory; several processes may do so at once.
 
     Raises:
@@ -36,7 +31,7 @@ def keep_signature(root: Path, name: str, line: bytes) -> None:
         target.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise storage_error("write", target, error) from error
-    write_atomically(target, line)
+    write_atomically(target, signature)
 
 
 def check_trusted(cache: Cache, trusted_keys: Path) -> None:
@@ -55,30 +50,30 @@ def check_trusted(cache: Cache, trusted_keys: Path) -> None:
 def _signatures(cache: Cache, keys: list[PublicKey], store: Store | None) -> Iterator[tuple[PublicKey, bytes]]:
     for key in keys:
         try:
-            yield key, read_limited(cache.root, f"{SIGNATURES_DIR}/{key.name}.sig", _LINE_BYTES)
+            yield key, read_limited(cache.root, f"{SIGNATURES_DIR}/{key.name}.sig", _MAX_BYTES)
             continue
         except MissingFileError:
             if store is None:
                 continue
         try:
-            line = store.get(signature_path(cache.digest, key), _LINE_BYTES)
+            signature = store.get(signature_path(cache.digest, key), _MAX_BYTES)
         except NotThereError:
             continue
-        if is_signed(cache.digest, key, line):
-            keep_signature(cache.root, f"{key.name}.sig", line)
-        yield key, line
+        if is_signed(cache.digest, key, signature):
+            keep_signature(cache.root, f"{key.name}.sig", signature)
+        yield key, signature
 
 
 def push_signatures(cache: Cache, store: Store) -> None:
     """Put a cache's signatures, those here and those in its store, into another store."""
-    for name, line in _found(cache).items():
-        store.put(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/{name}", line)
+    for name, signature in _found(cache).items():
+        store.put(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/{name}", signature)
 
 
 def pull_signatures(cache: Cache, root: Path) -> None:
     """Put a cache's signatures, those here and those in its store, into a copy of it."""
-    for name, line in _found(cache).items():
-        keep_signature(root, name, line)
+    for name, signature in _found(cache).items():
+        keep_signature(root, name, signature)
 
 
 def _found(cache: Cache) -> dict[str, bytes]:
@@ -88,13 +83,11 @@ def _found(cache: Cache) -> dict[str, bytes]:
         for item in store.list(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/"):
             name = item.path.rpartition("/")[2]
             if _NAME.fullmatch(name):
-                found[name] = store.get(item.path, _LINE_BYTES)
+                found[name] = store.get(item.path, _MAX_BYTES)
     return found
 
 
 def _kept(root: Path) -> dict[str, bytes]:
     directory = root / SIGNATURES_DIR
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    return {
-        name: read_limited(root, f"{SIGNATURES_DIR}/{name}", _LINE_BYTES) for name in names if _NAME.fullmatch(name)
-    }
+    return {name: read_limited(root, f"{SIGNATURES_DIR}/{name}", _MAX_BYTES) for name in names if _NAME.fullmatch(name)}

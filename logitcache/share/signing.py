@@ -7,7 +7,8 @@ from pathlib import Path
 
 from logitcache.cache.opening import open_place
 from logitcache.cache.signatures import keep_signature
-from logitcache.signing.keys import PublicKey, sign_digest, signature_path
+from logitcache.signing.digest import sign_digest, signature_path
+from logitcache.signing.keys import PublicKey
 from logitcache.stores.store import open_writable
 from logitcache.stores.url import as_url, parse_reference
 
@@ -19,10 +20,10 @@ def sign(cache: str | os.PathLike[str], key_file: Path) -> PublicKey:
         ConfigError: the file holds no private key, or the store can only be read. Also what opening the cache raises.
     """
     opened = open_place(cache)
-    key, line = sign_digest(opened.digest, key_file)
+    key, signature = sign_digest(opened.digest, key_file)
     url = as_url(cache)
     if url is None:
-        keep_signature(opened.root, f"{key.name}.sig", line)
+        keep_signature(opened.root, f"{key.name}.sig", signature)
     else:
-        open_writable(parse_reference(url)).put(signature_path(opened.digest, key), line)
+        open_writable(parse_reference(url)).put(signature_path(opened.digest, key), signature)
     return key

@@ -1,1 +1,1 @@
-"""Keys, and signatures of a cache's digest."""
+"""Keys, and signatures of a cache's digest, in OpenSSH's formats."""

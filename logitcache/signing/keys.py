@@ -1,8 +1,4 @@
-"""Signatures: whoever holds a private key vouches for a cache's digest, and so for every byte of the cache.
-
-Ed25519 from the package ``cryptography``. Keys and signatures are text files: a private key is PEM, a public key one
-line ``logitcache-ed25519 <base64> <comment>``, a signature one line of base64 in ``signatures/``, named by its key.
-"""
+"""Ed25519 keys in OpenSSH's files: private keys, lines of public keys, and files of trusted ones."""
 
 from __future__ import annotations
 
@@ -10,35 +6,51 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from logitcache.errors import ConfigError, MissingDependencyError, OutputExistsError, SignatureError
+from logitcache.errors import ConfigError, OutputExistsError
+from logitcache.signing.sshsig import KEY_TYPE, NAMESPACE, key_blob, key_from_blob, library
 from logitcache.utils.files import storage_error
 
-SIGNATURES_DIR = "signatures"
 TRUSTED_KEYS_VARIABLE = "LOGITCACHE_TRUSTED_KEYS"
-_KIND = "logitcache-ed25519"
-_PURPOSE = b"logitcache cache v1\n"
+#: A field of a line: what stands in double quotes may hold spaces.
+_FIELD = re.compile(r'(?:[^\s"]|"[^"]*")+')
+_OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """One line of a file of trusted keys; ``name`` tells keys apart in file names and messages."""
+    """One line of a file of trusted keys.
+
+    Attributes:
+        raw: the 32 bytes of an Ed25519 key.
+        comment: whose key it is, for people.
+    """
 
     raw: bytes
     comment: str = ""
 
     @property
     def name(self) -> str:
-        """16 hex digits."""
-        return hashlib.sha256(self.raw).hexdigest()[:16]
+        """16 hex digits of the key's SHA-256, for file names."""
+        return self._digest.hex()[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """``SHA256:…``, the same digest as ``ssh-keygen -l`` shows it."""
+        return f"SHA256:{base64.b64encode(self._digest).decode().rstrip('=')}"
+
+    @property
+    def _digest(self) -> bytes:
+        return hashlib.sha256(key_blob(self.raw)).digest()
 
     def line(self) -> str:
-        """The line."""
-        return f"{_KIND} {base64.b64encode(self.raw).decode()} {self.comment}".rstrip()
+        """``ssh-ed25519 <base64> <comment>``."""
+        return f"{KEY_TYPE} {base64.b64encode(key_blob(self.raw)).decode()} {self.comment}".rstrip()
 
 
 def make_key(path: Path, comment: str = "") -> PublicKey:
@@ -48,16 +60,17 @@ def make_key(path: Path, comment: str = "") -> PublicKey:
         OutputExistsError: a file is there.
         StorageError: the system refused.
     """
-    serialization, ed25519 = _library()
+    serialization, ed25519 = library()
     private = ed25519.Ed25519PrivateKey.generate()
-    pem = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    content = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     public = PublicKey(private.public_key().public_bytes_raw(), " ".join(comment.split()))
-    for target, content, mode in ((path, pem, 0o600), (_public_path(path), f"{public.line()}\n".encode(), 0o644)):
+    public_path = path.with_name(path.name + ".pub")
+    for target, text, mode in ((path, content, 0o600), (public_path, f"{public.line()}\n".encode(), 0o644)):
         try:
             with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(content)
+                file.write(text)
         except FileExistsError:
             raise OutputExistsError(f"{target} is there already: keys are never overwritten") from None
         except OSError as error:
@@ -65,23 +78,34 @@ def make_key(path: Path, comment: str = "") -> PublicKey:
     return public
 
 
-def sign_digest(digest: str, key_file: Path) -> tuple[PublicKey, bytes]:
-    """Sign a cache's digest.
-
-    Returns:
-        The public key, and the signature's line.
+def read_private(path: Path) -> Any:
+    """The ``Ed25519PrivateKey`` of a file.
 
     Raises:
-        ConfigError: the file holds no private Ed25519 key.
+        ConfigError: the file holds no private Ed25519 key in OpenSSH's form, or one with a password.
         StorageError: the system refused.
     """
-    private = _read_private(key_file)
-    signature = private.sign(_PURPOSE + digest.encode("ascii"))
-    return PublicKey(private.public_key().public_bytes_raw()), base64.b64encode(signature) + b"\n"
+    serialization, ed25519 = library()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    advice = "`logitcache keygen` makes an Ed25519 key without a password"
+    try:
+        private = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except TypeError as error:
+        raise ConfigError(f"the key in {path} has a password, which can't be asked for here: {advice}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} holds no private key in OpenSSH's form: {advice}") from error
+    if not isinstance(private, ed25519.Ed25519PrivateKey):
+        raise ConfigError(f"{path} holds another kind of key: {advice}")
+    return private
 
 
 def read_trusted(path: Path) -> list[PublicKey]:
-    """The keys of a file, one a line; empty lines and lines from ``#`` on don't count.
+    """The keys of a file, one a line, as in ``.pub`` files, ``allowed_signers`` or ``authorized_keys``.
+
+    Empty lines and lines that begin with ``#`` don't count; nor do keys whose option ``namespaces`` lacks logitcache.
 
     Raises:
         ConfigError: there is none, or a line isn't one.
@@ -93,76 +117,37 @@ def read_trusted(path: Path) -> list[PublicKey]:
         raise ConfigError(f"{path} is not a file of public keys") from error
     except OSError as error:
         raise storage_error("read", path, error) from error
-    keys = [_parse_key(line, path) for text in lines if (line := text.partition("#")[0].strip())]
+    lines = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    keys = [key for line in lines if (key := _parse_key(line, path)) is not None]
     if not keys:
         raise ConfigError(f"{path} holds no public key")
     return keys
 
 
-def signature_path(digest: str, key: PublicKey) -> str:
-    """Where a store keeps a signature."""
-    return f"{SIGNATURES_DIR}/{digest.removeprefix('sha256:')}/{key.name}.sig"
-
-
-def is_signed(digest: str, key: PublicKey, line: bytes) -> bool:
-    """True if ``line`` is a signature of the digest by this key."""
-    from cryptography.exceptions import InvalidSignature
-
-    _, ed25519 = _library()
+def _parse_key(line: str, path: Path) -> PublicKey | None:
+    """The key of a line; None if the line keeps it from signing caches."""
+    fields = _FIELD.findall(line)
+    at = fields.index(KEY_TYPE) if KEY_TYPE in fields[:3] else len(fields)
     try:
-        signature = base64.b64decode(line.strip(), validate=True)
-        ed25519.Ed25519PublicKey.from_public_bytes(key.raw).verify(signature, _PURPOSE + digest.encode("ascii"))
-    except (binascii.Error, ValueError, InvalidSignature):
-        return False
-    return True
+        raw = key_from_blob(base64.b64decode(fields[at + 1], validate=True))
+    except (IndexError, binascii.Error, ValueError) as error:
+        raise ConfigError(
+            f"{path}: {line[:60]!r} is not an Ed25519 public key; a line is `{KEY_TYPE} <base64> <comment>`"
+        ) from error
+    who = fields[0] if at else ""
+    key = PublicKey(raw, " ".join(fields[at + 2 :]) or who)
+    allowed = True
+    for option in (option for field in fields[:at] for option in _OPTION.findall(field)):
+        name, _, value = option.partition("=")
+        if name.lower() == "namespaces":
+            allowed = _allows(value.strip('"'))
+        elif value or name.lower() == "cert-authority":
+            raise ConfigError(f"{path}: the option {name} of key {key.comment!r} is not understood: leave it out")
+    return key if allowed else None
 
 
-def require_signed(
-    digest: str, keys: Iterable[PublicKey], lines: Iterable[tuple[PublicKey, bytes]], where: str
-) -> None:
-    """Raise SignatureError unless one of the trusted keys signed a digest; ``lines`` holds what was found."""
-    _library()
-    found = list(lines)
-    if any(is_signed(digest, key, line) for key, line in found):
-        return
-    names = ", ".join(key.comment or key.name for key in keys)
-    state = "a signature that doesn't fit" if found else "no signature"
-    raise SignatureError(f"{where} ({digest}) has {state} by a trusted key ({names}): don't use it unless you trust it")
-
-
-def _public_path(path: Path) -> Path:
-    return path.with_name(path.name + ".pub")
-
-
-def _parse_key(line: str, path: Path) -> PublicKey:
-    kind, _, rest = line.partition(" ")
-    encoded, _, comment = rest.strip().partition(" ")
-    try:
-        raw = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
-        raw = b""
-    if kind != _KIND or len(raw) != 32:
-        raise ConfigError(f"{path}: {line[:60]!r} is not a public key; a line is `{_KIND} <base64> <comment>`")
-    return PublicKey(raw, comment.strip())
-
-
-def _read_private(path: Path) -> Any:
-    serialization, ed25519 = _library()
-    try:
-        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} holds no private key in PEM form without a password") from error
-    if not isinstance(private, ed25519.Ed25519PrivateKey):
-        raise ConfigError(f"{path} holds another kind of key; `logitcache keygen` makes an Ed25519 key")
-    return private
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("signatures need cryptography: pip install 'logitcache[sign]'") from error
-    return serialization, ed25519
+def _allows(namespaces: str) -> bool:
+    """True if a list of patterns, as OpenSSH reads them, holds logitcache."""
+    patterns = namespaces.split(",")
+    refused = any(pattern.startswith("!") and fnmatchcase(NAMESPACE, pattern[1:]) for pattern in patterns)
+    return not refused and any(fnmatchcase(NAMESPACE, pattern) for pattern in patterns)
