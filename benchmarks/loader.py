@@ -19,7 +19,8 @@ import torch
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
 from logitcache.cache.reader import Cache
-from logitcache.stream.batches import DecodedShard, collate
+from logitcache.stream.batches import collate
+from logitcache.stream.prepared import prepared
 
 
 def per_core(work: Callable[[], int]) -> dict[str, float]:
@@ -39,7 +40,7 @@ def decode_only(cache: Cache) -> int:
 
 def collate_only(cache: Cache) -> int:
     """One shard in memory, laid out as batches of 8 sequences again and again."""
-    shard = DecodedShard(cache.read_shard(0))
+    shard = prepared(cache.read_shard(0))
     done = 0
     for _ in range(4):
         for start in range(0, shard.sequences - 7, 8):

@@ -107,14 +107,12 @@ def online(teacher: Any, student: Any, parts: Parts) -> Callable[[lc.Batch], Ten
 
 
 def offline(student: Any, parts: Parts, audit: Audit | None) -> Callable[[lc.Batch], Tensor]:
-    model = lc.losses.loss_model(student)
     function = lc.losses.parse(",".join(f"{name}=1.0" for name in parts))
     if audit is not None:
         with torch.no_grad():
             function, _ = audit.choose(function, partial(logits_at, student))
-    return lambda batch: model.loss(
-        function, batch.input_ids, batch.target_index, batch.targets, batch.labels, position_ids=batch.position_ids
-    )[0]
+    model = lc.losses.loss_model(student, function)
+    return lambda batch: model(batch)[0]
 
 
 def logits_at(model: Any, batch: lc.Batch) -> Tensor:

@@ -32,9 +32,9 @@ import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
 from benchmarks.train_wait import make_student, run_steps
 from logitcache.cache.remote import open_remote
+from logitcache.losses import StudentWithLoss
 from logitcache.share.pushing import push
 from logitcache.stores.local_cache import LocalSettings
-from logitcache.train.module import DistillModule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from s3_server import start_s3  # the tests' own way of starting the server
@@ -107,7 +107,7 @@ def measure(disk: lc.Cache, url: str, folder: Path, arguments: argparse.Namespac
     }
 
 
-def one_pass(module: DistillModule, opener: Callable[[], lc.Cache], steps: int, batch_size: int) -> Pass:
+def one_pass(module: StudentWithLoss, opener: Callable[[], lc.Cache], steps: int, batch_size: int) -> Pass:
     started = time.perf_counter()
     timed = run_steps(module, lc.stream(opener(), batch_size=batch_size), steps)
     return Pass(time.perf_counter() - started, timed.seconds - timed.first, timed.waited - timed.first)

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitcache as lc
 from benchmarks._teacher import parse, teacher_parser
 from logitcache import losses
+from logitcache.stream import Batch
 
 TEXT = Path(__file__).parents[1] / "examples" / "data" / "train"
 LIMITS = {"fine-tuning": 0.78, "online": 0.46}
@@ -53,8 +54,9 @@ def ways(teacher: Any, student: Any, input_ids_1L: Tensor, top_k: int) -> dict[s
         logits_LV = teacher(input_ids=input_ids_1L, use_cache=False).logits[0, :-1]
         targets = lc.TopK.from_logits(logits_LV, top_k)
     del logits_LV
-    bild, labels = losses.get("bild"), input_ids_1L[0, 1:]
-    index, model = torch.arange(len(labels)), losses.loss_model(student)
+    labels = input_ids_1L[0, 1:]
+    batch = Batch(input_ids_1L, torch.arange(len(labels) + 1)[None], torch.arange(len(labels)), targets, labels)
+    model = losses.loss_model(student, "bild")
     assert model.fused, model.why_dense
 
     def online() -> Tensor:
@@ -66,7 +68,7 @@ def ways(teacher: Any, student: Any, input_ids_1L: Tensor, top_k: int) -> dict[s
     return {
         "fine-tuning": lambda: student(input_ids=input_ids_1L, labels=input_ids_1L, use_cache=False).loss,
         "online": online,
-        OURS: lambda: model.loss(bild, input_ids_1L, index, targets, labels)[0],
+        OURS: lambda: model(batch)[0],
     }
 
 

@@ -28,15 +28,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import logitcache as lc
 from benchmarks._tiled import real_cache, tiled_cache
 from logitcache.cache.reader import Cache
+from logitcache.losses import StudentWithLoss
 from logitcache.stream import Batch
-from logitcache.train.module import DistillModule
-from logitcache.train.trainer import inputs_of
 
 #: layers, width, feed-forward width, heads, key-value heads, steps of each run, runs of each kind
 STUDENTS = {"small": (10, 576, 1536, 9, 3, 8, 3), "tiny": (2, 64, 128, 2, 1, 80, 4)}
 
 
-def make_student(vocab_size: int, layers: int, width: int, inner: int, heads: int, kv_heads: int) -> DistillModule:
+def make_student(vocab_size: int, layers: int, width: int, inner: int, heads: int, kv_heads: int) -> StudentWithLoss:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -47,7 +46,7 @@ def make_student(vocab_size: int, layers: int, width: int, inner: int, heads: in
         num_key_value_heads=kv_heads,
         tie_word_embeddings=True,
     )
-    return DistillModule(LlamaForCausalLM(config), lc.losses.get("bild"), vocab_size, vocab_size)
+    return StudentWithLoss(LlamaForCausalLM(config), lc.losses.get("bild"), vocab_size)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Timed:
     first: float
 
 
-def run_steps(module: DistillModule, batches: Iterable[Batch], steps: int) -> Timed:
+def run_steps(module: StudentWithLoss, batches: Iterable[Batch], steps: int) -> Timed:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
     iterator = iter(batches)
     waits, started = [], time.perf_counter()
@@ -67,7 +66,7 @@ def run_steps(module: DistillModule, batches: Iterable[Batch], steps: int) -> Ti
         asked = time.perf_counter()
         batch = next(iterator)
         waits.append(time.perf_counter() - asked)
-        module(**inputs_of(batch))["loss"].backward()
+        module(batch)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     return Timed(time.perf_counter() - started, sum(waits), waits[0])

@@ -22,19 +22,15 @@ def train(
     cache = lc.open(cache_path)
     model = AutoModelForCausalLM.from_pretrained(student_path, dtype=torch.float32).to(device).train()
 
-    # Reads the model: which layer is the head, its bias, soft cap and scale. Says so if it must fall back.
-    student = lc.losses.loss_model(model)
+    # Reads the model: which layer is the head, its bias, soft cap and scale. Says so if it needs all logits.
+    student = lc.losses.loss_model(model, loss)
     if not student.fused:
         print(student.why_dense)
-    distil = lc.losses.parse(loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=1e-4)
 
     history: list[float] = []
     for batch in lc.stream(cache, batch_size=batch_size, seed=0, epochs=None):
-        batch = batch.to(device)
-        value, seen = student.loss(
-            distil, batch.input_ids, batch.target_index, batch.targets, batch.labels, position_ids=batch.position_ids
-        )
+        value, seen = student(batch.to(device))
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -21,30 +21,25 @@ import logitcache as lc
 class CacheCollator:
     """Rows of a cache as one padded batch, the teacher's targets beside the tokens.
 
-    Shape legend: B sequences, L tokens of the longest, N positions with targets, K entries.
+    Shape legend: B sequences, T tokens of the longest.
     """
 
     def __init__(self, cache: lc.Cache) -> None:
         self.cache = cache
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, lc.Batch]:
         sequences = [self.cache[row["sequence"]] for row in rows]
-        length = max(len(sequence.token_ids) for sequence in sequences)
-        input_ids_BL = torch.zeros(len(sequences), length, dtype=torch.int64)
-        attention_mask_BL = torch.zeros_like(input_ids_BL)
-        for row, sequence in enumerate(sequences):
-            input_ids_BL[row, : len(sequence.token_ids)] = sequence.token_ids
-            attention_mask_BL[row, : len(sequence.token_ids)] = 1
-        targets = lc.TopK.cat([sequence.targets for sequence in sequences])
-        return {
-            "input_ids": input_ids_BL,
-            "attention_mask": attention_mask_BL,
-            "target_index": torch.cat([row * length + s.positions for row, s in enumerate(sequences)]),
-            "target_labels": torch.cat([sequence.labels for sequence in sequences]),
-            "topk_ids": targets.ids,
-            "topk_logprobs": targets.logprobs,
-            "residual_logprob": targets.residual_logprob,
-        }
+        # Padded on the right, where causal attention never looks.
+        input_ids_BT = pad_sequence([sequence.token_ids for sequence in sequences], batch_first=True)
+        length = input_ids_BT.shape[1]
+        batch = lc.Batch(
+            input_ids=input_ids_BT,
+            position_ids=torch.arange(length).expand(len(sequences), -1),
+            target_index=torch.cat([row * length + s.positions for row, s in enumerate(sequences)]),
+            targets=lc.TopK.cat([sequence.targets for sequence in sequences]),
+            labels=torch.cat([sequence.labels for sequence in sequences]),
+        )
+        return {"batch": batch}
 
 
 class CachedSFTTrainer(SFTTrainer):
@@ -52,23 +47,14 @@ class CachedSFTTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, cache: lc.Cache, loss: str, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=CacheCollator(cache), **kwargs)
-        self.distil, self.vocab_size = lc.losses.parse(loss), cache.vocab_size
-        self.student = lc.losses.loss_model(self.model)  # self.model: with the adapter, if there is one
+        self.student = lc.losses.loss_model(self.model, loss)  # self.model: with the adapter, if there is one
         self.model_accepts_loss_kwargs = False  # the loss is a mean already
         self.coverage: float | None = None
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, lc.Batch], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        targets = lc.TopK(inputs["topk_ids"], inputs["topk_logprobs"], inputs["residual_logprob"], self.vocab_size)
-        value, seen = self.student.loss(
-            self.distil,
-            inputs["input_ids"],
-            inputs["target_index"],
-            targets,
-            inputs["target_labels"],
-            attention_mask=inputs["attention_mask"],
-        )
+        value, seen = self.student(inputs["batch"])
         self.coverage = None if seen.coverage is None else float(seen.coverage)
         return (value, {"loss": value}) if return_outputs else value
 

@@ -96,8 +96,7 @@ def _schema(k: int, statistics: list[str]) -> pa.Schema:
 def _batch(cache: Shards, shard: int, schema: pa.Schema) -> pa.RecordBatch:
     arrays = cache.read_shard(shard)
     first = int(cache.shards.first_sequence_R1[shard])
-    before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.target_mask_L, dtype=np.int64)])
-    target_offsets_S1 = before_L1[arrays.offsets_S1]
+    target_offsets_S1 = arrays.target_offsets_S1
     starts_L = np.repeat(arrays.offsets_S1[:-1], np.diff(arrays.offsets_S1))
     positions_N = (np.arange(arrays.tokens) - starts_L)[arrays.target_mask_L]
     columns = {

@@ -27,7 +27,7 @@ from logitcache.cache.directory import (
 )
 from logitcache.cache.export import to_arrow, to_datasets
 from logitcache.cache.listing import stray_files
-from logitcache.cache.sequence import CachedSequence, DecodedSequences
+from logitcache.cache.sequence import CachedSequence, cut_sequence
 from logitcache.errors import CorruptCacheError, ModelError
 from logitcache.format.arrays import ShardArrays
 from logitcache.format.formats import decode_shard, get_format
@@ -79,7 +79,7 @@ class Cache(Sequence[CachedSequence]):
         self.manifest = manifest
         self.digest = digest
         self.shards = shards
-        self._kept: OrderedDict[int, DecodedSequences] = OrderedDict()
+        self._kept: OrderedDict[int, ShardArrays] = OrderedDict()
         self._lock = threading.Lock()
         self._shard_locks: dict[int, threading.Lock] = {}
 
@@ -128,7 +128,7 @@ class Cache(Sequence[CachedSequence]):
         if not 0 <= sequence < len(self):
             raise IndexError(f"sequence {index} of {len(self):,}")
         shard, within = self.shards.locate(sequence)
-        return self._decoded(shard).sequence(within)
+        return cut_sequence(self._decoded(shard), within)
 
     def __iter__(self) -> Iterator[CachedSequence]:
         for index in range(len(self)):
@@ -210,7 +210,7 @@ class Cache(Sequence[CachedSequence]):
         """A shard's bytes, checked. A cache whose shards lie elsewhere overrides this."""
         return read_checked(self.root, entry.path, entry.bytes, entry.sha256)
 
-    def _decoded(self, shard: int) -> DecodedSequences:
+    def _decoded(self, shard: int) -> ShardArrays:
         with self._lock:
             if shard in self._kept:
                 self._kept.move_to_end(shard)
@@ -220,7 +220,7 @@ class Cache(Sequence[CachedSequence]):
             with self._lock:
                 if shard in self._kept:
                     return self._kept[shard]
-            decoded = DecodedSequences(self.read_shard(shard))
+            decoded = self.read_shard(shard)
             with self._lock:
                 self._kept[shard] = decoded
                 self._shard_locks.pop(shard, None)

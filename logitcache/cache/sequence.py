@@ -54,32 +54,23 @@ class CachedSequence:
         )
 
 
-class DecodedSequences:
-    """A decoded shard, and where each sequence's targets begin."""
-
-    def __init__(self, arrays: ShardArrays) -> None:
-        self.arrays = arrays
-        before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(arrays.target_mask_L, dtype=np.int64)])
-        self.target_offsets_S1: NDArray[np.int64] = before_L1[arrays.offsets_S1]
-
-    def sequence(self, index: int) -> CachedSequence:
-        arrays = self.arrays
-        tokens = slice(int(arrays.offsets_S1[index]), int(arrays.offsets_S1[index + 1]))
-        rows = slice(int(self.target_offsets_S1[index]), int(self.target_offsets_S1[index + 1]))
-        return CachedSequence(
-            token_ids=_tensor(arrays.token_ids_L[tokens], np.int64),
-            target_mask=_tensor(arrays.target_mask_L[tokens], np.bool_),
-            targets=TopK(
-                ids=_tensor(arrays.topk_ids_NK[rows], np.int64),
-                logprobs=_tensor(arrays.topk_logprobs_NK[rows], np.float32),
-                residual_logprob=_tensor(arrays.residual_logprob_N[rows], np.float32),
-                vocab_size=arrays.vocab_size,
-                log_partition=_optional(arrays.log_partition_N, rows),
-                logit_std=_optional(arrays.logit_std_N, rows),
-                **arrays.beyond.recorded(),
-            ),
-            digest=arrays.sequence_digests_S16[index].tobytes().hex(),
-        )
+def cut_sequence(arrays: ShardArrays, index: int) -> CachedSequence:
+    """One sequence of a decoded shard, copied out of it."""
+    tokens, rows = arrays.tokens_of(index), arrays.targets_of(index)
+    return CachedSequence(
+        token_ids=_tensor(arrays.token_ids_L[tokens], np.int64),
+        target_mask=_tensor(arrays.target_mask_L[tokens], np.bool_),
+        targets=TopK(
+            ids=_tensor(arrays.topk_ids_NK[rows], np.int64),
+            logprobs=_tensor(arrays.topk_logprobs_NK[rows], np.float32),
+            residual_logprob=_tensor(arrays.residual_logprob_N[rows], np.float32),
+            vocab_size=arrays.vocab_size,
+            log_partition=_optional(arrays.log_partition_N, rows),
+            logit_std=_optional(arrays.logit_std_N, rows),
+            **arrays.beyond.recorded(),
+        ),
+        digest=arrays.sequence_digests_S16[index].tobytes().hex(),
+    )
 
 
 def _tensor(values: NDArray[Any], dtype: type[np.generic]) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +188,10 @@ def _measure(
     for batch in _batches(cache, vocab_limit, 1 if head.turn is not None else batch_size):
         batch = batch.to(device)
         hidden_ND = head.hidden_at(batch.input_ids, batch.target_index, position_ids=batch.position_ids)
-        total = total.plus(metric_sums(head, hidden_ND, limited(batch.targets, vocab_limit), batch.labels, vocab_limit))
+        total = total.plus(metric_sums(head, hidden_ND, batch.targets.limited(vocab_limit), batch.labels, vocab_limit))
         done += batch.tokens
         report("Evaluating", done, cache.manifest.totals.tokens, "tokens")
     return total
-
-
-def limited(targets: TopK, vocab_limit: int) -> TopK:
-    """The same targets over a vocabulary of ``vocab_limit`` ids; what was listed beyond has been left out before."""
-    return replace(targets, vocab_size=vocab_limit)
 
 
 def _batches(cache: Cache, vocab_limit: int, batch_size: int) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ class ShardArrays:
         offsets_S1: int64 ``[S + 1]``, sequence ``s`` is ``token_ids_L[offsets_S1[s]:offsets_S1[s + 1]]``.
         sequence_digests_S16: uint8 ``[S, 16]``, identity of each sequence (see ``sequence_digest``).
         target_mask_L: bool, True where the position has targets; never at a sequence's last token.
-        topk_ids_NK: uint32, in the order of the True positions of ``target_mask_L``.
-        topk_logprobs_NK: float32, non-increasing along K, nats.
+        topk_ids_NK: uint32, in the order of the True positions of ``target_mask_L``. A stream keeps them as the dtype
+            that :func:`logitcache.targets.narrow.id_dtype` names.
+        topk_logprobs_NK: float32, non-increasing along K, nats. A stream keeps them as float16 where that is exact.
         residual_logprob_N: float32, log of the mass outside the top K, nats.
         vocab_size: V, the length of the teacher's logit vector.
         log_partition_N, logit_std_N: float32, or None where they weren't asked for.
@@ -38,8 +40,8 @@ class ShardArrays:
     offsets_S1: NDArray[np.int64]
     sequence_digests_S16: NDArray[np.uint8]
     target_mask_L: NDArray[np.bool_]
-    topk_ids_NK: NDArray[np.uint32]
-    topk_logprobs_NK: NDArray[np.float32]
+    topk_ids_NK: NDArray[Any]
+    topk_logprobs_NK: NDArray[Any]
     residual_logprob_N: NDArray[np.float32]
     vocab_size: int
     log_partition_N: NDArray[np.float32] | None = None
@@ -66,6 +68,26 @@ class ShardArrays:
     def ranked(self) -> int:
         """How many entries, the first ones, are the teacher's most probable."""
         return self.k - self.beyond.count
+
+    @cached_property
+    def target_positions_N(self) -> NDArray[np.int64]:
+        """Where the targets stand in ``token_ids_L``, in the order of their rows."""
+        return np.flatnonzero(self.target_mask_L)
+
+    @cached_property
+    def target_offsets_S1(self) -> NDArray[np.int64]:
+        """int64 ``[S + 1]``: sequence ``s`` has the rows ``[target_offsets_S1[s]:target_offsets_S1[s + 1]]``."""
+        before_L1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.target_mask_L, dtype=np.int64)])
+        offsets_S1: NDArray[np.int64] = before_L1[self.offsets_S1]
+        return offsets_S1
+
+    def tokens_of(self, sequence: int) -> slice:
+        """Which of the L tokens are a sequence's."""
+        return slice(int(self.offsets_S1[sequence]), int(self.offsets_S1[sequence + 1]))
+
+    def targets_of(self, sequence: int) -> slice:
+        """Which of the N rows are a sequence's."""
+        return slice(int(self.target_offsets_S1[sequence]), int(self.target_offsets_S1[sequence + 1]))
 
     def top(self, k: int) -> ShardArrays:
         """Keep the first k entries of every position, at most the ranked ones; what is dropped joins the residual."""

@@ -7,21 +7,19 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 from logitcache.losses import metrics
 from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
 from logitcache.losses.estimator import Estimator
-from logitcache.losses.fused import LinearHead
 from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
-from logitcache.losses.lm_head import LossModel, loss_model
 from logitcache.losses.mix import Mix
 from logitcache.losses.registry import describe, get, names, parameters, parse
+from logitcache.losses.student import StudentWithLoss, loss_model
 
 __all__ = [
     "IGNORED_LABEL",
     "Estimator",
     "HeadStats",
-    "LinearHead",
     "Loss",
-    "LossModel",
     "Mix",
     "SparseLoss",
+    "StudentWithLoss",
     "dense_loss",
     "describe",
     "get",

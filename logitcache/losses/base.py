@@ -5,7 +5,6 @@ Shape legend: N positions, V words in the student's vocabulary, K entries in the
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class Loss(ABC):
         check_labels(self, labels, student_logits.shape[1])
         self.check_inputs(targets, labels)
         wide = torch.promote_types(student_logits.dtype, torch.float32)
-        return self.per_token(student_logits.to(wide), to_dtype(targets, wide), labels)
+        return self.per_token(student_logits.to(wide), targets.in_dtype(wide), labels)
 
     def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
         """Raise, or warn, before any arithmetic if the targets or labels can't serve this loss."""
@@ -133,23 +132,6 @@ def check_labels(loss: Loss, labels: Tensor | None, vocab_size: int) -> None:
         raise TargetsError(
             f"label {int(labels[wrong_N][0])} is none of the student's {vocab_size} ids; -100 leaves a position out"
         )
-
-
-def to_dtype(targets: TopK, dtype: torch.dtype) -> TopK:
-    """The targets with their floating tensors in ``dtype`` (float32 or float64)."""
-    if targets.logprobs.dtype == dtype:
-        return targets
-
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(dtype)
-
-    return dataclasses.replace(
-        targets,
-        logprobs=targets.logprobs.to(dtype),
-        residual_logprob=targets.residual_logprob.to(dtype),
-        log_partition=cast(targets.log_partition),
-        logit_std=cast(targets.logit_std),
-    )
 
 
 def check_positive(loss: str, **values: float) -> None:

@@ -18,40 +18,12 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, SparseLoss
 from logitcache.losses.sparse_rows import rows_times, scatter_rows
+from logitcache.models.finish import UNCHANGED, Finish
 from logitcache.targets.topk import TopK
 
 # Logits of one chunk, in bytes: large enough that the matrix product runs at full speed, small beside the weight.
 CHUNK_BYTES = 64 << 20
 _LEAST_CHUNK = 128
-
-
-@dataclass(frozen=True, eq=False)
-class LinearHead:
-    """An output layer: logits = softcap(logit_scale · (hidden @ weight.T + bias)), softcap(x) = c tanh(x / c).
-
-    Attributes:
-        weight: ``[V, D]``.
-        bias: ``[V]`` or None.
-        softcap: c, or None for no cap.
-        logit_scale: the factor before the cap.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-    logit_scale: float = 1.0
-
-    def finish(self, logits: Tensor) -> Tensor:
-        """Scale and cap what the matrix product gave."""
-        if self.logit_scale != 1:
-            logits = logits * self.logit_scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def slope(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient with respect to the matrix product, from that with respect to the finished logits."""
-        if self.softcap is not None:
-            gradient = gradient * (1 - (logits / self.softcap).square())
-        return gradient * self.logit_scale if self.logit_scale != 1 else gradient
 
 
 @dataclass
@@ -71,20 +43,21 @@ class Job:
     labels: Tensor | None
     scale: float
     tally: Tally
+    finish: Finish = UNCHANGED
 
     @property
     def is_sparse(self) -> bool:
         return all(isinstance(loss, SparseLoss) for _, loss in self.parts)
 
 
-def fused_loss(job: Job, hidden_ND: Tensor, head: LinearHead) -> Tensor:
+def fused_loss(job: Job, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
     """``scale · Σ loss`` over the positions: a scalar with gradients for hidden, weight and bias."""
-    tracked = [tensor for tensor in (hidden_ND, head.weight, head.bias) if tensor is not None]
+    tracked = [tensor for tensor in (hidden_ND, weight_VD, bias_V) if tensor is not None]
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tracked)
     function = _SparseHead if job.is_sparse else _DenseHead
     with torch.autocast(hidden_ND.device.type, enabled=False):
         value: Tensor = function.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, head.weight, head.bias, head, job, needs_gradient
+            hidden_ND, weight_VD, bias_V, job, needs_gradient
         )
         return value
 
@@ -96,12 +69,11 @@ class _SparseHead(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        head: LinearHead,
         job: Job,
         needs_gradient: bool,
     ) -> Tensor:
         total, ids, gradients = _zero(hidden_ND), [], []
-        for rows, logits_BV in _chunks(hidden_ND, head):
+        for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job.finish):
             targets = job.targets[rows]
             for index, (factor, loss) in enumerate(job.parts):
                 assert isinstance(loss, SparseLoss)
@@ -113,7 +85,7 @@ class _SparseHead(torch.autograd.Function):
                 _add(job.tally, index, part, selection.coverage_N)
                 if needs_gradient:
                     (gradient_BC,) = torch.autograd.grad(part, student_BC)
-                    gradients.append(head.slope(gradient_BC * (factor * job.scale), student_BC.detach()))
+                    gradients.append(job.finish.slope(gradient_BC * (factor * job.scale), student_BC.detach()))
                     ids.append(selection.ids_NC)
         if needs_gradient:
             ctx.save_for_backward(hidden_ND, weight_VD, _join(ids, len(job.parts)), _join(gradients, len(job.parts)))
@@ -133,7 +105,7 @@ class _SparseHead(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             bias_V = gradient_NC.new_zeros(weight_VD.shape[0])
             bias = bias_V.index_add_(0, ids_NC.flatten(), gradient_NC.flatten()).to(ctx.bias_dtype)
-        return hidden, weight, bias, None, None, None
+        return hidden, weight, bias, None, None
 
 
 class _DenseHead(torch.autograd.Function):
@@ -143,13 +115,12 @@ class _DenseHead(torch.autograd.Function):
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        head: LinearHead,
         job: Job,
         needs_gradient: bool,
     ) -> Tensor:
         ctx.wants = [needs_gradient and ctx.needs_input_grad[i] for i in range(3)]
-        ctx.head, ctx.job = head, job
-        total, ctx.gradients = _dense_pass(hidden_ND, head, job, ctx.wants)
+        ctx.job = job
+        total, ctx.gradients = _dense_pass(hidden_ND, weight_VD, bias_V, job, ctx.wants)
         if needs_gradient:
             ctx.save_for_backward(hidden_ND, weight_VD, bias_V)
         return total
@@ -157,29 +128,29 @@ class _DenseHead(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = ctx.saved_tensors
+        leaves = hidden_ND, weight_VD, bias_V = ctx.saved_tensors
         # Handed over, not kept: a scaled copy would mean two [V, D] at once. Who asks again waits again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            _, gradients = _dense_pass(leaves[0], ctx.head, replace(ctx.job, tally=Tally()), ctx.wants)
+            _, gradients = _dense_pass(hidden_ND, weight_VD, bias_V, replace(ctx.job, tally=Tally()), ctx.wants)
         scaled = (
             None if gradient is None else gradient.mul_(upstream).to(leaf.dtype)
             for gradient, leaf in zip(gradients, leaves, strict=True)
         )
-        return (*scaled, None, None, None)
+        return (*scaled, None, None)
 
 
 def _dense_pass(
-    hidden_ND: Tensor, head: LinearHead, job: Job, wants: list[bool]
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: Job, wants: list[bool]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The loss, and its gradients for hidden, weight and bias, each only if wanted."""
     total, wide = _zero(hidden_ND), _wide(hidden_ND)
     hidden_grad = torch.empty_like(hidden_ND, dtype=wide) if wants[0] else None
     # Sums over chunks are kept in float32: adding them up in bfloat16 would lose the small ones.
-    weight_grad = torch.zeros_like(head.weight, dtype=wide) if wants[1] else None
-    bias_grad = torch.zeros_like(head.bias, dtype=wide) if wants[2] and head.bias is not None else None
-    weight_wide = head.weight.detach().to(wide) if wants[0] else None
-    for rows, logits_BV in _chunks(hidden_ND, head):
+    weight_grad = torch.zeros_like(weight_VD, dtype=wide) if wants[1] else None
+    bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants[2] and bias_V is not None else None
+    weight_wide = weight_VD.detach().to(wide) if wants[0] else None
+    for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job.finish):
         logits_BV.requires_grad_(any(wants))
         with torch.set_grad_enabled(any(wants)):
             value = chunk_loss(logits_BV, rows, job)
@@ -187,7 +158,7 @@ def _dense_pass(
         if not any(wants):
             continue
         (gradient_BV,) = torch.autograd.grad(value, logits_BV)
-        gradient_BV = head.slope(gradient_BV, logits_BV.detach())
+        gradient_BV = job.finish.slope(gradient_BV, logits_BV.detach())
         if hidden_grad is not None and weight_wide is not None:
             torch.mm(gradient_BV, weight_wide, out=hidden_grad[rows])
         if weight_grad is not None:
@@ -212,16 +183,18 @@ def chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
     return value
 
 
-def _chunks(hidden_ND: Tensor, head: LinearHead) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, finish: Finish
+) -> Iterator[tuple[slice, Tensor]]:
     """Each chunk's rows and logits ``[B, V]``, float32 or float64. The memory of one chunk serves the next as well."""
     wide = _wide(hidden_ND)
-    positions, vocab_size = hidden_ND.shape[0], head.weight.shape[0]
+    positions, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
     size = min(positions, max(_LEAST_CHUNK, CHUNK_BYTES // (4 * vocab_size)))
-    weight_VD = head.weight.detach()
+    weight_VD = weight_VD.detach()
     half_on_gpu = weight_VD.is_cuda and hidden_ND.dtype == weight_VD.dtype != wide
     if not half_on_gpu:
         weight_VD = weight_VD.to(wide)
-    bias_V = None if head.bias is None else head.bias.detach().to(wide)
+    bias_V = None if bias_V is None else bias_V.detach().to(wide)
     buffer_BV = torch.empty(size, vocab_size, dtype=wide, device=hidden_ND.device)
     for start in range(0, positions, size):
         rows = slice(start, min(start + size, positions))
@@ -234,10 +207,7 @@ def _chunks(hidden_ND: Tensor, head: LinearHead) -> Iterator[tuple[slice, Tensor
             torch.mm(hidden_BD.to(wide), weight_VD.T, out=logits_BV)
         if bias_V is not None:
             logits_BV += bias_V
-        if head.logit_scale != 1:
-            logits_BV *= head.logit_scale
-        if head.softcap is not None:
-            logits_BV.div_(head.softcap).tanh_().mul_(head.softcap)
+        finish.in_place(logits_BV)
         yield rows, logits_BV
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import ConfigError, TargetsError
-from logitcache.losses.base import IGNORED_LABEL, Loss, check_labels, check_positive, check_rows, check_shapes, to_dtype
+from logitcache.losses.base import IGNORED_LABEL, Loss, check_labels, check_positive, check_rows, check_shapes
 from logitcache.losses.bild import SLD
-from logitcache.losses.fused import Job, LinearHead, Tally, chunk_loss, fused_loss
+from logitcache.losses.fused import Job, Tally, chunk_loss, fused_loss
 from logitcache.losses.mix import parts_of
 from logitcache.losses.registry import resolve
+from logitcache.models.finish import UNCHANGED, Finish
 from logitcache.targets.topk import TopK
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -69,9 +70,8 @@ def linear_loss(
         ConfigError: no such loss or setting, or a setting's value isn't allowed.
         TargetsError: shapes don't fit, or the targets lack something the loss needs.
     """
-    loss = resolve(name, **params)
-    head = LinearHead(weight, bias, softcap, logit_scale)
-    return head_loss(loss, hidden, head, targets, labels=labels, reduction=reduction)[0]
+    loss, finish = resolve(name, **params), Finish(logit_scale, softcap)
+    return head_loss(loss, hidden, weight, targets, bias=bias, finish=finish, labels=labels, reduction=reduction)[0]
 
 
 @dataclass
@@ -93,23 +93,26 @@ class HeadStats:
 def head_loss(
     loss: Loss,
     hidden: Tensor,
-    head: LinearHead,
+    weight: Tensor,
     targets: TopK,
     *,
+    bias: Tensor | None = None,
+    finish: Finish = UNCHANGED,
     labels: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Tensor, HeadStats]:
-    """``linear_loss`` for a loss and a head that are built already, and what it saw on the way."""
-    _check(hidden, head, targets, labels, reduction)
-    check_labels(loss, labels, head.weight.shape[0])
+    """``linear_loss`` for a loss that is built already, and what it saw on the way."""
+    _check(hidden, weight, bias, finish, reduction)
+    check_rows(hidden.shape[0], weight.shape[0], targets, labels)
+    check_labels(loss, labels, weight.shape[0])
     loss.check_inputs(targets, labels)
     hidden, targets, labels = _kept(hidden, targets, labels)
     if len(targets) == 0:
-        return _nothing(hidden, head.weight, head.bias), HeadStats(0)
+        return _nothing(hidden, weight, bias), HeadStats(0)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     scale = 1 / len(targets) if reduction == "mean" else 1.0
-    job = Job(parts_of(loss), to_dtype(targets, wide), labels, scale, Tally())
-    value = fused_loss(job, hidden, head)
+    job = Job(parts_of(loss), targets.in_dtype(wide), labels, scale, Tally(), finish)
+    value = fused_loss(job, hidden, weight, bias)
     return value, _stats(job, len(targets))
 
 
@@ -130,7 +133,7 @@ def dense_loss(
         return _nothing(logits), HeadStats(0)
     wide = torch.promote_types(logits.dtype, torch.float32)
     scale = 1 / len(targets) if reduction == "mean" else 1.0
-    job = Job(parts_of(loss), to_dtype(targets, wide), labels, scale, Tally())
+    job = Job(parts_of(loss), targets.in_dtype(wide), labels, scale, Tally())
     value = chunk_loss(logits.to(wide), slice(None), job)
     return value, _stats(job, len(targets))
 
@@ -163,16 +166,13 @@ def _nothing(rows: Tensor, *others: Tensor | None) -> Tensor:
     return zero
 
 
-def _check(hidden: Tensor, head: LinearHead, targets: TopK, labels: Tensor | None, reduction: str) -> None:
+def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None, finish: Finish, reduction: str) -> None:
     if reduction not in ("mean", "sum"):
         raise ConfigError(f"reduction = {reduction!r} is not allowed; it must be mean or sum")
-    if head.softcap is not None:
-        check_positive("linear_loss", softcap=head.softcap)
-    check_positive("linear_loss", logit_scale=head.logit_scale)
-    if hidden.dim() != 2 or head.weight.dim() != 2 or hidden.shape[1] != head.weight.shape[1]:
-        raise TargetsError(
-            f"hidden {tuple(hidden.shape)} and weight {tuple(head.weight.shape)} must be [N, D] and [V, D]"
-        )
-    if head.bias is not None and head.bias.shape != head.weight.shape[:1]:
-        raise TargetsError(f"bias {tuple(head.bias.shape)} must be [V] = [{head.weight.shape[0]}]")
-    check_rows(hidden.shape[0], head.weight.shape[0], targets, labels)
+    if finish.softcap is not None:
+        check_positive("linear_loss", softcap=finish.softcap)
+    check_positive("linear_loss", logit_scale=finish.logit_scale)
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise TargetsError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, D] and [V, D]")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise TargetsError(f"bias {tuple(bias.shape)} must be [V] = [{weight.shape[0]}]")

@@ -101,7 +101,7 @@ def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) 
             done = explain(raw[0], own_TV, model.config, half=not precise, tolerance=limit)
             if done is None:
                 continue
-            head = Head(body.module, output, own_TV.shape[1], done.logit_scale, done.softcap, done.words)
+            head = Head(body.module, output, own_TV.shape[1], done)
             hidden_TD = _hidden_alone(head, ids_T)
             if hidden_TD is not None and same(head.logits(hidden_TD), own_TV, tolerance=limit):
                 yield head, hidden_TD

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import ModelError
+from logitcache.models.finish import UNCHANGED, Finish
 from logitcache.utils.reasons import reason
 
 
@@ -28,9 +29,7 @@ class Head:
         body: the model without its head; what it returns first is ``[B, L, D]``.
         output: the head's own module, ``[N, D]`` to ``[N, V]``; its bias, if any, is inside.
         vocab_size: V, the length of the logit vector.
-        logit_scale: raw logits are multiplied by it.
-        softcap: if set, scaled logits become ``softcap · tanh(logits / softcap)``.
-        words: V, where the model drops the last rows of its output layer; None if it keeps all.
+        finish: what the model does to raw logits.
         whole: True if the body gives logits, and D is V.
         alone: True if a row's values change with the rows beside it, so that each must run by itself.
         counts_positions: True if position ids 0, 1, 2, … are what the body takes where none are given.
@@ -40,9 +39,7 @@ class Head:
     body: nn.Module
     output: nn.Module
     vocab_size: int
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    words: int | None = None
+    finish: Finish = UNCHANGED
     whole: bool = False
     alone: bool = False
     counts_positions: bool = True
@@ -50,10 +47,16 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        """``[V, D]``, the head's matrix. Only where the output is a linear layer."""
+        """``[V, D]``, the head's matrix.
+
+        Raises:
+            ModelError: the output layer isn't linear, so that it is more than a matrix; see :attr:`why_dense`.
+        """
+        if self.why_dense:
+            raise ModelError(self.why_dense)
         weight = self.output.weight
         assert isinstance(weight, Tensor)
-        return weight if self.words is None else weight[: self.words]
+        return weight if self.finish.words is None else weight[: self.finish.words]
 
     @property
     def bias(self) -> Tensor | None:
@@ -61,7 +64,7 @@ class Head:
         bias = getattr(self.output, "bias", None)
         if not isinstance(bias, Tensor):
             return None
-        return bias if self.words is None else bias[: self.words]
+        return bias if self.finish.words is None else bias[: self.finish.words]
 
     @property
     def why_dense(self) -> str:
@@ -162,7 +165,7 @@ class Head:
         if self.whole:
             return hidden_ND
         logits_NV: Tensor = self.output(as_weights(hidden_ND, self.output))
-        return finish(logits_NV, self.logit_scale, self.softcap, self.words)
+        return self.finish.of(logits_NV)
 
 
 def _row(inputs: dict[str, Any], row: int) -> dict[str, Any]:
@@ -174,15 +177,6 @@ def as_weights(hidden: Tensor, output: nn.Module) -> Tensor:
     """Hidden states in the dtype of an output layer: some bodies give float32 whatever the weights are (Mamba)."""
     dtype = next((value.dtype for value in output.parameters() if value.is_floating_point()), None)
     return hidden if dtype is None else hidden.to(dtype)
-
-
-def finish(logits_NV: Tensor, logit_scale: float, softcap: float | None, words: int | None) -> Tensor:
-    """What a model does to the raw logits of its output layer."""
-    if words is not None:
-        logits_NV = logits_NV[..., :words]
-    if logit_scale != 1.0:
-        logits_NV = logits_NV * logit_scale
-    return logits_NV if softcap is None else torch.tanh(logits_NV / softcap) * softcap
 
 
 def run(module: nn.Module, input_ids: Tensor, **inputs: Any) -> Tensor:

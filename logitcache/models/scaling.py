@@ -1,6 +1,6 @@
-"""What a model does to the raw logits of its output layer: a scale, a soft cap, rows dropped at the end.
+"""Find out what a model does to the raw logits of its output layer, by comparing the two on a few tokens.
 
-Found by comparing the two on a few tokens. What the configuration explains is taken from there, exactly.
+What the configuration explains is taken from there, exactly.
 
 Shape legend: T tokens, V words that the model answers for, W rows of its output layer.
 """
@@ -8,29 +8,16 @@ Shape legend: T tokens, V words that the model answers for, W rows of its output
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from logitcache.models.head import finish
+from logitcache.models.finish import Finish
 from logitcache.models.probe import difference, same
 
 # A factor measured on the probe is a setting's value if it is within this share of it: rounding, no more.
 _ROUNDING = {False: 1e-5, True: 2e-3}
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The arguments of :func:`logitcache.models.head.finish`."""
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    words: int | None = None
-
-    def of(self, raw: Tensor) -> Tensor:
-        return finish(raw, self.logit_scale, self.softcap, self.words)
 
 
 def explain(raw_TW: Tensor, own_TV: Tensor, config: Any, *, half: bool, tolerance: float) -> Finish | None:

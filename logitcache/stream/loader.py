@@ -10,7 +10,8 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from logitcache.errors import ConfigError, ResumeMismatchError
-from logitcache.stream.batches import Batch, DecodedShard, collate
+from logitcache.format.arrays import ShardArrays
+from logitcache.stream.batches import Batch, collate
 from logitcache.stream.layout import Layout
 from logitcache.stream.lengths import Lengths
 from logitcache.stream.mixture import MixedOrder, Mixture
@@ -129,12 +130,11 @@ class Stream(IterableDataset[Batch]):
         finally:
             windows.close()
 
-    def _step_batches(
-        self, group: list[Row], shards: dict[int, DecodedShard], epoch: int, step: int
-    ) -> Iterator[Batch]:
+    def _step_batches(self, group: list[Row], shards: dict[int, ShardArrays], epoch: int, step: int) -> Iterator[Batch]:
         layout = self.layout
         mine = [row.samples for row in group[layout.rank :: layout.world_size]]
-        targets = sum(shards[shard].targets_of(local) for row in group for shard, local in row.samples)
+        rows = [shards[shard].targets_of(local) for row in group for shard, local in row.samples]
+        targets = sum(part.stop - part.start for part in rows)
         size = layout.micro_rows
         template = next(iter(shards.values()))
         for part in range(layout.parts):

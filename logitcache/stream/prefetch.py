@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from logitcache.stream.batches import DecodedShard
+from logitcache.format.arrays import ShardArrays
 from logitcache.stream.layout import Layout
+from logitcache.stream.prepared import prepared
 from logitcache.stream.readable import Readable
 from logitcache.stream.rows import Row, RowPlan
 
@@ -23,9 +24,9 @@ class Windows:
     def __init__(self, cache: Readable, plan: RowPlan, layout: Layout) -> None:
         self._cache, self._plan, self._layout = cache, plan, layout
         self._pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="logitcache-decode")
-        self._loading: dict[int, dict[int, Future[DecodedShard]]] = {}
+        self._loading: dict[int, dict[int, Future[ShardArrays]]] = {}
 
-    def holding(self, rows: Sequence[Row]) -> dict[int, DecodedShard]:
+    def holding(self, rows: Sequence[Row]) -> dict[int, ShardArrays]:
         """The decoded shards of consecutive rows, by shard number. What lies behind them is let go."""
         first, last = rows[0].window, rows[-1].window
         for window in [window for window in self._loading if window < first]:
@@ -37,7 +38,7 @@ class Windows:
         needed = {(row.window, shard) for row in rows for shard, _ in row.samples}
         return {shard: self._loading[window][shard].result() for window, shard in sorted(needed)}
 
-    def _load(self, shards: list[int]) -> dict[int, Future[DecodedShard]]:
+    def _load(self, shards: list[int]) -> dict[int, Future[ShardArrays]]:
         # In a mixture, a shard may reach into the next window.
         known = {shard: future for futures in self._loading.values() for shard, future in futures.items()}
         new = [shard for shard in shards if shard not in known]
@@ -49,8 +50,8 @@ class Windows:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._loading.clear()
 
-    def _decode(self, shard: int) -> DecodedShard:
-        return DecodedShard(self._cache.read_shard(shard), self._layout.vocab_limit, self._layout.selection)
+    def _decode(self, shard: int) -> ShardArrays:
+        return prepared(self._cache.read_shard(shard), self._layout.vocab_limit, self._layout.selection)
 
 
 def decoding_threads() -> int:

@@ -15,8 +15,8 @@ from logitcache.models import check_language_model, find_head, inside, load_lang
 from logitcache.models.loading import explained
 from logitcache.models.numbering import compare_numbering
 from logitcache.models.probe import longest, vocabulary
-from logitcache.stream.batches import known_positions
 from logitcache.stream.lengths import Lengths
+from logitcache.stream.prepared import known_positions
 from logitcache.students.adapters import attach_adapter
 from logitcache.students.files import StudentFiles, find_student
 

@@ -225,6 +225,10 @@ class TopK:
             candidates=0,
         )
 
+    def limited(self, vocab_size: int) -> TopK:
+        """The same targets over a smaller vocabulary. Positions that list an id beyond it have been left out before."""
+        return replace(self, vocab_size=vocab_size)
+
     def pin_memory(self) -> TopK:
         """Page-locked copies, which a GPU can fetch by itself."""
         return self._map(lambda tensor: tensor.pin_memory())

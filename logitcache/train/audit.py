@@ -13,12 +13,11 @@ from torch import Tensor
 
 from logitcache.cache.reader import Cache
 from logitcache.errors import TargetsError
-from logitcache.losses import Estimator, Loss
+from logitcache.losses import Estimator, Loss, StudentWithLoss
 from logitcache.losses.fidelity import GradientMatch, best_fill, s_ld_match, student_led, total, with_fill
 from logitcache.models import device_of, evaluating
 from logitcache.stream import Batch, stream
 from logitcache.targets.topk import TopK
-from logitcache.train.module import DistillModule, inputs_of
 
 #: Runs the student: a batch of audit rows to its logits ``[A, W]`` there, float32.
 Logits = Callable[[Batch], Tensor]
@@ -101,9 +100,14 @@ class Audit:
         return Estimator.fit([rows_AW], RANK) if min(rows_AW.shape) > RANK else None
 
 
-def light(batch: Batch) -> Batch:
-    """The batch without its targets: a forward pass over audit rows has no use for them on the device."""
-    return replace(batch, topk_ids=batch.topk_ids[:, :0], topk_logprobs=batch.topk_logprobs[:, :0])
+def without_targets(batch: Batch) -> Batch:
+    """A batch for a pass that only reads logits: targets of all ids need not be copied to the device for that."""
+    return replace(batch, targets=batch.targets[:0], labels=batch.labels[:0])
+
+
+def shared_logits(module: StudentWithLoss, batch: Batch, hidden_AD: Tensor) -> Tensor:
+    """Float32 ``[A, W]``: what the student's forward pass is asked for at audit rows."""
+    return module.logits(hidden_AD).float()
 
 
 def describe(loss: Loss, match: GradientMatch) -> str:
@@ -120,15 +124,14 @@ def describe(loss: Loss, match: GradientMatch) -> str:
     )
 
 
-def choose_fill(audit: Audit, module: DistillModule) -> list[str]:
+def choose_fill(audit: Audit, module: StudentWithLoss) -> list[str]:
     """Set the module's loss to what the audit rows say of its student; one line about it, or none without s-LD.
 
     Under several ranks the first one's choice holds for all: roundings may differ from one device to the next.
     """
 
     def logits(batch: Batch) -> Tensor:
-        inputs = inputs_of(light(batch).to(device_of(module.student)))
-        found: Tensor = module(**inputs, logits=True)["logits"]
+        found: Tensor = module(without_targets(batch).to(device_of(module.student)), read=shared_logits)
         return found
 
     with evaluating(module), torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import torch
 import yaml
 
 from logitcache.cache.opening import open_place
-from logitcache.errors import OutputExistsError
+from logitcache.errors import LogitCacheWarning, OutputExistsError
 from logitcache.evaluate.measure import Metrics
 from logitcache.evaluate.report import NO_PLOT, write_report
+from logitcache.losses import StudentWithLoss
 from logitcache.losses.registry import resolve
 from logitcache.stream import Stream, stream
 from logitcache.students.pairing import DTYPES, check_lengths, load_student, pair
@@ -147,7 +149,6 @@ class Run:
     def trainer(self) -> DistillTrainer:
         """The Trainer, ready to start; from here on there are files."""
         # Imported late: loading transformers' Trainer takes seconds, and other commands don't need it.
-        from logitcache.train.module import DistillModule
         from logitcache.train.trainer import DistillTrainer, Feed
 
         config = self.config
@@ -157,7 +158,9 @@ class Run:
         if self.state is not None:
             feed_stream.load_state_dict(self.state)
         limit = self.pairing.vocab_limit
-        module = DistillModule(self.student, self.loss, self.cache.vocab_size, limit, args.world_size)
+        module = StudentWithLoss(self.student, self.loss, limit, args.world_size)
+        if module.why_dense:
+            warnings.warn(module.why_dense, LogitCacheWarning, stacklevel=2)
         if self.audit is not None:
             self.notes.extend(choose_fill(self.audit, module.to(args.device)))
         if is_first_rank():

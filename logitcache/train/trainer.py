@@ -16,19 +16,21 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from logitcache.errors import DivergedError, LogitCacheWarning, StorageError
-from logitcache.evaluate.measure import MetricSums
+from logitcache.evaluate.measure import MetricSums, metric_sums
+from logitcache.losses import HeadStats, StudentWithLoss
 from logitcache.losses.metrics import coverage_advice
 from logitcache.stream import Batch, Stream
 from logitcache.students.saving import save_model
 from logitcache.train import checkpoints
-from logitcache.train.audit import Audit, light
-from logitcache.train.module import DistillModule, inputs_of
+from logitcache.train.audit import Audit, shared_logits, without_targets
 from logitcache.utils.progress import Report
 from logitcache.utils.reasons import reason
 
 
 class Feed:
-    """The stream as the Trainer's dataloader: dictionaries of tensors, with a look at the clock.
+    """The stream as the Trainer's dataloader, which also measures how long a batch is waited for.
+
+    The Trainer looks for keys in what it is fed, so each batch stands in a dictionary, as ``forward`` names it.
 
     It has no length: the whole run is one pass of ``steps`` steps, and the stream itself knows about epochs.
     """
@@ -37,7 +39,7 @@ class Feed:
         self.stream, self._epoch_samples, self._steps = stream, epoch_samples, steps
         self.waiting, self.tokens, self.epoch, self.met_targets = 0.0, 0, 0.0, False
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
         batches, left = iter(self.stream), self._steps
         while left > 0:
             started = time.perf_counter()
@@ -49,7 +51,7 @@ class Feed:
             self.met_targets |= batch.batch_targets > 0
             left -= batch.ends_step
             self.epoch = batch.epoch + batch.samples_consumed / self._epoch_samples
-            yield inputs_of(batch)
+            yield {"batch": batch}
 
 
 class DistillTrainer(Trainer):
@@ -60,7 +62,7 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         *,
-        model: DistillModule,
+        model: StudentWithLoss,
         args: Any,
         feed: Feed,
         eval_stream: Callable[[], Stream] | None,
@@ -77,29 +79,26 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.feed, self._eval_stream, self._tokenizer = feed, eval_stream, tokenizer
         self._settings, self._keep, self._advised = settings, keep_checkpoints, False
-        self._components, self._audit = components, audit
+        self._components, self._audit, self._seen = components, audit, _Coverage()
         self.add_callback(_Follow(self, total_tokens, report))
 
     def get_train_dataloader(self) -> Any:
         return self.feed
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # Copied as they are: under DeepSpeed the Trainer would round the teacher's log-probs to half precision.
-        device = self.args.device
-        return {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-        }
+        # Copied as it is: under DeepSpeed the Trainer would round the teacher's log-probs to half precision.
+        return {"batch": inputs["batch"].to(self.args.device, non_blocking=True)}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        outputs = model(**inputs)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        loss, stats = model(**inputs)
+        self._seen.add(stats, inputs["batch"].targets.k)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds how much of what s-LD reads was in the cache, and says once if it is too little."""
-        if "loss" in logs and (seen := self._module().take_coverage()) is not None:
+        if "loss" in logs and (seen := self._seen.take()) is not None:
             coverage, listed = seen
             logs = {**logs, "s_ld_coverage": round(coverage, 4)}
             advice = coverage_advice(coverage, listed, audited=self._audit is not None)
@@ -116,7 +115,7 @@ class DistillTrainer(Trainer):
         model.eval()
         total: MetricSums | None = None
         for batch in self._eval_stream():
-            part = model(**self._prepare_inputs(inputs_of(batch)), measure=True)["metrics"]
+            part = model(**self._prepare_inputs({"batch": batch}), read=_metrics)
             total = part if total is None else total.plus(part)
         assert total is not None
         if self.args.world_size > 1:
@@ -131,16 +130,16 @@ class DistillTrainer(Trainer):
 
     def _audited(self, batch: Batch) -> Tensor:
         """Every rank runs all audit rows: they are few, and a sharded student needs all ranks anyway."""
-        inputs = self._prepare_inputs(inputs_of(light(batch)))
-        logits: Tensor = self.model_wrapped(**inputs, logits=True)["logits"]
+        inputs = self._prepare_inputs({"batch": without_targets(batch)})
+        logits: Tensor = self.model_wrapped(**inputs, read=shared_logits)
         return logits
 
     def student(self) -> Any:
         """The student inside whatever wraps it."""
         return self._module().student
 
-    def _module(self) -> DistillModule:
-        module: DistillModule = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+    def _module(self) -> StudentWithLoss:
+        module: StudentWithLoss = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return module
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -175,6 +174,35 @@ class DistillTrainer(Trainer):
         missing = [name for name in load_result.missing_keys if name not in tied]
         if missing or load_result.unexpected_keys:
             raise RuntimeError(f"the checkpoint doesn't fit the student: {missing or load_result.unexpected_keys}")
+
+
+def _metrics(module: StudentWithLoss, batch: Batch, hidden_ND: Tensor) -> MetricSums:
+    """What the student's forward pass is asked for at held-out positions."""
+    assert module.vocab_limit is not None
+    targets = batch.targets.limited(module.vocab_limit)
+    return metric_sums(module.head, hidden_ND, targets, batch.labels, module.vocab_limit)
+
+
+class _Coverage:
+    """Share of the student's top k that the targets held, over the steps since it was last taken."""
+
+    def __init__(self) -> None:
+        self._covered, self._counted, self._listed = torch.zeros(()), 0, 0
+
+    def add(self, stats: HeadStats, k: int) -> None:
+        """``k``: K of the targets."""
+        if stats.coverage is not None:
+            # Stays on the device until it is asked for.
+            self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
+            self._counted, self._listed = self._counted + stats.tokens, k
+
+    def take(self) -> tuple[float, int] | None:
+        """The share, and K; None if the loss looked for none of the student's ids."""
+        if not self._counted:
+            return None
+        share = float(self._covered) / self._counted
+        self._covered, self._counted = torch.zeros(()), 0
+        return share, self._listed
 
 
 def save_student(

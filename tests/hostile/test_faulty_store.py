@@ -73,7 +73,7 @@ def test_training_order_and_content_survive_faults(
 ) -> None:
     def batches(place: str | Path) -> list[list[int]]:
         found = stream(place, batch_size=4, seed=1, epochs=2)
-        return [[*batch.input_ids.flatten().tolist(), *batch.topk_ids.flatten().tolist()] for batch in found]
+        return [[*batch.input_ids.flatten().tolist(), *batch.targets.ids.flatten().tolist()] for batch in found]
 
     with FaultyProxy(s3.s3, 0.2, seed=4) as proxy:
         through(proxy, monkeypatch)

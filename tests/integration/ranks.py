@@ -42,7 +42,7 @@ def main() -> None:
 
     def record(self: Feed) -> Any:
         for inputs in pull(self):
-            ids, positions = inputs["input_ids"], inputs["position_ids"]
+            ids, positions = inputs["batch"].input_ids, inputs["batch"].position_ids
             rows = [row[:8].tolist() for row, at in zip(ids, positions, strict=True) if at[0] == 0 and row.any()]
             seen["samples"].append(rows)
             yield inputs

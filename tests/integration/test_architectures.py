@@ -98,10 +98,8 @@ def test_teacher_and_student(name: str, tokenizer_dir: Path, tmp_path: Path) -> 
 
 
 def test_what_text_does_not_reach_is_not_trained(tokenizer_dir: Path, tmp_path: Path) -> None:
-    from logitcache.train.module import DistillModule
-
     _, model = save("mistral3", tmp_path / "model", tokenizer_dir)
-    DistillModule(model, lc.losses.get("bild"), 512, 512)
+    lc.losses.loss_model(model)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert trained
     assert all("language_model" in name or "lm_head" in name for name in trained)
@@ -128,7 +126,7 @@ def test_settings_of_the_scale_are_taken_from_the_configuration(tokenizer_dir: P
     _, model = save("inkling_text", tmp_path / "model", tokenizer_dir)
     head = find_head(model)
     assert not head.why_dense
-    assert head.logit_scale in {1 / value for value in _numbers(model.config)}
+    assert head.finish.logit_scale in {1 / value for value in _numbers(model.config)}
 
 
 def _numbers(config: Any) -> set[float]:

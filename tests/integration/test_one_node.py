@@ -37,7 +37,8 @@ def read_as_rank(rank: int, url: str, environment: dict[str, str], start: object
     digest = hashlib.sha256()
     batches = stream(cache, batch_size=2 * PROCESSES, seed=1, epochs=EPOCHS, rank=rank, world_size=PROCESSES)
     for batch in batches:
-        for tensor in (batch.input_ids, batch.topk_ids, batch.topk_logprobs, batch.residual_logprob):
+        targets = batch.targets
+        for tensor in (batch.input_ids, targets.ids, targets.logprobs, targets.residual_logprob):
             digest.update(tensor.numpy().tobytes())
     out.write_text(digest.hexdigest())
 

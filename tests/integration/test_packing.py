@@ -22,10 +22,9 @@ from transformers import (
 )
 
 import logitcache as lc
+from logitcache.losses import StudentWithLoss
 from logitcache.stream import Selection
-from logitcache.train.module import DistillModule
 from logitcache.train.packing import check_packing
-from logitcache.train.trainer import inputs_of
 
 pytestmark = pytest.mark.integration
 SHAPE: dict[str, Any] = {
@@ -46,12 +45,11 @@ def small_cache() -> MemoryCache:
 
 
 @torch.no_grad()
-def token_losses(module: DistillModule, cache: MemoryCache, flatten: bool = False, **layout: Any) -> dict[Any, float]:
+def token_losses(module: StudentWithLoss, cache: MemoryCache, flatten: bool = False, **layout: Any) -> dict[Any, float]:
     """The loss of each position, by (sequence's own number, position in it)."""
     found = {}
     for batch in lc.stream(cache, seed=3, **layout):
-        inputs = inputs_of(batch)
-        ids, positions = inputs["input_ids"], inputs["position_ids"]
+        ids, positions = batch.input_ids, batch.position_ids
         if flatten:
             ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
         hidden_ND = module.hidden_at(ids, positions, batch.target_index)
@@ -69,7 +67,7 @@ def test_packed_and_unpacked_losses_agree(name: str, attention: str) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPES[name], attn_implementation=attention).eval()
     cache = small_cache()
-    module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
+    module = StudentWithLoss(model, lc.losses.get("forward_kl"), 500)
     alone = token_losses(module, cache, batch_size=1)
     assert len(alone) == sum(shard.targets for shard in cache._shards)
     for case in (
@@ -87,7 +85,7 @@ def test_the_comparison_notices_documents_that_see_each_other() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPES["llama"]).eval()
     cache = small_cache()
-    module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
+    module = StudentWithLoss(model, lc.losses.get("forward_kl"), 500)
     hidden_at = module.hidden_at
     alone = token_losses(module, cache, batch_size=1)
     module.hidden_at = lambda ids, at, index: hidden_at(ids, torch.arange(ids.shape[1])[None].expand_as(ids), index)  # type: ignore[method-assign]
@@ -129,10 +127,10 @@ def test_a_batch_without_targets_costs_nothing_in_half_precision() -> None:
     model = AutoModelForCausalLM.from_config(SHAPES["llama"]).half()
     with torch.no_grad():
         model.lm_head.weight.fill_(8.0)
-    module = DistillModule(model, lc.losses.get("forward_kl"), 500, 500)
+    module = StudentWithLoss(model, lc.losses.get("forward_kl"), 500)
     batch = next(iter(lc.stream(small_cache(), selection=Selection(min_confidence=1.0))))
     assert len(batch.labels) == 0
-    loss = module(**inputs_of(batch))["loss"]
+    loss, _ = module(batch)
     loss.backward()
     assert loss == 0
     assert all(value.grad is None or not value.grad.any() for value in model.parameters())

@@ -19,8 +19,8 @@ from memory_cache import MemoryCache
 from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
 from logitcache.format.arrays import ShardArrays
 from logitcache.stream import Batch, Selection, stream
-from logitcache.stream.batches import keep_targets
 from logitcache.stream.prefetch import prefetched
+from logitcache.stream.prepared import keep_targets
 from logitcache.stream.rows import best_fit
 
 
@@ -69,7 +69,7 @@ def check(batch: Batch, by_first: dict[int, ShardArrays]) -> int:
         assert batch.labels[row] == tokens[index + 1]
         assert batch.targets.ids[row].tolist() == shard.topk_ids_NK[target].tolist()
         assert torch.equal(batch.targets.logprobs[row], torch.from_numpy(shard.topk_logprobs_NK[target]))
-        assert batch.residual_logprob[row] == float(shard.residual_logprob_N[target])
+        assert batch.targets.residual_logprob[row] == float(shard.residual_logprob_N[target])
     return len(batch.target_index)
 
 
@@ -142,7 +142,7 @@ def test_a_smaller_vocabulary_leaves_positions_out_and_moves_nothing(limit: int)
     batches = list(stream(cache, batch_size=3, vocab_limit=limit))
     assert sum(len(batch.target_index) for batch in batches) == kept
     assert sum(batch.batch_targets for batch in batches) == kept
-    assert all(int(batch.targets.ids.max()) < limit for batch in batches if len(batch.topk_ids))
+    assert all(int(batch.targets.ids.max()) < limit for batch in batches if len(batch.targets))
     assert all(int(batch.input_ids.max()) < limit for batch in batches)
     assert sum(check(batch, by_first) for batch in batches) == kept
 

@@ -13,8 +13,14 @@ from memory_cache import MemoryCache
 from logitcache.format.arrays import ShardArrays
 from logitcache.format.encoding import Encoding
 from logitcache.format.formats import decode_shard, encode_shard
-from logitcache.stream import stream
-from logitcache.stream.batches import DecodedShard, narrow_ids, narrow_logprobs
+from logitcache.stream import Batch, stream
+from logitcache.stream.prepared import narrow_ids, narrow_logprobs, prepared
+from logitcache.targets.topk import TopK
+
+
+def kept(holder: Batch | TopK) -> dict[str, torch.Tensor]:
+    """The tensors by name, in the dtypes in which they are kept."""
+    return {name: value for name, value in vars(holder).items() if isinstance(value, torch.Tensor)}
 
 
 @pytest.mark.parametrize(
@@ -31,8 +37,8 @@ def test_batches_are_compact_and_no_value_changes(preset: str, max_error: float 
     payload = encode_shard(make_arrays(3, [9] * 40, k=8), Encoding(preset=preset, max_error=max_error), "zarr")
     shard = decode_shard(payload, "zarr")
     (batch,) = stream(MemoryCache([shard], "sha256:one"), batch_size=40, shuffle=False)
-    assert batch.topk_ids.dtype == torch.uint16
-    assert batch.topk_logprobs.dtype == dtype
+    assert kept(batch.targets)["ids"].dtype == torch.uint16
+    assert kept(batch.targets)["logprobs"].dtype == dtype
     for found in (batch, batch.to("cpu")):
         assert found.targets.ids.dtype == torch.int64
         assert np.array_equal(found.targets.ids.numpy(), shard.topk_ids_NK)
@@ -62,7 +68,7 @@ def test_ids_take_as_little_as_the_vocabulary_allows(vocab: int, dtype: type[np.
 def test_pinned_batches_reach_the_device_unchanged() -> None:
     cache = MemoryCache.random(shards=3, largest=5, longest=8, seed=4)
     for batch, pinned in zip(stream(cache), stream(cache, pin_memory=True), strict=True):
-        assert all(tensor.is_pinned() for tensor in pinned.tensors().values())
+        assert all(tensor.is_pinned() for tensor in [*kept(pinned).values(), *kept(pinned.targets).values()])
         there = pinned.to("cuda", non_blocking=True)
         torch.cuda.synchronize()
         assert torch.equal(there.targets.ids.cpu(), batch.targets.ids)
@@ -78,4 +84,4 @@ def test_a_wide_vocabulary_keeps_its_ids() -> None:
             "topk_ids_NK": np.full_like(shard.topk_ids_NK, 2**32 - 1),
         }
     )
-    assert DecodedShard(wide).topk_ids_NK.max() == 2**32 - 1
+    assert prepared(wide).topk_ids_NK.max() == 2**32 - 1

@@ -236,9 +236,8 @@ def test_never_holds_the_logits_of_all_positions() -> None:
 def test_stats_report_parts_and_coverage() -> None:
     leaves, targets, labels = case()
     labels[0] = -100
-    head = losses.LinearHead(leaves["weight"])
     mix = losses.parse("bild=1.0,bild(k=4)=1.0,cross_entropy=0.1")
-    value, stats = losses.head_loss(mix, leaves["hidden"], head, targets, labels=labels)
+    value, stats = losses.head_loss(mix, leaves["hidden"], leaves["weight"], targets, labels=labels)
     logits = (leaves["hidden"] @ leaves["weight"].T)[1:]
     assert stats.tokens == 22
     assert set(stats.parts) == {"bild", "bild#2", "cross_entropy"}
@@ -246,7 +245,7 @@ def test_stats_report_parts_and_coverage() -> None:
     torch.testing.assert_close(value, stats.parts["bild"] + stats.parts["bild#2"] + 0.1 * stats.parts["cross_entropy"])
     both = [losses.metrics.s_ld_coverage(logits, targets[1:], k).mean() for k in (8, 4)]
     torch.testing.assert_close(stats.coverage, sum(both) / 2)
-    quiet = losses.head_loss(losses.get("cross_entropy"), leaves["hidden"], head, targets, labels=labels)[1]
+    quiet = losses.head_loss(losses.get("cross_entropy"), leaves["hidden"], leaves["weight"], targets, labels=labels)[1]
     assert quiet.coverage is None
 
 

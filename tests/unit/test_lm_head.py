@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import logitcache as lc
 from logitcache import losses
+from logitcache.stream import Batch
 
 SMALL: dict[str, Any] = {
     "vocab_size": 131,
@@ -53,40 +54,42 @@ def tiny(name: str, tied: bool) -> Any:
     return model
 
 
-def batch() -> dict[str, Any]:
+def batch() -> tuple[Batch, torch.Tensor]:
+    """A batch, and its attention mask."""
     generator = torch.Generator().manual_seed(3)
     input_ids = torch.randint(3, 131, (2, 9), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, 6:] = 0
     index = torch.tensor([1, 2, 5, 7, 9, 11, 13])
     targets = lc.TopK.from_logits(torch.randn(len(index), 131, generator=generator) * 3, 16)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "target_index": index,
-        "targets": targets,
-        "labels": torch.tensor([4, 5, -100, 9, 11, 130, 3]),
-    }
+    labels = torch.tensor([4, 5, -100, 9, 11, 130, 3])
+    return Batch(input_ids, torch.arange(9).expand(2, -1), index, targets, labels), attention_mask
+
+
+def logits_at(model: Any, inputs: Batch, mask: torch.Tensor) -> torch.Tensor:
+    """The model's own logits at the positions that have targets."""
+    logits: torch.Tensor = model(input_ids=inputs.input_ids, attention_mask=mask).logits
+    return logits.flatten(0, 1)[inputs.target_index]
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_models_own_logits(name: str, tied: bool) -> None:
-    model, inputs = tiny(name, tied), batch()
+    model, (inputs, mask) = tiny(name, tied), batch()
     student = losses.loss_model(model)
     assert student.fused, student.why_dense
     for spec in ("bild", "cross_entropy", "bild=1,residual_kl=0.5"):
         loss = losses.parse(spec)
         model.zero_grad()
-        fused, _ = student.loss(loss, **inputs)
+        student.loss = loss
+        fused, _ = student(inputs, attention_mask=mask)
         fused.backward()
         gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
 
         model.zero_grad()
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        rows = logits.flatten(0, 1)[inputs["target_index"]]
-        keep = inputs["labels"] != -100
-        dense = loss(rows[keep], inputs["targets"][keep], inputs["labels"][keep]).mean()
+        rows = logits_at(model, inputs, mask)
+        keep = inputs.labels != -100
+        dense = loss(rows[keep], inputs.targets[keep], inputs.labels[keep]).mean()
         dense.backward()
 
         torch.testing.assert_close(fused, dense, rtol=1e-5, atol=1e-6)
@@ -110,22 +113,21 @@ def test_a_head_that_is_not_linear_falls_back_to_dense_and_says_why() -> None:
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return super().forward(hidden) * 2
 
-    model, inputs = tiny("llama", tied=False), batch()
+    model, (inputs, mask) = tiny("llama", tied=False), batch()
     doubled = Doubled(32, 131, bias=False)
     doubled.weight = model.lm_head.weight
     model.lm_head = doubled
     student = losses.loss_model(model)
     assert not student.fused
     assert "Doubled" in student.why_dense
-    loss, stats = student.loss(losses.get("bild"), **inputs)
+    loss, stats = student(inputs, attention_mask=mask)
     loss.backward()
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    keep = inputs["labels"] != -100
-    expected = losses.get("bild")(logits.flatten(0, 1)[inputs["target_index"]][keep], inputs["targets"][keep]).mean()
+    keep = inputs.labels != -100
+    expected = losses.get("bild")(logits_at(model, inputs, mask)[keep], inputs.targets[keep]).mean()
     torch.testing.assert_close(loss, expected)
     assert stats.tokens == 6
     with pytest.raises(lc.LogitCacheError, match="Doubled"):
-        student.linear_head()
+        _ = student.head.weight
 
 
 def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -143,39 +145,37 @@ def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def test_a_change_of_the_logits_that_nothing_explains_falls_back_to_dense() -> None:
-    student, inputs = losses.loss_model(changed(torch.sin)), batch()
+    student, (inputs, mask) = losses.loss_model(changed(torch.sin), "forward_kl"), batch()
     assert not student.fused
     assert "Granite" in student.why_dense
-    loss, _ = student.loss(losses.get("forward_kl"), **inputs)
-    logits = student.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    rows, keep = logits.flatten(0, 1)[inputs["target_index"]], inputs["labels"] != -100
-    torch.testing.assert_close(loss, losses.get("forward_kl")(rows[keep], inputs["targets"][keep]).mean())
+    loss, _ = student(inputs, attention_mask=mask)
+    rows, keep = logits_at(student.student, inputs, mask), inputs.labels != -100
+    torch.testing.assert_close(loss, losses.get("forward_kl")(rows[keep], inputs.targets[keep]).mean())
 
 
 def test_a_factor_that_the_configuration_does_not_name_is_measured() -> None:
     student = losses.loss_model(changed(lambda logits: logits * 1.37))
     assert student.fused, student.why_dense
-    assert student.linear_head().logit_scale == pytest.approx(1.37 / 6.0, rel=1e-5)
+    assert student.head.finish.logit_scale == pytest.approx(1.37 / 6.0, rel=1e-5)
 
 
 def test_lora_keeps_the_fused_head_and_its_gradients() -> None:
     peft = pytest.importorskip("peft")
-    inputs = batch()
+    inputs, mask = batch()
     model = peft.get_peft_model(
         tiny("llama", tied=False), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
     student = losses.loss_model(model)
     assert student.fused, student.why_dense
-    assert not student.linear_head().weight.requires_grad
-    loss, _ = student.loss(losses.get("bild"), **inputs)
+    assert not student.head.weight.requires_grad
+    loss, _ = student(inputs, attention_mask=mask)
     loss.backward()
     gradients = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     assert gradients
     assert all("lora" in key for key in gradients)
     model.zero_grad()
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    keep = inputs["labels"] != -100
-    dense = losses.get("bild")(logits.flatten(0, 1)[inputs["target_index"]][keep], inputs["targets"][keep]).mean()
+    keep = inputs.labels != -100
+    dense = losses.get("bild")(logits_at(model, inputs, mask)[keep], inputs.targets[keep]).mean()
     dense.backward()
     torch.testing.assert_close(loss, dense)
     for key, value in model.named_parameters():
@@ -189,7 +189,8 @@ def test_lora_on_the_head_itself_falls_back_to_dense() -> None:
     student = losses.loss_model(model)
     assert not student.fused
     assert "not a plain linear layer" in student.why_dense
-    loss, _ = student.loss(losses.get("bild"), **batch())
+    inputs, mask = batch()
+    loss, _ = student(inputs, attention_mask=mask)
     loss.backward()
     assert any(value.grad is not None and "lora" in key for key, value in model.named_parameters())
 

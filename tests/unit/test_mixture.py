@@ -167,7 +167,7 @@ def test_the_smallest_k_is_taken_and_what_is_dropped_joins_the_residual() -> Non
     wide, narrow = memory(0, 2, 1, k=6), memory(1, 2, 2, k=3)
     mixture = Mixture([wide, narrow])
     assert mixture.top_k == 3
-    assert all(batch.topk_logprobs.shape[1] == 3 for batch in stream(mixture))
+    assert all(batch.targets.k == 3 for batch in stream(mixture))
     shard = wide.read_shard(0)
     whole = TopK(
         torch.from_numpy(shard.topk_ids_NK.astype(np.int64)),
@@ -186,9 +186,9 @@ def test_the_smallest_k_is_taken_and_what_is_dropped_joins_the_residual() -> Non
 def test_statistics_stay_only_where_all_caches_hold_them() -> None:
     one, two = memory(0, 2, 1), memory(1, 2, 2)
     one._shards = [replace(s, logit_std_N=np.ones(s.targets, np.float32)) for s in one._shards]
-    assert all(batch.logit_std is None for batch in stream([one, two]))
+    assert all(batch.targets.logit_std is None for batch in stream([one, two]))
     two._shards = [replace(s, logit_std_N=np.ones(s.targets, np.float32)) for s in two._shards]
-    assert all(batch.logit_std is not None for batch in stream([one, two]))
+    assert all(batch.targets.logit_std is not None for batch in stream([one, two]))
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 2, 3], [-1, 2], [0, 0], [float("nan"), 1], [float("inf"), 1]])

@@ -1,0 +1,51 @@
+"""What a model does to the raw logits of its output layer: rows dropped at the end, a scale, a soft cap.
+
+Shape legend: V words that the model answers for, W rows of its output layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Finish:
+    """logits = softcap(logit_scale · raw), where softcap(x) = c tanh(x / c).
+
+    Attributes:
+        logit_scale: the factor before the cap.
+        softcap: c, or None for no cap.
+        words: V, where the model drops the last rows of its output layer; None if it keeps all.
+    """
+
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    words: int | None = None
+
+    def of(self, raw: Tensor) -> Tensor:
+        """``[..., V]`` logits from raw ones ``[..., W]``."""
+        if self.words is not None:
+            raw = raw[..., : self.words]
+        if self.logit_scale != 1:
+            raw = raw * self.logit_scale
+        return raw if self.softcap is None else torch.tanh(raw / self.softcap) * self.softcap
+
+    def in_place(self, raw: Tensor) -> None:
+        """The same in the memory of ``raw``, which has V columns already."""
+        if self.logit_scale != 1:
+            raw *= self.logit_scale
+        if self.softcap is not None:
+            raw.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def slope(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient with respect to the raw logits, from that with respect to the finished ones, ``logits``."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (logits / self.softcap).square())
+        return gradient * self.logit_scale if self.logit_scale != 1 else gradient
+
+
+#: Raw logits as they are.
+UNCHANGED = Finish()
