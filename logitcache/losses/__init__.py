@@ -5,11 +5,18 @@ Each loss is one file. ``get`` and ``parse`` return functions of (student logits
 """
 
 from logitcache.losses import metrics
-from logitcache.losses.base import IGNORED_LABEL, Loss, SparseLoss
+from logitcache.losses.base import (
+    IGNORED_LABEL,
+    Loss,
+    SparseLoss,
+    check_count,
+    check_not_negative,
+    check_positive,
+)
 from logitcache.losses.estimator import Estimator
 from logitcache.losses.head import HeadStats, dense_loss, head_loss, linear_loss
 from logitcache.losses.mix import Mix
-from logitcache.losses.registry import describe, get, names, parameters, parse
+from logitcache.losses.registry import describe, get, names, parameters, parse, register
 from logitcache.losses.student import StudentWithLoss, loss_model
 
 __all__ = [
@@ -20,6 +27,9 @@ __all__ = [
     "Mix",
     "SparseLoss",
     "StudentWithLoss",
+    "check_count",
+    "check_not_negative",
+    "check_positive",
     "dense_loss",
     "describe",
     "get",
@@ -30,4 +40,5 @@ __all__ = [
     "names",
     "parameters",
     "parse",
+    "register",
 ]
