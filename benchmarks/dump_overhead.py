@@ -34,7 +34,8 @@ from logitcache.dump.worker import Worker
 from logitcache.engines import Engine
 from logitcache.engines.batches import cut_into_batches, pad
 from logitcache.engines.transformers_engine import TransformersEngine
-from logitcache.models.teacher import DTYPES, load_model
+from logitcache.models.dtypes import DTYPES
+from logitcache.models.teacher import load_model
 from logitcache.utils.progress import silent
 
 REPO = Path(__file__).resolve().parent.parent

@@ -36,7 +36,7 @@ def evaluate(
     from logitcache.cache.opening import open_place
     from logitcache.errors import ConfigError
     from logitcache.evaluate.measure import evaluate as measure
-    from logitcache.students.pairing import DTYPES
+    from logitcache.models.dtypes import DTYPES
 
     names = list(dict.fromkeys(([student] if student else []) + (students or [])))
     if not names or (len(names) > 1 and not compare):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from logitcache.dump.config import DumpConfig
 from logitcache.dump.settings import Job
 from logitcache.engines import Capabilities, Engine, EngineSettings, check_capabilities, open_engine
-from logitcache.models.teacher import DTYPES
+from logitcache.models.dtypes import DTYPES
 
 
 def check_engine(config: DumpConfig) -> None:

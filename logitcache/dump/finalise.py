@@ -16,7 +16,7 @@ from logitcache.dump.settings import Job
 from logitcache.errors import NonFiniteLogitsError, StorageError
 from logitcache.format.calibrate import Calibration
 from logitcache.format.manifest import MANIFEST_NAME, Provenance, Teacher
-from logitcache.models.teacher import DTYPES
+from logitcache.models.dtypes import DTYPES
 from logitcache.utils.files import SCRATCH_DIR
 
 _WAIT_SECONDS = 0.2

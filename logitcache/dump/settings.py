@@ -17,9 +17,10 @@ from logitcache.dump.corpus_config import DEFAULT_MAX_LENGTH
 from logitcache.dump.reference import find_reference
 from logitcache.engines.batch_size import automatic_batch_tokens
 from logitcache.errors import ConfigError, ResumeMismatchError
+from logitcache.models.dtypes import DTYPES
 from logitcache.models.identity import TeacherFiles, combined_digest, find_teacher
 from logitcache.models.probe import longest
-from logitcache.models.teacher import DTYPES, choose_device, choose_dtype, load_config, load_tokenizer
+from logitcache.models.teacher import choose_device, choose_dtype, load_config, load_tokenizer
 from logitcache.utils.settings import resumed_as
 
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")

@@ -18,7 +18,7 @@ from logitcache.dump.run import config_yaml, new_plan
 from logitcache.dump.settings import Settings, Stamps, resolve, settings_of
 from logitcache.errors import CacheNotFoundError, ConfigError, OutputExistsError
 from logitcache.format.manifest import MANIFEST_NAME
-from logitcache.models.teacher import DTYPES
+from logitcache.models.dtypes import DTYPES
 from logitcache.share.pushing import Transfer, push
 from logitcache.stores.local_cache import LocalSettings
 from logitcache.stores.store import open_writable

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from logitcache.errors import ConfigError, ModelError
 from logitcache.models import explained, load_language_model
+from logitcache.models.dtypes import DTYPES, Dtype
 from logitcache.models.identity import TeacherFiles
 from logitcache.utils.reasons import reason
-
-Dtype = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_config(files: TeacherFiles, *, trust_remote_code: bool = False) -> Any:

@@ -20,8 +20,6 @@ from logitcache.stream.prepared import known_positions
 from logitcache.students.adapters import attach_adapter
 from logitcache.students.files import StudentFiles, find_student
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Pairing:

@@ -18,8 +18,9 @@ from logitcache.evaluate.measure import Metrics
 from logitcache.evaluate.report import NO_PLOT, write_report
 from logitcache.losses import StudentWithLoss
 from logitcache.losses.registry import resolve
+from logitcache.models.dtypes import DTYPES
 from logitcache.stream import Stream, stream
-from logitcache.students.pairing import DTYPES, check_lengths, load_student, pair
+from logitcache.students.pairing import check_lengths, load_student, pair
 from logitcache.train import checkpoints
 from logitcache.train.arguments import CHECKPOINTS, micro_batch_size, training_arguments
 from logitcache.train.audit import Audit, choose_fill
