@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from logitcache.evaluate.measure import Metrics
 from logitcache.utils.atomic import write_atomically
@@ -26,19 +27,7 @@ SHOWN = (
     ("overlap@32", "overlap@32", "{:.1%}", False),
     ("s_ld_coverage", "s-LD coverage: student's top 8 held by the cache", "{:.1%}", False),
 )
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1f2430;max-width:1000px;margin:2.5rem auto;padding:0 1.2rem}
-h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}
-.sub{color:#667;margin:0 0 1.6rem;word-break:break-all}
-.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}
-.tile{background:#f4f5f9;border-radius:.6rem;padding:.7rem 1rem;min-width:8.5rem}
-.tile b{display:block;font-size:1.35rem;font-weight:600}.tile span{color:#667;font-size:.85rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.35rem .9rem .35rem 0;text-align:left;border-bottom:1px solid #e4e6ee}
-td.n,th.n{text-align:right}.good{color:#1b7f4b}.bad{color:#b3372f}
-svg{max-width:100%;height:auto}details{margin-top:1rem}
-pre{background:#f4f5f9;border-radius:.6rem;padding:1rem;overflow:auto;font-size:.85rem}
-"""
+_PAGE = Environment(loader=PackageLoader("logitcache.evaluate", "."), autoescape=True, undefined=StrictUndefined)
 
 
 def write_report(
@@ -161,66 +150,56 @@ def page(
     settings: Mapping[str, Any],
     figure: str | None,
 ) -> str:
-    """The page itself; everything is inside it, and everything that comes from outside is escaped."""
-    parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p class='sub'>cache {html.escape(str(summary.get('cache', '')))}</p>",
-        _tiles(summary),
-        _caches(summary.get("caches", ())),
-    ]
+    """The page itself, from ``report.html.jinja``; it needs no other file, and all but the figure is escaped."""
+    measured = None
     if before is not None and after is not None:
-        parts.append("<h2>Against the teacher, on held-out text</h2>" + before_after(before, after))
-    parts.append("<h2>Curves</h2>")
-    parts.append(figure or f"<p>{html.escape(NO_PLOT)}</p>")
-    rows = "\n".join(f"{name}: {value}" for name, value in settings.items())
-    parts.append(f"<details><summary>Settings</summary><pre>{html.escape(rows)}</pre></details></html>\n")
-    return "\n".join(parts)
+        measured = {"rows": _changes(before, after), "positions": f"{after.positions:,}"}
+    return _PAGE.get_template("report.html.jinja").render(
+        title=title,
+        cache=summary.get("cache", ""),
+        tiles=_tiles(summary),
+        caches=[_share(one) for one in summary.get("caches", ())],
+        measured=measured,
+        figure=figure,
+        no_plot=NO_PLOT,
+        settings=settings,
+    )
 
 
-def before_after(before: Metrics, after: Metrics) -> str:
-    """The table of what training changed."""
-    one, two = before.flat(), after.flat()
-    rows = ["<tr><th></th><th class='n'>before</th><th class='n'>after</th><th class='n'>change</th></tr>"]
-    for key, title, form, less in SHOWN:
-        if key not in one or key not in two:
-            continue
-        better = two[key] < one[key] if less else two[key] > one[key]
-        change = f"{two[key] / one[key] - 1:+.0%}" if one[key] else "–"
-        rows.append(
-            f"<tr><td>{title}</td><td class='n'>{form.format(one[key])}</td><td class='n'>{form.format(two[key])}</td>"
-            f"<td class='n {'good' if better else 'bad'}'>{change}</td></tr>"
-        )
-    return f"<table>{''.join(rows)}</table><p class='sub'>averages over {after.positions:,} positions</p>"
-
-
-def _tiles(summary: Mapping[str, Any]) -> str:
+def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rate, share = summary.get("tokens_per_second"), summary.get("waiting_share")
-    shown = (
+    return [
         (f"{summary['steps']:,}", "optimizer steps"),
         (f"{summary['tokens']:,}", "tokens"),
         (f"{summary['training_seconds']:,.0f} s", "training"),
         ("–" if rate is None else f"{rate:,.0f}", "tokens/s"),
         ("–" if share is None else f"{share:.2%}", "of the time waiting for data"),
-    )
-    tiles = "".join(f"<div class='tile'><b>{value}</b><span>{name}</span></div>" for value, name in shown)
-    return f"<div class='tiles'>{tiles}</div>"
-
-
-def _caches(components: Sequence[Mapping[str, Any]]) -> str:
-    """What an epoch takes from each cache of a mixture."""
-    if not components:
-        return ""
-    rows = [
-        "<tr><th>cache</th><th class='n'>share</th><th class='n'>tokens an epoch</th><th class='n'>passes</th></tr>"
     ]
-    for one in components:
-        name = html.escape(f"{Path(one['cache']).name} ({one['digest'][:19]}…)")
-        rows.append(
-            f"<tr><td>{name}</td><td class='n'>{one['share']:.1%}</td>"
-            f"<td class='n'>{one['tokens_per_epoch']:,}</td><td class='n'>{one['passes_per_epoch']:g}</td></tr>"
-        )
-    return f"<h2>Caches</h2><table>{''.join(rows)}</table>"
+
+
+def _changes(before: Metrics, after: Metrics) -> list[dict[str, Any]]:
+    """What training changed: a row a metric that both measurements have."""
+    one, two = before.flat(), after.flat()
+    rows = []
+    for key, title, form, less in SHOWN:
+        if key not in one or key not in two:
+            continue
+        better = two[key] < one[key] if less else two[key] > one[key]
+        change = f"{two[key] / one[key] - 1:+.0%}" if one[key] else "–"
+        cells = (title, form.format(one[key]), form.format(two[key]), change)
+        rows.append({"cells": cells, "kind": "good" if better else "bad"})
+    return rows
+
+
+def _share(component: Mapping[str, Any]) -> dict[str, Any]:
+    """What an epoch takes from a cache of a mixture, as a row."""
+    cells = (
+        f"{Path(component['cache']).name} ({component['digest'][:19]}…)",
+        f"{component['share']:.1%}",
+        f"{component['tokens_per_epoch']:,}",
+        f"{component['passes_per_epoch']:g}",
+    )
+    return {"cells": cells, "kind": ""}
 
 
 def _curve(
