@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from logitcache.errors import ConfigError, LogitCacheWarning
+from logitcache.utils.reasons import reason
 
 from .text import printable
 
@@ -42,8 +43,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"can't read the config file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"the config file {path} is not valid YAML: {first_line}") from error
+        raise ConfigError(f"the config file {path} is not valid YAML: {reason(error)}") from error
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -86,9 +86,7 @@ def read_assignments(flag: str, assignments: list[str] | None) -> dict[str, Any]
         try:
             parsed = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{flag} {assignment!r}: the value can't be read: {str(error).splitlines()[0]}"
-            ) from error
+            raise ConfigError(f"{flag} {assignment!r}: the value can't be read: {reason(error)}") from error
         # A date or a time stays the text that was written.
         found[name.strip()] = parsed if isinstance(parsed, str | bool | int | float | list | dict) else value
     return found
