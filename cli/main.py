@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 import logitcache
+from logitcache import engines, losses
 from logitcache.errors import LogitCacheError
 from logitcache.utils.parallel import THREAD_PREFIX
 
@@ -23,6 +24,7 @@ from .eval import evaluate
 from .exchange import export_cache, import_files
 from .info import info
 from .list import list_caches
+from .listing import listing
 from .merge import merge
 from .peek import peek
 from .pull import pull
@@ -37,9 +39,9 @@ from .verify import verify
 INTERRUPTED = 130  # the shell's number for Ctrl-C
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-app.command("dump")(dump)
+app.command("dump", cls=listing("Engines", engines.names))(dump)
 app.command("student")(student)
-app.command("train")(train)
+app.command("train", cls=listing("Losses", losses.names))(train)
 app.command("eval")(evaluate)
 app.command("info")(info)
 app.command("peek")(peek)

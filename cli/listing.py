@@ -1,0 +1,19 @@
+"""A command whose help ends with the names that it takes, those of installed packages included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from typer import Context
+from typer.core import TyperCommand
+
+
+def listing(what: str, names: Callable[[], list[str]]) -> type[TyperCommand]:
+    """A class of command; ``names`` is called when the help is shown, and not before."""
+
+    class Listing(TyperCommand):
+        def get_help(self, ctx: Context) -> str:
+            self.epilog = f"{what}: {', '.join(names())}"
+            return super().get_help(ctx)
+
+    return Listing
