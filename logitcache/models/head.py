@@ -139,7 +139,8 @@ class Head:
         length, parts, places = input_ids.shape[1], [], []
         for row in range(len(input_ids)):
             place = (index // length == row).nonzero()[:, 0]
-            logits_LV = self.hidden(input_ids[row : row + 1], **_row(inputs, row))[0]
+            # A model with virtual tokens gives logits for them as well, before those of the row.
+            logits_LV = self.hidden(input_ids[row : row + 1], **_row(inputs, row))[0, -length:]
             parts.append(logits_LV.index_select(0, (index[place] % length).to(logits_LV.device)))
             places.append(place)
         return torch.cat(parts)[torch.cat(places).argsort().to(parts[0].device)]
