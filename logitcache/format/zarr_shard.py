@@ -1,39 +1,50 @@
 """Zarr shards: one zip file that ``zarr.open`` reads, holding one group, and one chunk an array.
 
-The zip is stored, not compressed; names come in order, with the date 1980-01-01, so that equal arrays give equal bytes.
+zarr-python writes group, arrays and chunks into memory; what it wrote goes into a zip file, stored, not compressed.
 Reading goes straight to the chunks: every one must be there, and is checked against its array's metadata before it is
-decompressed. (zarr itself would take a missing chunk for one full of fill values.)
+decompressed. (zarr itself would take a missing chunk for one full of fill values, and is slower: docs/format.md.)
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any, BinaryIO
 
 import numpy as np
+import zarr
 from numcodecs import zstd
 from numpy.typing import NDArray
+from zarr import AsyncArray
+from zarr.abc.codec import Codec
+from zarr.api.asynchronous import create_hierarchy
+from zarr.buffer.cpu import Buffer
+from zarr.codecs import BytesCodec, ZstdCodec
+from zarr.core.group import GroupMetadata
+from zarr.core.metadata import ArrayV3Metadata
+from zarr.core.sync import sync
+from zarr.dtype import ZDType, parse_dtype
+from zarr.storage import MemoryStore, StorePath
 
 from logitcache.errors import CorruptCacheError
 from logitcache.format.stored import DTYPES, StoredShard, size_limit, zstd_level
-from logitcache.utils.reasons import reason
+from logitcache.format.stored_zip import read_members, write_zip, zip_members
 
-_DATE = (1980, 1, 1, 0, 0, 0)
-_MODE = 0o100644
-_UNIX = 3
-_LOCAL_HEADER = 30
 _METADATA = "zarr.json"
 _MAX_DIMENSIONS = 4
+_LEVELS = range(-(1 << 17), 23)
+#: Fields that some versions of zarr write although they say nothing: no shard holds them, and readers ignore them.
+_SAY_NOTHING: dict[str, Any] = {"storage_transformers": [], "consolidated_metadata": None}
 #: Bytes of the content size in a zstd frame's header, by the two highest bits of its descriptor.
 _CONTENT_SIZE_BYTES = (0, 2, 4, 8)
 
 _Members = Mapping[str, memoryview]
+_Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class ZarrShards:
@@ -44,16 +55,16 @@ class ZarrShards:
 
     def write(self, stored: StoredShard) -> bytes:
         """Return the bytes of a zip store."""
-        file = io.BytesIO()
-        group = {"zarr_format": 3, "node_type": "group", "attributes": dict(stored.attributes)}
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, _METADATA, _canonical(group))
-            for name in sorted(stored.arrays):
-                array = np.ascontiguousarray(stored.arrays[name])
-                _add(archive, f"{name}/{_METADATA}", _canonical(_array_metadata(name, array.shape, array.dtype.name)))
-                if array.size:
-                    _add(archive, _chunk_key(name, array.ndim), _compress(name, array))
-        return file.getvalue()
+        written: dict[str, Any] = {}
+        # One call for all: each call of zarr that isn't async waits for zarr's own thread.
+        sync(_write_group(MemoryStore(written), stored))
+        members: dict[str, bytes | memoryview] = {_METADATA: _spelled(written[_METADATA])}
+        for name in sorted(stored.arrays):
+            members[f"{name}/{_METADATA}"] = _spelled(written[f"{name}/{_METADATA}"])
+            key = _chunk_key(name, stored.arrays[name].ndim)
+            if key in written:
+                members[key] = memoryview(written[key].as_numpy_array())
+        return write_zip(members)
 
     def read(self, payload: bytes | memoryview) -> StoredShard:
         """Return what was written.
@@ -61,25 +72,9 @@ class ZarrShards:
         Raises:
             CorruptCacheError: the payload isn't a shard in this format.
         """
-        view = memoryview(payload)
-        members = dict(_members(view))
-        group = _parse(members, _METADATA)
-        attributes = group.pop("attributes", None)
-        if group != {"zarr_format": 3, "node_type": "group"} or not isinstance(attributes, dict):
-            raise CorruptCacheError(f"{_METADATA} doesn't describe a zarr 3 group")
-        names = [name.removesuffix(f"/{_METADATA}") for name in members if name.endswith(f"/{_METADATA}")]
-        shapes = {name: _shape_and_dtype(members, name) for name in names}
-        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
-        if total > size_limit(len(view)):
-            raise CorruptCacheError(f"its arrays claim {total:,} bytes, too many for a file of {len(view):,}")
-        arrays = {name: _read_chunk(members, name, *shapes[name]) for name in names}
-        chunks = {_chunk_key(name, array.ndim) for name, array in arrays.items() if array.size}
-        unknown = members.keys() - chunks - {_METADATA} - {f"{name}/{_METADATA}" for name in names}
-        if unknown:
-            raise CorruptCacheError(
-                f"it holds files that aren't part of the format: {', '.join(sorted(unknown))[:200]}"
-            )
-        return StoredShard(arrays, attributes)
+        members = dict(zip_members(memoryview(payload)))
+        attributes, layout = _check(members, len(payload))
+        return StoredShard({name: _read_chunk(members, name, *layout[name]) for name in layout}, attributes)
 
     def read_one(self, file: BinaryIO, name: str) -> NDArray[Any]:
         """Return one array of a shard's file; of the rest, only the zip's directory is read.
@@ -87,94 +82,105 @@ class ZarrShards:
         Raises:
             CorruptCacheError: the file isn't a shard in this format, or has no such array.
         """
-
-        def content(start: int, end: int) -> memoryview:
-            file.seek(start)
-            return memoryview(file.read(end - start))
-
-        size = file.seek(0, io.SEEK_END)
-        wanted = {info.orig_filename: info for info in _directory(file) if info.orig_filename.startswith(f"{name}/")}
-        members = {key: _stored(info, content, size) for key, info in wanted.items()}
+        members = read_members(file, f"{name}/")
         shape, dtype = _shape_and_dtype(members, name)
+        size = file.seek(0, io.SEEK_END)
         if math.prod(shape) * dtype.itemsize > size_limit(size):
             raise CorruptCacheError(f"the array {name} claims a shape of {shape}, too large for its file")
+        _check_chunk(members, name, shape, dtype)
         return _read_chunk(members, name, shape, dtype)
+
+    def group(self, payload: bytes | memoryview) -> zarr.Group:
+        """Open a shard as a zarr group that can't be written to. Its arrays are decoded when they are read.
+
+        Raises:
+            CorruptCacheError: the payload isn't a shard in this format. (A chunk's own checksum is looked at later, by
+                zarr, whose error is a RuntimeError.)
+        """
+        members = dict(zip_members(memoryview(payload)))
+        _check(members, len(payload))
+        buffers: dict[str, Any] = {
+            name: Buffer.from_array_like(np.frombuffer(view, np.uint8)) for name, view in members.items()
+        }
+        return zarr.open_group(MemoryStore(buffers, read_only=True), mode="r", zarr_format=3)
 
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
         """Bytes of an array's chunk."""
-        return len(_compress(name, np.ascontiguousarray(array))) if array.size else 0
+        return len(zstd.compress(np.ascontiguousarray(array), zstd_level(name), True)) if array.size else 0
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    info = zipfile.ZipInfo(name, _DATE)
-    info.create_system = _UNIX
-    info.external_attr = _MODE << 16
-    archive.writestr(info, content)
+async def _write_group(store: MemoryStore, stored: StoredShard) -> None:
+    metadata = {name: _array_metadata(name, values) for name, values in stored.arrays.items()}
+    group = GroupMetadata(attributes=dict(stored.attributes), zarr_format=3)
+    async for _ in create_hierarchy(store=store, nodes={"": group, **metadata}):
+        pass
+
+    async def write(name: str, values: NDArray[Any]) -> None:
+        # A chunk of zeros is written as well: every chunk must be there.
+        array = AsyncArray(metadata[name], StorePath(store, name), config={"write_empty_chunks": True})
+        await array.setitem(..., values)
+
+    await asyncio.gather(*(write(name, values) for name, values in stored.arrays.items()))
 
 
-def _canonical(value: dict[str, Any]) -> bytes:
+def _array_metadata(name: str, values: NDArray[Any]) -> ArrayV3Metadata:
+    return ArrayV3Metadata(
+        shape=values.shape,
+        data_type=_zarr_dtype(values.dtype),
+        chunk_grid={"name": "regular", "configuration": {"chunk_shape": [max(1, size) for size in values.shape]}},
+        chunk_key_encoding={"name": "default", "configuration": {"separator": "/"}},
+        fill_value=0,
+        codecs=_codecs(zstd_level(name)),
+        attributes={},
+        dimension_names=None,
+    )
+
+
+# Both are kept, as zarr takes longer to make them than to write a small array.
+@cache
+def _codecs(level: int) -> tuple[Codec, ...]:
+    return BytesCodec(endian="little"), ZstdCodec(level=level, checksum=True)
+
+
+@cache
+def _zarr_dtype(dtype: np.dtype[Any]) -> ZDType[Any, Any]:
+    return parse_dtype(dtype, zarr_format=3)
+
+
+def _spelled(metadata: Buffer) -> bytes:
+    """What zarr says of a group or an array, spelled in one way whatever its version and settings are."""
+    value = {key: field for key, field in json.loads(metadata.to_bytes()).items() if not _says_nothing(key, field)}
+    if "fill_value" in value:
+        value["fill_value"] = 0  # zarr writes 0.0 for float32, which is the same number
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _compress(name: str, array: NDArray[Any]) -> bytes:
-    content: bytes = zstd.compress(array, zstd_level(name), True)
-    return content
+def _says_nothing(key: str, field: Any) -> bool:
+    return key in _SAY_NOTHING and field == _SAY_NOTHING[key]
 
 
 def _chunk_key(name: str, dimensions: int) -> str:
     return "/".join([name, "c"] + ["0"] * dimensions)
 
 
-def _array_metadata(name: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    to_bytes: dict[str, Any] = {"name": "bytes"}
-    if dtype != "uint8":
-        to_bytes["configuration"] = {"endian": "little"}
-    level = {"level": zstd_level(name), "checksum": True}
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, size) for size in shape]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0,
-        "codecs": [to_bytes, {"name": "zstd", "configuration": level}],
-        "attributes": {},
-    }
-
-
-def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Names and contents of the zip's files, as views: each must be stored as it is, once, and lie inside the file."""
-    names = set()
-    for info in _directory(io.BytesIO(view)):
-        name = info.orig_filename
-        if name in names:
-            raise CorruptCacheError(f"the zip file holds {name[:80]!r} twice")
-        names.add(name)
-        yield name, _stored(info, lambda start, end: view[start:end], len(view))
-
-
-def _directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
-    try:
-        return zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, IndexError) as error:
-        raise CorruptCacheError(f"not a zip file: {reason(error)}") from error
-
-
-def _stored(info: zipfile.ZipInfo, content_of: Callable[[int, int], memoryview], size: int) -> memoryview:
-    """The content of one entry of a zip file of ``size`` bytes, which ``content_of`` reads from and to."""
-    name = info.orig_filename
-    start = info.header_offset + _LOCAL_HEADER + len(name.encode()) + len(info.extra)
-    end = start + info.file_size
-    plain = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size and not info.extra
-    if not plain or info.flag_bits or end > size or info.header_offset < 0:
-        raise CorruptCacheError(f"the zip file's entry {name[:80]!r} is not a plain stored file")
-    if content_of(info.header_offset + _LOCAL_HEADER, start) != name.encode():
-        raise CorruptCacheError(f"the zip file's entry {name[:80]!r} is not a plain stored file")
-    content = content_of(start, end)
-    if name.endswith(_METADATA) and zlib.crc32(content) != info.CRC:  # chunks bring checksums of their own
-        raise CorruptCacheError(f"{name[:80]}: the zip file's checksum doesn't match")
-    return content
+def _check(members: _Members, size: int) -> tuple[dict[str, Any], _Layout]:
+    """Check all of a shard of ``size`` bytes but the insides of its chunks; return its attributes and its arrays."""
+    group = _parse(members, _METADATA)
+    attributes = group.pop("attributes", None)
+    if group != {"zarr_format": 3, "node_type": "group"} or not isinstance(attributes, dict):
+        raise CorruptCacheError(f"{_METADATA} doesn't describe a zarr 3 group")
+    names = [name.removesuffix(f"/{_METADATA}") for name in members if name.endswith(f"/{_METADATA}")]
+    layout = {name: _shape_and_dtype(members, name) for name in names}
+    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+    if total > size_limit(size):
+        raise CorruptCacheError(f"its arrays claim {total:,} bytes, too many for a file of {size:,}")
+    for name, (shape, dtype) in layout.items():
+        _check_chunk(members, name, shape, dtype)
+    chunks = {_chunk_key(name, len(shape)) for name, (shape, _) in layout.items() if math.prod(shape)}
+    unknown = members.keys() - chunks - {_METADATA} - {f"{name}/{_METADATA}" for name in names}
+    if unknown:
+        raise CorruptCacheError(f"it holds files that aren't part of the format: {', '.join(sorted(unknown))[:200]}")
+    return attributes, layout
 
 
 def _parse(members: _Members, name: str) -> dict[str, Any]:
@@ -183,43 +189,69 @@ def _parse(members: _Members, name: str) -> dict[str, Any]:
     try:
         value = json.loads(bytes(members[name]))
     except (ValueError, RecursionError) as error:
-        raise CorruptCacheError(f"{name} is not valid JSON: {reason(error)}") from error
+        raise CorruptCacheError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CorruptCacheError(f"{name} is not a JSON object")
-    return value
+    return {key: field for key, field in value.items() if not _says_nothing(key, field)}
 
 
 def _shape_and_dtype(members: _Members, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """An array's metadata, which but for the zstd level must be what this version writes: so there is no other codec,
-    and no other chunk grid, that could be asked for."""
+    """An array's metadata, which but for the zstd level must be what zarr writes for it here: so there is no other
+    codec, and no other chunk grid, that could be asked for."""
     metadata = _parse(members, f"{name}/{_METADATA}")
     shape, dtype = metadata.get("shape"), metadata.get("data_type")
     sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
     if not sizes or not isinstance(shape, list) or not 1 <= len(shape) <= _MAX_DIMENSIONS or dtype not in DTYPES:
         raise CorruptCacheError(f"{name}: shape {str(shape)[:80]} of {str(dtype)[:40]} is not allowed")
-    wanted = _array_metadata(name, tuple(shape), dtype)
+    level = 0
     with suppress(KeyError, IndexError, TypeError):  # then the comparison says what is wrong
-        wanted["codecs"][1]["configuration"]["level"] = metadata["codecs"][1]["configuration"]["level"]
+        level = metadata["codecs"][1]["configuration"]["level"]
+    if type(level) is not int or level not in _LEVELS:
+        raise CorruptCacheError(f"{name}: zstd has no level {str(level)[:40]}")
+    wanted = _wanted_metadata(shape, dtype, level)
     if metadata != wanted:
         field = next(key for key in {**metadata, **wanted} if metadata.get(key, ...) != wanted.get(key, ...))
         raise CorruptCacheError(f"{name}: {field} {str(metadata.get(field))[:120]} is not allowed in a shard")
     return tuple(shape), np.dtype(dtype).newbyteorder("<")
 
 
-def _read_chunk(members: _Members, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    array = np.empty(shape, dtype)
-    if array.size == 0:
-        return array
+def _wanted_metadata(shape: list[int], dtype: str, level: int) -> dict[str, Any]:
+    to_bytes: dict[str, Any] = {"name": "bytes"}
+    if dtype != "uint8":
+        to_bytes["configuration"] = {"endian": "little"}
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(1, size) for size in shape]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [to_bytes, {"name": "zstd", "configuration": {"level": level, "checksum": True}}],
+        "attributes": {},
+    }
+
+
+def _check_chunk(members: _Members, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    expected = math.prod(shape) * dtype.itemsize
+    if not expected:
+        return
     key = _chunk_key(name, len(shape))
     if key not in members:
         raise CorruptCacheError(f"the chunk {key} is missing")
     claimed = _content_size(members[key])
-    if claimed != array.nbytes:
-        raise CorruptCacheError(f"the chunk {key} claims to hold {claimed} bytes; its array has {array.nbytes}")
-    try:
-        zstd.decompress(members[key], array)
-    except (RuntimeError, ValueError) as error:
-        raise CorruptCacheError(f"the chunk {key} can't be decompressed: {reason(error)}") from error
+    if claimed != expected:
+        raise CorruptCacheError(f"the chunk {key} claims to hold {claimed} bytes; its array has {expected}")
+
+
+def _read_chunk(members: _Members, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    array = np.empty(shape, dtype)
+    if array.size:
+        key = _chunk_key(name, len(shape))
+        try:
+            zstd.decompress(members[key], array)
+        except (RuntimeError, ValueError) as error:
+            raise CorruptCacheError(f"the chunk {key} can't be decompressed: {error}") from error
     return array
 
 
