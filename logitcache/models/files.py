@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from logitcache.errors import ModelError
+from logitcache.errors import MissingDependencyError, ModelError
 from logitcache.utils.reasons import reason
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -108,6 +108,22 @@ def check_quantised(who: str, directory: Path) -> None:
                     f"{who}: {parent}.{leaf} is {has} in its files, and {wants} beside the same quantised weight in "
                     "other layers"
                 )
+
+
+def require_gguf(who: str, path: Path) -> None:
+    """The file must be GGUF, and the package that reads it must be there.
+
+    Raises:
+        MissingDependencyError: it isn't.
+        ModelError: the file is something else.
+    """
+    try:
+        import gguf  # noqa: F401 - transformers needs it, and says so less clearly
+    except ImportError as error:
+        raise MissingDependencyError("a GGUF file needs the gguf package: pip install 'logitcache[gguf]'") from error
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{who} is not a GGUF file")
 
 
 def check_gguf(who: str, path: Path, model: nn.Module) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.data import hash_file
-from logitcache.errors import MissingDependencyError, ModelError
+from logitcache.errors import ModelError
 from logitcache.models import refuse_adapter
-from logitcache.models.files import weight_files
+from logitcache.models.files import require_gguf, weight_files
 from logitcache.models.hub import fetch
 
 
@@ -69,13 +69,7 @@ def find_teacher(teacher: str, revision: str | None = None) -> TeacherFiles:
 def _gguf(teacher: str, path: Path) -> TeacherFiles:
     if path.suffix.lower() != ".gguf":
         raise ModelError(f"teacher {teacher} is not a model: give a model directory, a hub id or a .gguf file")
-    try:
-        import gguf  # noqa: F401 - transformers needs it, and says so less clearly
-    except ImportError as error:
-        raise MissingDependencyError("a GGUF teacher needs the gguf package: pip install 'logitcache[gguf]'") from error
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"teacher {teacher} is not a GGUF file")
+    require_gguf(f"teacher {teacher}", path)
     return TeacherFiles(path.stem, path.absolute().parent, gguf_file=path.name)
 
 

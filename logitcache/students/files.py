@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.errors import MissingDependencyError, ModelError
+from logitcache.errors import ModelError
+from logitcache.models.files import require_gguf
 from logitcache.models.hub import fetch
 from logitcache.utils.reasons import reason
 
@@ -81,13 +82,7 @@ def _gguf(what: str, name: str, path: Path) -> StudentFiles:
             f"the {what} {name} is a file, not a model's directory: give a directory that `save_pretrained` wrote, a "
             ".gguf file, or a hub id"
         )
-    try:
-        import gguf  # noqa: F401 - transformers needs it, and says so less clearly
-    except ImportError as error:
-        raise MissingDependencyError("a GGUF file needs the gguf package: pip install 'logitcache[gguf]'") from error
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"the {what} {name} is not a GGUF file")
+    require_gguf(f"the {what} {name}", path)
     return StudentFiles(name, path.absolute().parent, gguf_file=path.name)
 
 
