@@ -16,6 +16,7 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from zarr import Group
 
 from logitcache.cache.directory import (
     check_shard_files,
@@ -30,7 +31,7 @@ from logitcache.cache.listing import stray_files
 from logitcache.cache.sequence import CachedSequence, cut_sequence
 from logitcache.errors import CorruptCacheError, ModelError
 from logitcache.format.arrays import ShardArrays
-from logitcache.format.formats import decode_shard, get_format
+from logitcache.format.formats import decode_shard, get_format, open_group
 from logitcache.format.manifest import TOKENIZER_DIR, Manifest
 from logitcache.format.table import ShardEntry, ShardTable
 from logitcache.stores.url import local_path
@@ -171,6 +172,16 @@ class Cache(Sequence[CachedSequence]):
         if lengths_S.shape != (entry.sequences,) or int(lengths_S.sum()) != entry.tokens:
             raise CorruptCacheError(f"{self.shard_address(entry)} holds other sequences than the cache says")
         return lengths_S
+
+    def zarr(self, index: int) -> Group:
+        """One shard as a read-only ``zarr.Group``, its file checked as for :meth:`read_shard`; see docs/format.md.
+
+        Raises:
+            ConfigError: the cache has Arrow shards.
+            IndexError, CorruptCacheError: as for :meth:`read_shard`.
+        """
+        entry = self.shards[index]
+        return open_group(self._payload(entry), self.manifest.shard_format, self.shard_address(entry))
 
     def shard_address(self, entry: ShardEntry) -> str:
         """Where a shard's file is, for messages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, BinaryIO, Literal, Protocol
 
 from numpy.typing import NDArray
+from zarr import Group
 
 from logitcache.errors import ConfigError, CorruptCacheError, TargetsError
 from logitcache.format.arrays import ShardArrays
@@ -97,3 +98,28 @@ def decode_shard(payload: bytes | memoryview, shard_format: ShardFormatName) -> 
         ConfigError: there is no such format.
     """
     return decode_arrays(get_format(shard_format).read(payload), size_limit(len(payload)))
+
+
+def open_group(payload: bytes, shard_format: ShardFormatName, where: str) -> Group:
+    """Open the bytes of a Zarr shard's file as a zarr group that can't be written to.
+
+    Its arrays are those that docs/format.md lists (uint8, uint32 or float32). Each is decompressed when it is read.
+
+    Args:
+        payload: the file's bytes.
+        shard_format: what the cache says the file is.
+        where: the file's place, for messages.
+
+    Raises:
+        ConfigError: it is a shard of another format.
+        CorruptCacheError: the payload isn't a Zarr shard.
+    """
+    if shard_format != "zarr":
+        raise ConfigError(
+            f"{where} has the format {shard_format}, which zarr doesn't open: "
+            "make a Zarr copy of the cache with `logitcache convert --format zarr`"
+        )
+    try:
+        return ZarrShards().group(payload)
+    except CorruptCacheError as error:
+        raise CorruptCacheError(f"{where}: {error}") from error
