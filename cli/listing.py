@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from typer import Context
 from typer.core import TyperCommand
 
 
@@ -12,7 +12,7 @@ def listing(what: str, names: Callable[[], list[str]]) -> type[TyperCommand]:
     """A class of command; ``names`` is called when the help is shown, and not before."""
 
     class Listing(TyperCommand):
-        def get_help(self, ctx: Context) -> str:
+        def get_help(self, ctx: Any) -> str:
             self.epilog = f"{what}: {', '.join(names())}"
             return super().get_help(ctx)
 

@@ -222,7 +222,7 @@ def test_gradcheck(name: str, k: int) -> None:
     student.requires_grad_()
     # The fills and the student-shaped tail depend on the student but carry no gradient, so they are held fixed.
     if k < 12 and name in ("forward_kl", "reverse_kl", "jsd", "tvd", "dkd", "nkd", "normkd"):
-        whole = losses.tail.complete(targets, student)
+        whole = losses.tail.with_student_tail(targets, student)
         targets = lc.TopK.from_logits(whole, 12, statistics=True)
     assert torch.autograd.gradcheck(lambda logits: losses.get(name)(logits, targets, labels), (student,))
 
