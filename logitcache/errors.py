@@ -47,7 +47,7 @@ class ResumeMismatchError(LogitCacheError):
 
 
 class DivergedError(LogitCacheError):
-    """Training ran away: the loss is no longer a finite number."""
+    """Training diverged: the loss is no longer a finite number."""
 
 
 class StorageError(LogitCacheError):

@@ -1,4 +1,4 @@
-"""The caches under a URL or in a directory: what each is, so that nobody dumps the same twice."""
+"""The caches under a URL or in a directory: what each is, so that the same dump isn't made twice."""
 
 from __future__ import annotations
 

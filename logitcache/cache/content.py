@@ -22,7 +22,7 @@ from logitcache.utils.files import read_limited
 
 @dataclass(frozen=True)
 class Content:
-    """A finished cache, wherever it lies.
+    """A finished cache, in a directory or at a URL.
 
     Attributes:
         raw: the manifest's bytes.

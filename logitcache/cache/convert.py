@@ -93,7 +93,7 @@ def convert_cache(
     entries, calibration = _convert_shards(source, root, plan, workers, progress)
     max_error, residual_max_error = plan.bounds(manifest)
     whole = plan.top_k == source.top_k
-    # What stood beyond the top is cut off, and so is nobody's choice any more.
+    # A sample of the tail, or candidates, are cut off, so the new cache has none.
     beyond = {} if whole else dict.fromkeys(manifest.provenance.beyond.recorded())
     kept = {name: value for name, value in manifest.provenance.settings.items() if whole or name != "reference"}
     settings = kept | {_SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}}

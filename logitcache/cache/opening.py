@@ -1,4 +1,4 @@
-"""Open or verify a cache wherever it lies: in a directory, or at a URL."""
+"""Open or verify a cache in a directory or at a URL."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def finalize_cache(
 ) -> str:
     """Turn published shards into a finished cache: tokenizer, shard table, and the manifest last.
 
-    Until the manifest is there, nobody takes the directory for a cache; running this again, after a crash at any
+    Until the manifest is there, the directory is no cache for any reader; running this again, after a crash at any
     point, gives the same bytes. The scratch directory ``.dump`` goes when all is done.
 
     Args:

@@ -33,7 +33,7 @@ from logitcache.stores.store import Store
 from logitcache.stores.url import Reference, parse_reference, public_url
 from logitcache.utils.atomic import write_file
 
-#: Shards fetched at a time, ahead of whoever reads.
+#: Shards fetched at a time, ahead of the reader.
 PREFETCH_THREADS = 4
 
 

@@ -51,7 +51,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _without_origin(name: str, content: bytes) -> bytes:
-    """Drop what says where the tokenizer was loaded from: nobody's business, and equal tokenizers would differ."""
+    """Drop the path that the tokenizer was loaded from: it is private, and equal tokenizers would differ by it."""
     if name != "tokenizer_config.json":
         return content
     settings = json.loads(content)

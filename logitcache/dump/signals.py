@@ -16,7 +16,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def stop_on_signal() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; handlers are put back at the end.
 
-    Ending at once loses nothing but the shard at hand: whatever is published is whole. Outside the main thread
+    Ending at once loses only the shard in progress: whatever is published is whole. Outside the main thread
     signals can't be caught, and stay as they are.
     """
     stop = threading.Event()

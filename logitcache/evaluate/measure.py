@@ -1,6 +1,6 @@
 """How close a student is to a cache's teacher: KL, cross-entropy, agreement, overlap and coverage, per token.
 
-Shape legend: N positions with targets, D hidden width, V words, K entries a position.
+Shape legend: N positions with targets, D hidden width, V ids of the vocabulary, K entries a position.
 """
 
 from __future__ import annotations

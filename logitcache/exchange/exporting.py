@@ -1,4 +1,4 @@
-"""Take a cache elsewhere: plain Parquet that any program reads."""
+"""Export a cache as plain Parquet, which any program reads."""
 
 from __future__ import annotations
 

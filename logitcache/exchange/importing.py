@@ -1,4 +1,4 @@
-"""Bring in log-probs that other programs wrote: rows of tokens and top-k lists become a cache like any other.
+"""Import log-probs that other programs wrote: rows of tokens and top-k lists become a cache.
 
 Shape legend: L tokens of a sequence, M of its positions with targets, K entries a position.
 """
@@ -94,7 +94,7 @@ def import_logprobs(
         progress: called as rows are read.
 
     Raises:
-        DataError: a file isn't of this kind, or holds something else than log-probs; the message names the row.
+        DataError: a file isn't of this kind, or holds something other than log-probs; the message names the row.
         ConfigError, ModelError, OutputExistsError, StorageError: a setting, the tokenizer or the output can't be used.
     """
     root = local_path(out, "import into a directory, then `logitcache push` that")

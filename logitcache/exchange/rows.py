@@ -1,4 +1,4 @@
-"""What readers of other programs' files hand on.
+"""Rows as the readers of other programs' files return them.
 
 Shape legend: L tokens of a sequence, M of its positions with targets.
 """

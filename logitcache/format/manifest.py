@@ -254,7 +254,7 @@ def _check_version(value: Any, where: str) -> None:
     if type(version) is not int or version != FORMAT_VERSION:
         raise CacheFormatError(
             f"{where} has format version {str(version)[:40]}; this logitcache reads version {FORMAT_VERSION}: "
-            "upgrade logitcache, or ask whoever made the cache for this version"
+            "upgrade logitcache, or ask the authors of the cache for this version"
         )
     features = value.get("reader_features", [])
     if isinstance(features, list):

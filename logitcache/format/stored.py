@@ -31,7 +31,7 @@ class StoredShard:
 
 
 class ArrayReader:
-    """Hands out stored arrays by name, their dtype and shape checked, and notices those nobody asked for."""
+    """Hands out stored arrays by name, their dtype and shape checked, and notices those that were not asked for."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._left = dict(arrays)

@@ -1,6 +1,6 @@
 """What a loss is: a frozen dataclass of settings that turns student logits and targets into one number a token.
 
-Shape legend: N positions, V words in the student's vocabulary, K entries in the targets, C ids that a loss reads.
+Shape legend: N positions, V ids in the student's vocabulary, K entries in the targets, C ids that a loss reads.
 """
 
 from __future__ import annotations

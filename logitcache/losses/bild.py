@@ -1,6 +1,6 @@
 """BiLD, the bi-directional logits difference loss, and its two halves (arXiv 2406.13555).
 
-Shape legend: N positions, V words, K entries in the targets, k ids a half compares, P = k(k−1)/2 pairs.
+Shape legend: N positions, V ids of the vocabulary, K entries in the targets, k ids a half compares, P = k(k−1)/2 pairs.
 """
 
 from __future__ import annotations

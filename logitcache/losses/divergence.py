@@ -9,8 +9,8 @@ from torch import Tensor
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) in nats over the last dimension; both normalised log-probs. An event of p = 0 counts 0.
 
-    ``log_q`` must be finite wherever p > 0. Never negative: see ``not_negative``. NaN stays NaN: a model that has come
-    apart must not look like one that has nothing left to learn.
+    ``log_q`` must be finite wherever p > 0. Never negative: see ``not_negative``. NaN stays NaN: a model
+    that has diverged must not look like one that has nothing left to learn.
     """
     possible = log_p != -torch.inf
     # Both factors are made finite before they meet: 0 * inf would be NaN forward, and again in the backward pass.

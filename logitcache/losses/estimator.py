@@ -4,7 +4,7 @@ A language model's logits vary in few directions: a low-rank factor of their cov
 *audit rows* with every logit, says how any id's value moves with those of the listed ids. Given a row's K values, the
 missing ones follow as a Gaussian posterior mean. It costs nothing per token, and one V x R matrix per teacher.
 
-Shape legend: A audit rows, N positions, V words, K entries in the targets, C ids asked for, R rank.
+Shape legend: A audit rows, N positions, V ids of the vocabulary, K entries in the targets, C ids asked for, R rank.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How closely s-LD from a cache follows the exact one, measured on audit rows; and the fill that follows it best.
 
 Audit rows hold every logit of the teacher for a few hundred positions. Cut to the cache's K they give the gradient
-that training gets; whole, the one it would get with the teacher at hand.
+that training gets; whole, the one it would get with the teacher in memory.
 
-Shape legend: A audit rows, V words, k ids a half compares.
+Shape legend: A audit rows, V ids of the vocabulary, k ids a half compares.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A sparse loss leaves, per position, C ids and the gradient at each; backward is 
 the weight. A dense loss has a gradient for every logit; it is multiplied out chunk by chunk in the forward pass, while
 the chunk's logits are there. Either way the largest temporary is one chunk's ``[B, V]``.
 
-Shape legend: N positions, D hidden width, V words, C ids a sparse loss reads, B positions of one chunk.
+Shape legend: N positions, D hidden width, V ids of the vocabulary, C ids a sparse loss reads, B positions of one chunk.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The fused head: hidden states and the head's weight go in, the mean loss comes out, and [N, V] never exists.
 
-Shape legend: N positions, D hidden width, V words.
+Shape legend: N positions, D hidden width, V ids of the vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How close a student is to the targets, per token: for training logs and evaluation. No gradient.
 
-Shape legend: N positions, V words, K entries in the targets, k ids compared.
+Shape legend: N positions, V ids of the vocabulary, K entries in the targets, k ids compared.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A student and its distillation loss as one module: a batch goes in, the loss comes out.
 
-Shape legend: B rows, T tokens of a row, N positions with targets, D hidden width, V words of the student, W words that
+Shape legend: B rows, T tokens of a row, N positions with targets, D hidden width, V ids of the vocabulary of the student, W words that
 student and teacher share.
 """
 

@@ -1,6 +1,6 @@
 """What the targets say of ids they don't list: looking teacher values up, and completing the tail.
 
-Shape legend: N positions, V words in the student's vocabulary, K entries in the targets, C ids asked for.
+Shape legend: N positions, V ids in the student's vocabulary, K entries in the targets, C ids asked for.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A model is run on a few tokens while we look on. The body is a module that takes
 through the head, give the model's own logits; the head is one module after it, or several. What isn't found so is
 computed by the model itself. Nothing here goes by a model's name.
 
-Shape legend: T tokens of the probe, D hidden width, V words in the vocabulary.
+Shape legend: T tokens of the probe, D hidden width, V ids in the vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a model does to the raw logits of its output layer: rows dropped at the end, a scale, a soft cap.
 
-Shape legend: V words that the model answers for, W rows of its output layer.
+Shape legend: V ids that the model answers for, W rows of its output layer.
 """
 
 from __future__ import annotations

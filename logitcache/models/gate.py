@@ -3,7 +3,7 @@
 Tried on a few tokens when a model is loaded. Weights are not looked at here: those are
 :func:`logitcache.models.load_language_model`'s.
 
-Shape legend: T tokens of the probe, V words.
+Shape legend: T tokens of the probe, V ids of the vocabulary.
 """
 
 from __future__ import annotations

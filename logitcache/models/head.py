@@ -1,6 +1,6 @@
 """A language model taken apart: a body that gives hidden states, and a head that makes logits of them.
 
-Shape legend: B rows, L tokens of each, N positions, D hidden width, V words in the vocabulary.
+Shape legend: B rows, L tokens of each, N positions, D hidden width, V ids in the vocabulary.
 """
 
 from __future__ import annotations

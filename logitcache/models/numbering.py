@@ -12,7 +12,7 @@ from typing import Any
 
 from logitcache.errors import TokenizerMismatchError
 
-# Text on which two tokenizers with equal vocabularies but other merges or other splitting come apart.
+# Text on which two tokenizers with equal vocabularies but other merges or other splitting differ.
 _PROBES = (
     "The State of the Union is strong; unemployment fell by 3.5% in 1964 — isn't that so?",
     "def f(x):\n\treturn [i**2 for i in range(0x1F)]  # größer, naïve café\r\n\n",

@@ -2,7 +2,7 @@
 
 What the configuration explains is taken from there, exactly.
 
-Shape legend: T tokens, V words that the model answers for, W rows of its output layer.
+Shape legend: T tokens, V ids that the model answers for, W rows of its output layer.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def finish(location: Location, content: Content, *, whole: bool) -> None:
     except TakenError:
         _put_back(location, content, before)
         raise _lost(location, "meanwhile") from None
-    if not _is_claimed(location, content):  # taken over at the very last moment: but the manifest is ours, so it stays
+    if not _is_claimed(location, content):  # taken over just before: but the manifest is ours, so it stays
         for relative, payload in content.small_files().items():
             location.store.put(location.path(relative), payload)
 

@@ -43,7 +43,7 @@ class Merged:
     Attributes:
         transfer: where it went and what moved.
         sequences: of the new cache.
-        duplicates: sequences that stood in more than one place; None if nobody looked.
+        duplicates: sequences that stood in more than one place; None if they were not compared.
     """
 
     transfer: Transfer

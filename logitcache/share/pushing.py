@@ -67,7 +67,7 @@ def push(
             collection of caches and lets the tag stand for it.
         collection: add it to a collection without a tag; it is found by its digest.
         move_tag: the tag may stand for another cache now.
-        take_over: another cache's unfinished push to this name is given up: whoever ran it is gone.
+        take_over: another cache's unfinished push to this name may be replaced: the process that ran it has ended.
         workers: transfers at a time.
         dry_run: only say what would move.
         progress: called as bytes arrive.

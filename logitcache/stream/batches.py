@@ -154,9 +154,9 @@ def _place(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays]) 
 
 
 def _positions(pieces: Sequence[_Piece], height: int, width: int) -> NDArray[np.int64]:
-    """Where rows hold one document each, positions count on through the filling: attention needs no mask then.
+    """Where rows hold one document each, positions count on through the padding: attention needs no mask then.
 
-    Rows of several documents start again with each document, and every filling token is a document of its own:
+    Rows of several documents start again with each document, and every padding token is a document of its own:
     counting on could leave the range of a learned position embedding.
     """
     counted_BT = np.tile(np.arange(width, dtype=np.int64), (height, 1))

@@ -6,7 +6,7 @@ one threshold that makes M ids come in; it needn't be stored, as the M masses mu
 (Sampling the teacher for an unbiased gradient: "Sparse Logit Sampling", arXiv 2503.16870. There ids come with
 repetition and from the whole distribution; here the top is kept as it is, and only what would be cut off is sampled.)
 
-Shape legend: N positions, V words, K entries of which the last M are drawn.
+Shape legend: N positions, V ids of the vocabulary, K entries of which the last M are drawn.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The teacher's k most probable tokens at each position, and the mass they leave out.
 
-Shape legend: N positions, K entries kept for each, V words in the vocabulary.
+Shape legend: N positions, K entries kept for each, V ids in the vocabulary.
 """
 
 from __future__ import annotations

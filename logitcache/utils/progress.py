@@ -14,7 +14,7 @@ Report = Callable[[str, int, int | None, str], None]
 
 
 def silent(phase: str, done: int, total: int | None, unit: str) -> None:
-    """Report to nobody: what the library does when no one watches."""
+    """Report nothing: the default of the library."""
 
 
 class _RateColumn(ProgressColumn):

@@ -85,7 +85,7 @@ def test_the_targets_of_a_step_are_counted_over_all_its_parts() -> None:
         assert counted == stated
 
 
-def test_filling_stays_within_the_range_of_positions() -> None:
+def test_padding_stays_within_the_range_of_positions() -> None:
     """A row of several documents may be filled far beyond the longest document: learned positions have no such row."""
     cache = MemoryCache.random(shards=4, largest=9, longest=8, seed=2)
     for batch in stream(cache, batch_size=4, pack_tokens=60):

@@ -1,4 +1,4 @@
-"""The work plan depends on the input and the settings alone, and wastes little on filling."""
+"""The work plan depends on the input and the settings alone, and wastes little on padding."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_batches_hold_every_sequence_once_within_the_budget(lengths: list[int], 
         assert len(batch) == 1 or len(batch) * longest <= batch_tokens
 
 
-def test_filling_stays_small_on_uneven_rows() -> None:
+def test_padding_stays_small_on_uneven_rows() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 1, 2000).astype(int).clip(2, 2048).tolist()
     batches = cut_into_batches(lengths, 16_384)
     filled = sum(len(batch) * lengths[batch[0]] for batch in batches)

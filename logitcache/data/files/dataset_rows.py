@@ -85,7 +85,7 @@ def _subset_advice(datasets: Any, hub: HubId) -> str | None:
     try:
         subsets = datasets.get_dataset_config_names(hub.repo, revision=hub.revision)
         default = datasets.get_dataset_default_config_name(hub.repo, revision=hub.revision)
-    except Exception:  # noqa: BLE001 - the error at hand is told then
+    except Exception:  # noqa: BLE001 - the first error is told then
         return None
     if hub.subset in subsets or (hub.subset is None and default is not None):
         return None
