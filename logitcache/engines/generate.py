@@ -23,6 +23,7 @@ from logitcache.errors import ModelError
 from logitcache.models import device_of
 from logitcache.models.finding import tolerance
 from logitcache.models.probe import difference, probe_ids, spread
+from logitcache.utils.reasons import reason
 
 
 class Generation(BaseModel):
@@ -48,7 +49,7 @@ class Generation(BaseModel):
 def heeds_padding(model: Any) -> bool:
     """True if a prompt that is filled up on the left, with a mask, is answered as it is alone.
 
-    Models without positions or states of their own for padding (some recurrent ones) take the filling for text.
+    Models without positions or states of their own for padding (some recurrent ones) take the padding for text.
 
     Raises:
         ModelError: it can't answer a prompt at all.
@@ -67,8 +68,7 @@ def heeds_padding(model: Any) -> bool:
     try:
         alone = first_logits(prompts[1:])
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"{type(model).__name__} can't answer prompts in transformers: {first_line}") from error
+        raise ModelError(f"{type(model).__name__} can't answer prompts in transformers: {reason(error)}") from error
     try:
         together = first_logits(prompts)
     except (RuntimeError, TypeError, ValueError, IndexError):
@@ -85,7 +85,7 @@ def answer(
         model: a transformers causal language model.
         prompts: their masks mark the last position, and others of the prompt where those are wanted too.
         generation: how to answer.
-        padded: False to answer one prompt at a time, without any filling.
+        padded: False to answer one prompt at a time, without any padding.
     """
     if padded:
         return _answer_together(model, prompts, generation)

@@ -1,6 +1,6 @@
 """Audit rows in training: they choose what stands for missing teacher values, and tell how true s-LD stays to itself.
 
-Shape legend: A audit rows, V words of the teacher, W words that student and teacher share.
+Shape legend: A audit rows, V ids of the teacher's vocabulary, W ids that student and teacher share.
 """
 
 from __future__ import annotations
