@@ -10,120 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from logitcache.dump import config_path, make_config, plan_dump, preview_rows
+from logitcache.dump import DumpConfig, config_path, make_config, plan_dump, preview_rows
 from logitcache.dump import dump as run_dump
 from logitcache.dump.to_store import dump_staged, send_staged, staging_of
 from logitcache.errors import ConfigError
 from logitcache.stores.url import as_url
 from logitcache.utils.progress import progress_bars
 
-from .common import messages, print_json, read_assignments, read_config
+from .common import messages, print_json, read_config
 from .dump_output import print_cache, print_plan, print_preview, print_reusable
-
-#: Flags that are no settings of the dump, or are read in a way of their own.
-_NO_SETTINGS = ("config", "dry_run", "as_json", "reuse", "preview", "template_args")
+from .options import gather, options_of
 
 
+@options_of(DumpConfig)
 def dump(
-    teacher: Annotated[str | None, typer.Option(help="Model directory, hub id, or .gguf file.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="File, glob, or saved data set. May be repeated.")] = None,
-    out: Annotated[
-        str | None, typer.Option(help="Directory of the cache to make, or a URL as `logitcache push` takes it.")
-    ] = None,
+    given: dict[str, Any],
+    *,
     reuse: Annotated[
         str | None, typer.Option(help="Catalogue to look in first: a URL or directory. If it has the cache, say where.")
-    ] = None,
-    top_k: Annotated[
-        str | None, typer.Option(help="Entries kept for each position, or all.", show_default="64")
-    ] = None,
-    tail_samples: Annotated[
-        int | None,
-        typer.Option(help="How many of the entries to draw from all that the top leaves out.", show_default="0"),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="Student whose best ids are kept, too: a model directory or hub id.")
-    ] = None,
-    candidates: Annotated[
-        int | None, typer.Option(help="How many of the entries those are.", show_default="16 with a reference")
-    ] = None,
-    every: Annotated[
-        int | None, typer.Option(help="Keep the prediction at every so many positions.", show_default="1")
-    ] = None,
-    shard_format: Annotated[str | None, typer.Option("--format", help="zarr or arrow.", show_default="zarr")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Encoding: exact, half, compact or tiny.", show_default="compact")
-    ] = None,
-    max_error: Annotated[float | None, typer.Option(help="Largest error of a stored log-prob, in nats.")] = None,
-    statistics: Annotated[
-        bool | None, typer.Option("--statistics", help="Keep what gives raw logits back (NormKD and DKD need it).")
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
-    long_rows: Annotated[
-        str | None,
-        typer.Option(
-            help="Longer rows: split, truncate or drop. auto splits documents, and truncates chats and completions.",
-            show_default="auto",
-        ),
-    ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Tokens a split row repeats as context.")] = None,
-    end_of_text: Annotated[
-        str | None, typer.Option(help="What ends a plain document: auto, none, or a token.", show_default="auto")
-    ] = None,
-    bad_rows: Annotated[
-        str | None, typer.Option(help="Rows that can't be taken right: stop, or skip and count.", show_default="stop")
-    ] = None,
-    positions: Annotated[str | None, typer.Option(help="all, or completion: what the assistant says.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column to read; found by its name otherwise.")] = None,
-    data_kind: Annotated[
-        str | None,
-        typer.Option(help="What each file is, whatever its name: text, jsonl, json, csv, tsv, parquet or arrow."),
-    ] = None,
-    chat_template: Annotated[Path | None, typer.Option(help="File with a chat template to use instead.")] = None,
-    template_args: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Variable of the chat template, such as enable_thinking=false."),
-    ] = None,
-    turns: Annotated[
-        str | None, typer.Option(help="Assistant turns of a chat to learn: all, or the last.", show_default="all")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a saved data set.", show_default="train")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a teacher from a hub.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
-    device_map: Annotated[str | None, typer.Option(help="For a teacher over several devices, such as auto.")] = None,
-    tensor_parallel: Annotated[
-        bool | None, typer.Option("--tensor-parallel", help="Split the teacher over torchrun's processes.")
-    ] = None,
-    attention: Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa.")] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the teacher.")
-    ] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
-    shard_tokens: Annotated[int | None, typer.Option(help="Tokens after which a shard ends.")] = None,
-    skip_non_finite: Annotated[
-        bool | None, typer.Option("--skip-non-finite", help="Leave positions with NaN or infinite logits out.")
-    ] = None,
-    min_mass: Annotated[float | None, typer.Option(help="Warn if the top K cover less probability.")] = None,
-    generate: Annotated[
-        bool | None, typer.Option("--generate", help="Let the teacher answer prompts, and keep its answers.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer with --generate.", show_default="256")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Of sampled answers; 0 takes the likeliest token.", show_default="0")
-    ] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from this much probability.", show_default="1")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampled answers.", show_default="0")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the cache, for its card.")] = None,
-    card_corpus: Annotated[str | None, typer.Option(help="What the corpus is, for the card.")] = None,
-    card_purpose: Annotated[str | None, typer.Option(help="What the cache is for, for the card.")] = None,
-    card_contact: Annotated[str | None, typer.Option(help="Whom to ask, for the card.")] = None,
-    card_notes: Annotated[str | None, typer.Option(help="Free text for the card.")] = None,
-    rank: Annotated[int | None, typer.Option(help="This worker, from 0. torchrun and Slurm are understood.")] = None,
-    world_size: Annotated[int | None, typer.Option(help="Number of workers.")] = None,
-    finalize: Annotated[
-        bool | None, typer.Option("--finalize", help="Only write the manifest over shards that are all done.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     dry_run: Annotated[
@@ -135,18 +39,16 @@ def dump(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
-    flags = {name: value for name, value in locals().items() if name not in _NO_SETTINGS}
-    flags["template_args"] = read_assignments("--template-args", template_args) or None
-    settings, speaks = _settled(read_config(config), _given(flags))
-    reuse = settings.pop("reuse", None) if reuse is None else reuse
+    file = read_config(config)
+    reuse = file.pop("reuse", None) if reuse is None else reuse
+    settings, speaks = _settled(file, given)
     if preview is not None:
-        checked = make_config(_with_generation(_with_card({"out": "unused"} | settings)))
-        print_preview(*preview_rows(checked, preview), as_json=as_json)
+        print_preview(*preview_rows(make_config({"out": "unused"} | settings), preview), as_json=as_json)
         return
     store = as_url(settings.get("out") or "")
     if store is not None:
         settings["out"] = staging_of(store)
-    checked = make_config(_with_generation(_with_card(settings)))
+    checked = make_config(settings)
     if store is not None and (checked.world_size > 1 or checked.tensor_parallel):
         raise ConfigError("several processes dump into one directory that all of them see; push the result afterwards")
     if reuse is not None and print_reusable(reuse, checked, as_json, speaks):
@@ -157,12 +59,17 @@ def dump(
         if speaks:
             print_json(asdict(planned)) if as_json else print_plan(planned)
         return
+    _run(checked, store, as_json, speaks)
+
+
+def _run(config: DumpConfig, store: str | None, as_json: bool, speaks: bool) -> None:
+    """Dump, send the cache to ``store`` if it is to go there, and print what came of it."""
     started = time.monotonic()
     with progress_bars(messages, enabled=speaks and not as_json) as report:
         if store is None:
-            cache, place = run_dump(checked, report=report), str(checked.out)
+            cache, place = run_dump(config, report=report), str(config.out)
         else:
-            cache = dump_staged(checked, store, report=report)
+            cache = dump_staged(config, store, report=report)
             place = send_staged(cache, store, report=report).target
     if not speaks:
         return
@@ -170,7 +77,7 @@ def dump(
         facts = {
             "path": place,
             "digest": cache.digest,
-            "config": str(config_path(checked.out)) if store is None else None,
+            "config": str(config_path(config.out)) if store is None else None,
             "seconds": round(time.monotonic() - started, 3),
         }
         rows = cache.manifest.provenance.settings.get("rows")
@@ -184,45 +91,10 @@ def _settled(file: dict[str, Any], flags: dict[str, Any]) -> tuple[dict[str, Any
 
     The processes of a split teacher are one worker, so what torchrun numbers are no workers then.
     """
-    worker = _worker_of_environment()
-    if (file | flags).get("tensor_parallel"):
-        return file | flags, worker.get("rank", 0) == 0
-    return file | worker | flags, True
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None and value != []}
-
-
-def _with_card(settings: dict[str, Any]) -> dict[str, Any]:
-    """Gather the card's flags into one setting."""
-    card = dict(settings.get("card") or {})
-    rest = {}
-    for name, value in settings.items():
-        if name == "licence":
-            card["licence"] = value
-        elif name.startswith("card_"):
-            card[name.removeprefix("card_")] = value
-        elif name == "format":
-            rest["shard_format"] = value
-        elif name != "card":
-            rest[name] = value
-    return rest | ({"card": card} if card else {})
-
-
-_GENERATION = ("max_new_tokens", "temperature", "top_p", "seed")
-
-
-def _with_generation(settings: dict[str, Any]) -> dict[str, Any]:
-    """Gather the answers' flags into one setting."""
-    given = {name: settings[name] for name in _GENERATION if name in settings}
-    rest = {name: value for name, value in settings.items() if name not in given}
-    wanted = rest.pop("generate", None)
-    if given and not wanted:
-        raise ConfigError(f"--{next(iter(given)).replace('_', '-')} needs --generate")
-    if not wanted:
-        return rest
-    return rest | {"generate": (wanted if isinstance(wanted, dict) else {}) | given}
+    worker, settings = _worker_of_environment(), gather(DumpConfig, file, flags)
+    if settings.get("tensor_parallel"):
+        return settings, worker.get("rank", 0) == 0
+    return gather(DumpConfig, file, worker, flags), True
 
 
 _WORKER_VARIABLES = (

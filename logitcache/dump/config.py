@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from logitcache.dump.corpus_config import CorpusConfig
 from logitcache.dump.teacher_config import TeacherConfig
 from logitcache.engines.generate import Generation
-from logitcache.errors import ConfigError
 from logitcache.format.encoding import Encoding, Preset
 from logitcache.format.formats import ShardFormatName
 from logitcache.format.manifest import Card
 from logitcache.utils.settings import Flag
-from logitcache.utils.validation import first_fault
 
 #: Entries for what a reference likes best; s-LD compares 8, and some of them are the teacher's top anyway.
 DEFAULT_CANDIDATES = 16
 #: Stands for the teacher's whole vocabulary until the teacher is known; no vocabulary is larger.
 EVERY_ID = 1 << 32
-#: The command that lists all settings.
-LISTED_BY = "logitcache dump --help"
 TARGETS, ANSWERS, CACHE, CARD, WORKERS = "Targets", "Generated answers", "Cache", "Card", "Workers"
 
 
 class DumpConfig(CorpusConfig, TeacherConfig):
     """What ``lc.dump`` and ``logitcache dump`` take; ``docs/reference/settings.md`` lists all settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    listed_by: ClassVar[str] = "logitcache dump --help"
 
     top_k: Annotated[
         int,
@@ -184,14 +180,5 @@ class DumpConfig(CorpusConfig, TeacherConfig):
 
 
 def make_config(settings: dict[str, Any]) -> DumpConfig:
-    """Check settings.
-
-    Raises:
-        ConfigError: names the first field that is wrong, its value, and what is allowed.
-    """
-    try:
-        return DumpConfig(**settings)
-    except ValidationError as error:
-        raise ConfigError(
-            first_fault(error, show_value=True, listed_by=LISTED_BY, known=DumpConfig.model_fields)
-        ) from error
+    """Check settings. Raises as :meth:`DumpConfig.parse` does."""
+    return DumpConfig.parse(settings)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from logitcache.data import LongRows
 from logitcache.data.special_tokens import AUTO
-from logitcache.utils.settings import Flag
+from logitcache.utils.settings import Config, Flag
 
 #: Longest sequence in tokens unless asked otherwise: what the teacher allows, at most this.
 DEFAULT_MAX_LENGTH = 2048
@@ -18,7 +18,7 @@ DataKind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 CORPUS = "Corpus"
 
 
-class CorpusConfig(BaseModel):
+class CorpusConfig(Config):
     """The part of :class:`logitcache.DumpConfig` about the corpus."""
 
     data: Annotated[
@@ -54,7 +54,7 @@ class CorpusConfig(BaseModel):
         dict[str, JsonValue],
         Field(description="Variable of the chat template, such as enable_thinking=false; repeat it for several."),
         Flag(CORPUS),
-    ] = {}
+    ] = Field(default_factory=dict)
     max_length: Annotated[
         int | None,
         Field(ge=2, description="Longest sequence in tokens."),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from logitcache.utils.settings import Flag
+from logitcache.utils.settings import Config, Flag
 
 TEACHER = "Teacher"
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(Config):
     """The part of :class:`logitcache.DumpConfig` about the teacher."""
 
     teacher: Annotated[
@@ -28,7 +28,7 @@ class TeacherConfig(BaseModel):
     revision: Annotated[
         str | None,
         Field(description="Revision of a teacher from a hub."),
-        Flag(TEACHER, default="the newest", resume="content"),
+        Flag(TEACHER, default="the hub's newest", resume="content"),
     ] = None
     dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
-from logitcache.errors import ConfigError
 from logitcache.stores.url import public_name
 from logitcache.stream.order import DEFAULT_WINDOW_TOKENS
 from logitcache.train.reserved import RESERVED
-from logitcache.utils.settings import Flag
-from logitcache.utils.validation import first_fault
+from logitcache.utils.settings import Config, Flag
 
-#: The command that lists all settings.
-LISTED_BY = "logitcache train --help"
 INPUTS, LOSS, STEPS, POSITIONS = "Caches and student", "Loss", "Steps and batches", "Which samples and positions"
 OPTIMIZER, MODEL, WATCH = "Optimizer", "Weights and arithmetic", "Evaluation, checkpoints, report"
 AN_EPOCH = "an epoch"
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Config):
     """What ``lc.train`` and ``logitcache train`` take; ``docs/reference/settings.md`` lists all settings.
 
     The defaults are BiLD's where the paper states them (cosine, AdamW 0.9/0.95, weight decay 1e-4, clip 1.0).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    listed_by: ClassVar[str] = "logitcache train --help"
 
     cache: Annotated[
         str | tuple[str, ...],
@@ -54,7 +50,7 @@ class TrainConfig(BaseModel):
         dict[str, Any],
         Field(description="Parameter of a single loss, such as temperature=2; repeat it for several."),
         Flag(LOSS),
-    ] = {}
+    ] = Field(default_factory=dict)
     audit: Annotated[
         str | None,
         Field(description="Cache with every id at a few positions, to set and measure how s-LD fills missing ids."),
@@ -134,7 +130,7 @@ class TrainConfig(BaseModel):
         dict[str, Any],
         Field(description="Further field of transformers.TrainingArguments, such as gradient_checkpointing=true."),
         Flag(OPTIMIZER, resume="free"),
-    ] = {}
+    ] = Field(default_factory=dict)
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"], Field(description="Data type of the student's weights."), Flag(MODEL)
     ] = "fp32"
@@ -229,17 +225,3 @@ class TrainConfig(BaseModel):
                 f"weights = {list(self.weights)} is not allowed: give one for each cache, {len(self.caches)} in all"
             )
         return self
-
-    @classmethod
-    def parse(cls, settings: dict[str, Any]) -> TrainConfig:
-        """Validate settings.
-
-        Raises:
-            ConfigError: names the first field that is wrong, its value and what is allowed.
-        """
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise ConfigError(
-                first_fault(error, show_value=True, listed_by=LISTED_BY, known=cls.model_fields)
-            ) from error

@@ -11,14 +11,40 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+
+from logitcache.errors import ConfigError
+from logitcache.utils.validation import first_fault
 
 #: May a setting change when an unfinished run goes on? ``same``: its value stays, and is recorded under its name.
 #: ``content``: what it stands for stays, such as a model's weights, and is recorded instead. ``free``: it may change.
 Resume = Literal["same", "content", "free"]
+
+
+class Config(BaseModel):
+    """The base of configuration classes: settings are checked once, and don't change afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: The command that lists the settings.
+    listed_by: ClassVar[str] = ""
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> Self:
+        """Check settings.
+
+        Raises:
+            ConfigError: names the first field that is wrong, its value, and what is allowed.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise ConfigError(
+                first_fault(error, show_value=True, listed_by=cls.listed_by, known=cls.model_fields)
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -68,10 +94,14 @@ class Setting:
         return "" if self.shown.no_flag else self.shown.name or f"--{self.name.replace('_', '-')}"
 
     @property
+    def turns_off(self) -> bool:
+        """True if the flag turns off what is on by default."""
+        return self.type is bool and self.field.default is True
+
+    @property
     def names(self) -> set[str]:
         """All names by which a YAML file may call it: the field's, and the flag's where it is another."""
-        turns_off = self.type is bool and self.field.default is True
-        return {self.name} if turns_off or not self.flag else {self.name, self.flag[2:].replace("-", "_")}
+        return {self.name} if self.turns_off or not self.flag else {self.name, self.flag[2:].replace("-", "_")}
 
     @property
     def help(self) -> str:
@@ -82,6 +112,11 @@ class Setting:
     def type(self) -> Any:
         """The field's type without None and without checks: ``int``, ``Literal[...]``, ``tuple[str, ...]`` …"""
         return plain(self.field.annotation)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that are allowed, where they are a list of names."""
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
 
     @property
     def default(self) -> str:

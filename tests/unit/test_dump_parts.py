@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from logitcache.cli.dump import _with_card, _with_generation, _worker_of_environment
+from logitcache.cli.dump import _worker_of_environment
+from logitcache.cli.options import gather
 from logitcache.data import TokenSequence
-from logitcache.dump import make_config
+from logitcache.dump import DumpConfig, make_config
 from logitcache.dump.assemble import Computed, assemble
 from logitcache.dump.claims import try_claim
 from logitcache.dump.descriptors import Descriptor, descriptor_name, read_descriptor, write_descriptor
@@ -124,16 +125,16 @@ def test_rank_from_the_environment(
 
 
 def test_flags_are_gathered() -> None:
-    assert _with_card({"licence": "CC0", "card_notes": "n", "format": "arrow"}) == {
+    assert gather(DumpConfig, {"licence": "CC0", "card_notes": "n", "format": "arrow"}) == {
         "card": {"licence": "CC0", "notes": "n"},
         "shard_format": "arrow",
     }
-    assert _with_generation({"generate": True, "seed": 2}) == {"generate": {"seed": 2}}
-    assert _with_generation({"generate": {"seed": 1, "top_p": 0.5}, "seed": 2}) == {
+    assert gather(DumpConfig, {"generate": True, "seed": 2}) == {"generate": {"seed": 2}}
+    assert gather(DumpConfig, {"generate": {"seed": 1, "top_p": 0.5}, "seed": 2}) == {
         "generate": {"seed": 2, "top_p": 0.5}
     }
     with pytest.raises(ConfigError, match="--top-p needs --generate"):
-        _with_generation({"top_p": 0.5})
+        gather(DumpConfig, {"top_p": 0.5})
 
 
 def test_saved_settings_are_settings(tmp_path: Path) -> None:
