@@ -136,6 +136,16 @@ def test_missing_chunk_is_not_taken_for_zeros() -> None:
         open_group(zipped(files), "zarr", "here")
 
 
+@pytest.mark.parametrize("level", [None, "9", True, 23, 1.0])
+def test_level_must_be_one_of_zstd(level: object) -> None:
+    files = members(encode_shard(SHARDS[0], Encoding(), "zarr"))
+    value = json.loads(files["residual/zarr.json"])
+    value["codecs"][1]["configuration"]["level"] = level
+    files["residual/zarr.json"] = json.dumps(value).encode()
+    with pytest.raises(CorruptCacheError, match="residual: zstd has no level"):
+        open_group(zipped(files), "zarr", "here")
+
+
 def test_arrow_shards_have_no_group(tmp_path: Path) -> None:
     build_cache(tmp_path / "cache", "arrow", SHARDS)
     with pytest.raises(ConfigError, match=r"has the format arrow.*`logitcache convert --format zarr`"):
