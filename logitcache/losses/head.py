@@ -5,6 +5,7 @@ Shape legend: N positions, D hidden width, V ids of the vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
@@ -29,7 +30,15 @@ def _as_it_is(function: _Function) -> _Function:
 
     It looks at values to check them, and its chunks come in several sizes, each of which would be compiled again.
     """
-    return cast(_Function, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Not when this file is imported: the compiler takes a second or two to load, and few programs use it.
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return function(*args, **kwargs)
+
+    return cast(_Function, run)
 
 
 @_as_it_is
