@@ -74,7 +74,7 @@ def value_type(setting: Setting) -> Any:
 
 def _help(setting: Setting) -> str:
     """The field's help, and what the flag adds to it."""
-    text = escape(f"Turn this off: {setting.help}" if setting.turns_off else setting.help)
+    text = escape(setting.flag_help)
     if len("|".join(setting.choices)) > _PLACE:
         text += f" One of {', '.join(setting.choices)}."
     return text + (" [red]" + escape("[required]") + "[/]" if setting.field.is_required() else "")

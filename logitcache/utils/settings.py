@@ -109,6 +109,11 @@ class Setting:
         return self.field.description or ""
 
     @property
+    def flag_help(self) -> str:
+        """The help of the flag, which may turn the setting off."""
+        return f"Turn this off: {self.help[:1].lower()}{self.help[1:]}" if self.turns_off else self.help
+
+    @property
     def type(self) -> Any:
         """The field's type without None and without checks: ``int``, ``Literal[...]``, ``tuple[str, ...]`` …"""
         return plain(self.field.annotation)
