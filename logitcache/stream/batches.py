@@ -113,7 +113,7 @@ def collate(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays],
         target_index=torch.from_numpy(index_N),
         targets=_targets(pieces, template),
         # A sequence's last token has no targets, so the next token stands in the same row.
-        labels=torch.from_numpy(input_ids_BT.reshape(-1)[index_N + 1]),
+        labels=torch.from_numpy(input_ids_BT.reshape(-1).take(index_N + 1)),
         tokens=sum(piece.length for piece in pieces),
     )
 

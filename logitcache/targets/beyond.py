@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from logitcache.errors import TargetsError
 
@@ -26,11 +26,11 @@ class Beyond:
 
     def recorded(self) -> dict[str, int]:
         """The numbers above 0 by name, as headers and manifests store them."""
-        return {name: count for name, count in asdict(self).items() if count}
+        return {name: count for name, count in vars(self).items() if count}
 
     def check(self, k: int) -> None:
         """Raise ``TargetsError`` unless so many of k entries can stand beyond the ranked ones."""
-        for name, count in asdict(self).items():
+        for name, count in vars(self).items():
             if not 0 <= count < k:
                 raise TargetsError(f"{name} {count} of K = {k} entries; it must be from 0 to {k - 1}")
         if self.tail_samples and self.candidates:
