@@ -3,7 +3,7 @@
 Each prompt draws from a stream of its own, fixed by the seed and the prompt's tokens: neither the order of rows nor who
 computes them changes an answer.
 
-Shape legend: B prompts of a batch, T tokens of an answer at most, V words in the vocabulary.
+Shape legend: B prompts of a batch, T tokens of an answer at most, V ids of the vocabulary.
 """
 
 from __future__ import annotations

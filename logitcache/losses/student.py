@@ -1,7 +1,7 @@
 """A student and its distillation loss as one module: a batch goes in, the loss comes out.
 
-Shape legend: B rows, T tokens of a row, N positions with targets, D hidden width, V ids of the vocabulary of the student, W words that
-student and teacher share.
+Shape legend: B rows, T tokens of a row, N positions with targets, D hidden width, V ids of the student's vocabulary,
+W ids that student and teacher share.
 """
 
 from __future__ import annotations
