@@ -1,6 +1,7 @@
 """Products with the few rows of an output layer's weight that a sparse loss has read: gather forward, scatter back.
 
-Shape legend: N positions, D hidden width, V ids of the vocabulary, C ids a position, B positions of one step, U rows that are touched.
+Shape legend: N positions, D hidden width, V ids of the vocabulary, C ids a position, B positions of one step,
+U rows that are touched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Candidates: the ids outside the top that another model likes best, and s-LD is therefore likely to ask for.
 
-Shape legend: N positions, V ids of the teacher's vocabulary, W of the reference's, K entries of which the last C are candidates.
+Shape legend: N positions, V ids of the teacher's vocabulary, W of the reference's, K entries of which the last C
+are candidates.
 """
 
 from __future__ import annotations

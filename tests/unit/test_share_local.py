@@ -183,7 +183,11 @@ def test_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (signatures / f"{key.name}.sig").write_bytes((tmp_path / "a" / "signatures" / f"{key.name}.sig").read_bytes())
     with pytest.raises(SignatureError, match="doesn't fit"):
         check_trusted(lc.open(tmp_path / "b"), trusted)
-    for name, content in (("empty", ""), ("wrong", "ssh-ed25519 AAAA me"), ("short", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 me")):
+    for name, content in (
+        ("empty", ""),
+        ("wrong", "ssh-ed25519 AAAA me"),
+        ("short", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 me"),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ConfigError, match="public key"):
             check_trusted(lc.open(tmp_path / "a"), tmp_path / name)
