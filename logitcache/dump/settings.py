@@ -142,7 +142,6 @@ def settings_of(job: Job, stamps: Stamps) -> Settings:
         "card": config.card.model_dump(mode="json"),
         "device": job.device.type,
         "tensor_parallel": job.processes if config.tensor_parallel else None,
-        "engine": config.engine,
         "teacher": job.files.name,
         "revision": job.files.revision,
         "weights_digest": combined_digest([stamps.hash(path) for path in job.files.weight_files()]),

@@ -23,7 +23,7 @@ class TeacherConfig(Config):
     engine: Annotated[
         str,
         Field(min_length=1, description="What runs the teacher, by name: transformers, or one that a package adds."),
-        Flag(TEACHER, resume="content"),
+        Flag(TEACHER),
     ] = "transformers"
     revision: Annotated[
         str | None,
