@@ -29,7 +29,7 @@ from logitcache.errors import (
     TokenizerMismatchError,
 )
 from logitcache.format.arrays import ShardArrays
-from logitcache.stream.batches import keep_targets
+from logitcache.stream.prepared import keep_targets
 from logitcache.students.cut import make_student
 from logitcache.train.run import plan
 
