@@ -174,7 +174,7 @@ class Cache(Sequence[CachedSequence]):
         return lengths_S
 
     def zarr(self, index: int) -> Group:
-        """One shard as a read-only ``zarr.Group``, its file checked as for :meth:`read_shard`; see docs/format.md.
+        """One shard as a read-only ``zarr.Group``, its file checked as for :meth:`read_shard`.
 
         Raises:
             ConfigError: the cache has Arrow shards.

@@ -2,7 +2,8 @@
 
 zarr-python writes group, arrays and chunks into memory; what it wrote goes into a zip file, stored, not compressed.
 Reading goes straight to the chunks: every one must be there, and is checked against its array's metadata before it is
-decompressed. (zarr itself would take a missing chunk for one full of fill values, and is slower: docs/format.md.)
+decompressed. (zarr itself would take a missing chunk for one full of fill values, and is slower: see
+docs/reference/format.md.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The examples of docs/integration.md, run as a reader would: on a real cache of the real teacher."""
+"""The examples of docs/how-to/own-loop.md, run as a reader would: on a real cache of the real teacher."""
 
 from __future__ import annotations
 

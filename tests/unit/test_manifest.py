@@ -236,7 +236,7 @@ def test_absent_fields_stay_absent(raw: bytes) -> None:
 
 
 def test_the_reader_printed_in_the_docs_agrees(tmp_path: Path) -> None:
-    page = (SCHEMA.parent / "format.md").read_text(encoding="utf-8")
+    page = (SCHEMA.parent / "reference" / "format.md").read_text(encoding="utf-8")
     code = page.partition('```python title="read_cache.py"\n')[2].partition("```")[0]
     assert "logitcache" not in code
     namespace: dict[str, Any] = {}
