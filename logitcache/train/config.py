@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 
 from logitcache.stores.url import public_name
 from logitcache.stream.order import DEFAULT_WINDOW_TOKENS
@@ -192,9 +192,15 @@ class TrainConfig(Config):
 
     @field_validator("weights", "betas", mode="before")
     @classmethod
-    def _numbers(cls, value: Any) -> Any:
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """``0.7,0.3``, as a command line gives them."""
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            each = "for each cache: 0.7,0.3" if info.field_name == "weights" else "for each beta: 0.9,0.95"
+            raise ValueError(f"give a number {each}") from None
 
     @field_serializer("cache", "eval_cache", "audit", when_used="json")
     def _without_passwords(self, value: str | tuple[str, ...] | None) -> str | list[str] | None:
