@@ -28,7 +28,7 @@ def kl_with_residual(student_logits: Tensor, targets: TopK) -> Tensor:
 
 @torch.no_grad()
 def overlap_at_k(student_logits: Tensor, targets: TopK, k: int = 8) -> Tensor:
-    """|student's top k ∩ teacher's top k| / k ``[N]``, the BiLD paper's ranking metric. k is at most K.
+    """``|student's top k ∩ teacher's top k|`` / k ``[N]``, the BiLD paper's ranking metric. k is at most K.
 
     Of targets with a sample of the tail, at most the ranked entries count.
     """
