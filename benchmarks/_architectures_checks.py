@@ -28,7 +28,7 @@ from benchmarks._architectures_models import (
     row_logits,
 )
 from logitcache.models.finding import find_head
-from logitcache.models.head import inside
+from logitcache.models.head import without_adapter
 
 #: Nats that other kernels for other shapes may change, in float32.
 TOLERANCE = 5e-5
@@ -263,7 +263,7 @@ def _off(found: float, wanted: float) -> float:
 
 def _way(model: Any) -> str:
     try:
-        head = find_head(inside(model)[0])
+        head = find_head(without_adapter(model)[0])
     except lc.LogitCacheError:
         return ""
     if head.whole:

@@ -93,7 +93,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
     vocab_size = int(text_config.vocab_size)
     top_k = vocab_size if config.top_k == EVERY_ID else config.top_k
     if top_k > vocab_size:
-        raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} words")
+        raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
     if top_k == vocab_size and (config.tail_samples or config.candidates):
         raise ConfigError("all ids are kept: nothing is left for tail_samples or candidates")
     device = choose_device(config.device)

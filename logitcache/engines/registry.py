@@ -89,7 +89,7 @@ def open_engine(name: str, settings: EngineSettings, *, generation: bool = False
         raise ConfigError(f"the engine {name} calls itself {info.name}: a cache could not say what made it")
     _refuse(name, info.can, wanted)
     if settings.top_k > info.vocab_size:
-        raise ModelError(f"top-k {settings.top_k} is more than the teacher's vocabulary of {info.vocab_size} words")
+        raise ModelError(f"top-k {settings.top_k} is more than the teacher's vocabulary of {info.vocab_size} ids")
     return engine
 
 

@@ -122,7 +122,7 @@ class TransformersEngine(Engine):
         vocab_size = self.head.vocab_size
         self._info = EngineInfo(NAME, vocab_size, str(model.dtype).removeprefix("torch."), CAN)
         if top_k > vocab_size:
-            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {vocab_size} words")
+            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
         chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
         self._chunk_rows = max(1, chunk_bytes // (4 * vocab_size))
 

@@ -19,7 +19,7 @@ from logitcache.cache.opening import open_place
 from logitcache.cache.reader import Cache
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.losses import metrics
-from logitcache.models import Head, evaluating, find_head, inside
+from logitcache.models import Head, evaluating, find_head, without_adapter
 from logitcache.stream import Batch, stream
 from logitcache.students.pairing import load_student, pair
 from logitcache.targets.topk import TopK
@@ -178,7 +178,7 @@ def evaluate(
 def _measure(
     cache: Cache, model: Any, vocab_limit: int, batch_size: int, device: torch.device, report: Report
 ) -> MetricSums:
-    inner, refusal = inside(model)
+    inner, refusal = without_adapter(model)
     if refusal:
         raise ModelError(f"the student can't be measured: {refusal}")
     head = find_head(inner)

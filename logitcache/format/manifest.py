@@ -211,8 +211,13 @@ def manifest_digest(raw: bytes) -> str:
 
 
 def digest_line(raw: bytes) -> bytes:
-    """The content of ``manifest.sha256``, in the form that ``sha256sum --check`` reads."""
-    return f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST_NAME}\n".encode("ascii")
+    """The content of ``manifest.sha256`` for a manifest of these bytes."""
+    return line_of_digest(manifest_digest(raw))
+
+
+def line_of_digest(digest: str) -> bytes:
+    """The content of ``manifest.sha256`` in a cache of this digest, in the form that ``sha256sum --check`` reads."""
+    return f"{digest.removeprefix('sha256:')}  {MANIFEST_NAME}\n".encode("ascii")
 
 
 def parse_manifest(raw: bytes, where: str) -> Manifest:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from logitcache.losses.base import Loss
 from logitcache.losses.head import HeadStats, dense_loss, head_loss
 from logitcache.losses.registry import resolve
-from logitcache.models import Head, find_head, inside
+from logitcache.models import Head, find_head, without_adapter
 from logitcache.models.probe import vocabulary
 from logitcache.stream import Batch
 from logitcache.targets.topk import TopK
@@ -46,7 +46,7 @@ class StudentWithLoss(nn.Module):
     def __init__(self, student: Any, loss: Loss, vocab_limit: int | None = None, world_size: int = 1) -> None:
         super().__init__()
         self.student, self.loss, self.vocab_limit, self.world_size = student, loss, vocab_limit, world_size
-        language_model, refusal = inside(student)
+        language_model, refusal = without_adapter(student)
         head = Head(student, nn.Identity(), vocabulary(student), whole=True) if refusal else find_head(language_model)
         # Held in a tuple, so that body and output layer aren't registered as submodules a second time.
         self._parts: tuple[Head] = (head,)
@@ -136,7 +136,7 @@ class StudentWithLoss(nn.Module):
             weight_VD.to(hidden_ND.dtype),
             targets,
             bias=None if bias_V is None else bias_V.to(hidden_ND.dtype),
-            finish=replace(self.head.finish, words=None),
+            finish=replace(self.head.finish, kept_rows=None),
             labels=labels_N,
             reduction="sum",
         )

@@ -2,7 +2,7 @@
 
 from logitcache.models.finding import find_head
 from logitcache.models.gate import check_language_model
-from logitcache.models.head import Head, device_of, evaluating, inside
+from logitcache.models.head import Head, device_of, evaluating, without_adapter
 from logitcache.models.loading import explained, load_language_model, refuse_adapter
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "evaluating",
     "explained",
     "find_head",
-    "inside",
     "load_language_model",
     "refuse_adapter",
+    "without_adapter",
 ]

@@ -18,17 +18,17 @@ class Finish:
     Attributes:
         logit_scale: the factor before the cap.
         softcap: c, or None for no cap.
-        words: V, where the model drops the last rows of its output layer; None if it keeps all.
+        kept_rows: V, where the model drops the last rows of its output layer; None if it keeps all.
     """
 
     logit_scale: float = 1.0
     softcap: float | None = None
-    words: int | None = None
+    kept_rows: int | None = None
 
     def of(self, raw: Tensor) -> Tensor:
         """``[..., V]`` logits from raw ones ``[..., W]``."""
-        if self.words is not None:
-            raw = raw[..., : self.words]
+        if self.kept_rows is not None:
+            raw = raw[..., : self.kept_rows]
         if self.logit_scale != 1:
             raw = raw * self.logit_scale
         return raw if self.softcap is None else torch.tanh(raw / self.softcap) * self.softcap

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from logitcache.errors import ModelError
 from logitcache.models.finding import find_head
-from logitcache.models.head import Head, evaluating, inside, run
+from logitcache.models.head import Head, evaluating, run, without_adapter
 from logitcache.models.probe import difference, half, probe_ids, spread, vocabulary
 
 # What may be seen of a later token at an earlier position, as a share of what it changes at its own: rounding, no more.
@@ -37,7 +37,7 @@ def check_language_model(model: Any, what: str, name: str) -> Head:
         ModelError: it gives no logits for text alone, gives others for the same tokens, or a token changes what stands
             before it.
     """
-    language_model, refusal = inside(model)
+    language_model, refusal = without_adapter(model)
     if refusal:
         raise ModelError(f"{what} {name} can't be used: {refusal}")
     try:

@@ -56,7 +56,7 @@ class Head:
             raise ModelError(self.why_dense)
         weight = self.output.weight
         assert isinstance(weight, Tensor)
-        return weight if self.finish.words is None else weight[: self.finish.words]
+        return weight if self.finish.kept_rows is None else weight[: self.finish.kept_rows]
 
     @property
     def bias(self) -> Tensor | None:
@@ -64,7 +64,7 @@ class Head:
         bias = getattr(self.output, "bias", None)
         if not isinstance(bias, Tensor):
             return None
-        return bias if self.finish.words is None else bias[: self.finish.words]
+        return bias if self.finish.kept_rows is None else bias[: self.finish.kept_rows]
 
     @property
     def why_dense(self) -> str:
@@ -213,7 +213,7 @@ def first_tensor(out: Any) -> Tensor:
     return found
 
 
-def inside(model: Any) -> tuple[Any, str]:
+def without_adapter(model: Any) -> tuple[Any, str]:
     """The language model within a PEFT wrapper, and a reason if its body alone would not do what the whole does."""
     if not hasattr(model, "peft_config"):
         return model, ""

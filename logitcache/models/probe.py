@@ -41,7 +41,7 @@ def longest(config: Any) -> int | None:
 
 
 def vocabulary(model: Any) -> int:
-    """How many words the model takes."""
+    """How many ids the model takes."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError):
@@ -89,5 +89,5 @@ def same(ours: Tensor, own: Tensor, *, tolerance: float) -> bool:
 
 
 def _number(values: Tensor) -> Tensor:
-    """Models rule out words by the lowest value of the dtype, as well as by −inf."""
+    """Models rule out ids by the lowest value of the dtype, as well as by −inf."""
     return torch.isfinite(values) & (values.abs() < _RULED_OUT)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from logitcache.errors import SignatureError
-from logitcache.format.manifest import MANIFEST_NAME
+from logitcache.format.manifest import line_of_digest
 from logitcache.signing import sshsig
 from logitcache.signing.keys import PublicKey, read_private
 
@@ -19,7 +19,7 @@ SIGNATURES_DIR = "signatures"
 
 def signed_bytes(digest: str) -> bytes:
     """What a signature is over: the content of ``manifest.sha256``."""
-    return f"{digest.removeprefix('sha256:')}  {MANIFEST_NAME}\n".encode("ascii")
+    return line_of_digest(digest)
 
 
 def sign_digest(digest: str, key_file: Path) -> tuple[PublicKey, bytes]:

@@ -29,7 +29,7 @@ class Batch:
         position_ids: ``[B, T]`` int64; starts at 0 with each document, so that attention doesn't cross documents.
         target_index: ``[N]`` int64, positions in ``input_ids.view(-1)`` that have targets.
         targets: N rows. Those of a stream are kept as narrow as their values allow until they are read, on the device:
-            ids take 16 bits below 65,537 words, log-probs take 16 where no value changes by it.
+            ids take 16 bits in vocabularies up to 65,536, log-probs take 16 where no value changes by it.
         labels: ``[N]`` int64, the token that follows in the text; -100 leaves a position out of the loss.
         batch_targets: positions with targets in the whole global batch, all ranks and micro-batches together; 0 if that
             isn't known, or there are none.

@@ -11,7 +11,7 @@ import torch
 
 from logitcache.cache.tokenizer import tokenizer_files
 from logitcache.errors import ConfigError, ModelError, TargetsError
-from logitcache.models import check_language_model, find_head, inside, load_language_model
+from logitcache.models import check_language_model, find_head, load_language_model, without_adapter
 from logitcache.models.loading import explained
 from logitcache.models.numbering import compare_numbering
 from logitcache.models.probe import longest, vocabulary
@@ -130,7 +130,7 @@ def check_lengths(cache: Any, student: Any, max_length: int | None = None) -> No
 
 def _rows(student: Any) -> int:
     """Ids that the student can both read and predict. Its logits may be fewer than the rows of its output layer."""
-    model, refusal = inside(student)
+    model, refusal = without_adapter(student)
     return vocabulary(model) if refusal else min(vocabulary(model), find_head(model).vocab_size)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def prefer(logits_NV: Tensor, ids_NK: Tensor, count: int, reference_NW: Tensor) -> Tensor:
+def choose_candidates(logits_NV: Tensor, ids_NK: Tensor, count: int, reference_NW: Tensor) -> Tensor:
     """Replace the last ``count`` of each row's top ids by those that the reference likes best among all others.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from logitcache.errors import TargetsError
 from logitcache.targets.beyond import Beyond
-from logitcache.targets.candidates import prefer
+from logitcache.targets.candidates import choose_candidates
 from logitcache.targets.narrow import ReadWide, id_dtype
 from logitcache.targets.tail_sample import draw_tail
 
@@ -147,7 +147,7 @@ class TopK:
         if draws is not None and tail_samples:
             ids_NK = draw_tail(work_NV, ids_NK, tail_samples, draws)
         if reference is not None and candidates:
-            ids_NK = prefer(work_NV, ids_NK, candidates, reference)
+            ids_NK = choose_candidates(work_NV, ids_NK, candidates, reference)
         values_NK = work_NV.gather(1, ids_NK)
         first_N = values_NK[:, 0]
         # The mass outside the list is summed on its own, as one minus the mass inside would cancel to noise; and

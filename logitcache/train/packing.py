@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import ConfigError
-from logitcache.models import device_of, evaluating, find_head, inside
+from logitcache.models import device_of, evaluating, find_head, without_adapter
 from logitcache.models.probe import half, vocabulary
 
 _FIRST, _SECOND = 6, 8
@@ -28,7 +28,7 @@ def check_packing(student: Any) -> None:
         ConfigError: the student sees the one while it reads the other.
         ModelError: the student gives no logits for text.
     """
-    model, _ = inside(student)
+    model, _ = without_adapter(student)
     if "flash" in str(getattr(model.config, "_attn_implementation", "")):
         return  # goes by position ids itself, and doesn't run everywhere
     head = find_head(model)

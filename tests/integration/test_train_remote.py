@@ -145,7 +145,8 @@ def test_dump_to_a_store_and_never_twice(
     found = find_dump(url, config)
     assert found is not None
     assert found.address == f"{url}@{sent.digest}"
-    for name, value in (("top_k", 9), ("preset", "tiny"), ("statistics", True), ("max_length", 32)):
+    differences = {"top_k": 9, "preset": "tiny", "statistics": True, "max_length": 32, "engine": "another"}
+    for name, value in differences.items():
         assert find_dump(url, config.model_copy(update={name: value})) is None
     other = config.model_copy(update={"data": (str(caches[0].parent / "address1.txt"),)})
     assert find_dump(url, other) is None
