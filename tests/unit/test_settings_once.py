@@ -128,7 +128,7 @@ def test_values_of_flags_are_read_by_the_fields(tmp_path: Path) -> None:
     assert (config.betas, config.weights, config.caches) == ((0.8, 0.9), (2.0, 1.0), ("a", "b"))
     arguments = ["train", "--cache", "none", "--student", "s", "--out", str(tmp_path / "o"), "--betas", "0.9,x"]
     refused = CliRunner().invoke(app, arguments).exception
-    assert str(refused).startswith("betas.1 = 'x' is not allowed")
+    assert str(refused).startswith("betas = '0.9,x' is not allowed: give a number for each beta")
     refused = CliRunner().invoke(app, [*arguments[:-2], "--trainer", "seed=3"]).exception
     assert "the setting for it is seed" in str(refused)
 
