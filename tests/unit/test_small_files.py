@@ -32,7 +32,9 @@ def function_lengths(source: str) -> Iterator[tuple[str, int]]:
 def too_long(path: Path) -> list[str]:
     """One line for the file, and one for each of its functions, that is over its limit."""
     source, where = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
-    found = [f"{where}: {name} has {lines} lines" for name, lines in function_lengths(source) if lines > MAX_FUNCTION_LINES]
+    found = [
+        f"{where}: {name} has {lines} lines" for name, lines in function_lengths(source) if lines > MAX_FUNCTION_LINES
+    ]
     lines = len(source.splitlines())
     return [f"{where} has {lines} lines"] * (lines > MAX_FILE_LINES) + found
 
