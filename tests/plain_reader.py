@@ -1,4 +1,4 @@
-"""A reader of Zarr shards of every preset, written from docs/reference/format.md with nothing of logitcache's."""
+"""A reader of Zarr shards of every preset, written from docs/reference/shards.md with nothing of logitcache's."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def decode_shard(payload: bytes | memoryview, shard_format: ShardFormatName) -> 
 def open_group(payload: bytes, shard_format: ShardFormatName, where: str) -> Group:
     """Open the bytes of a Zarr shard's file as a zarr group that can't be written to.
 
-    Its arrays (uint8, uint32 or float32) are listed in docs/reference/format.md. Each is decompressed when it is read.
+    Its arrays (uint8, uint32 or float32) are listed in docs/reference/shards.md. Each is decompressed when it is read.
 
     Args:
         payload: the file's bytes.

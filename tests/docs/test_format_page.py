@@ -1,4 +1,4 @@
-"""The reader printed in docs/reference/format.md, which imports nothing of logitcache, reads what logitcache writes.
+"""The reader printed in docs/reference/shards.md, which imports nothing of logitcache, reads what logitcache writes.
 
 It reads two presets; the one in tests/plain_reader.py, from the same page and a little longer, reads all four.
 """
@@ -17,7 +17,7 @@ from shard_strategies import VALUES, random_shard
 from logitcache.format.encoding import Encoding, Preset
 from logitcache.format.formats import decode_shard, encode_shard
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "format.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "shards.md"
 FIELDS = {
     "tokens": "token_ids_L",
     "mask": "target_mask_L",
