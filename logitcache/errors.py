@@ -1,17 +1,17 @@
 """Every error that logitcache raises on purpose.
 
-One class a failure, all under :class:`LogitCacheError`, so that a caller can catch the family or the single case.
-A message says what is wrong, where, and what to try next, in one or two lines; the command line prints it as it is
-and exits with status 1.
+There is one class for each kind of failure. All of them derive from :class:`LogitCacheError`, so a caller can catch
+all of them or a single kind. A message says what is wrong, where, and what to try next, in one or two lines; the
+command line prints it as it is and exits with status 1.
 """
 
 
 class LogitCacheError(Exception):
-    """The base of every error the product raises on purpose."""
+    """The base class of every error that logitcache raises on purpose."""
 
 
 class LogitCacheWarning(UserWarning):
-    """Something that the user can act on; the command line prints it as one line."""
+    """A warning that the user can act on; the command line prints it as one line."""
 
 
 class ConfigError(LogitCacheError):
@@ -23,11 +23,11 @@ class MissingDependencyError(LogitCacheError):
 
 
 class DataError(LogitCacheError):
-    """The corpus can't be used: a file is missing, empty or of the wrong kind, or a column isn't there."""
+    """The corpus can't be used: a file is missing, empty or of the wrong kind, or a column is missing."""
 
 
 class RowError(DataError):
-    """A single row can't be taken right; the message names the row. A dump may leave such rows out and count them."""
+    """A single row can't be used; the message names the row. A dump may leave out such rows and count them."""
 
 
 class ModelError(LogitCacheError):
@@ -35,15 +35,15 @@ class ModelError(LogitCacheError):
 
 
 class TokenizerMismatchError(LogitCacheError):
-    """Cache and student don't number tokens alike."""
+    """The cache and the student use different token ids."""
 
 
 class OutputExistsError(LogitCacheError):
-    """The output is already there and would have been overwritten."""
+    """The output exists already, and it is not overwritten."""
 
 
 class ResumeMismatchError(LogitCacheError):
-    """An unfinished run was started with other settings, or over other data, than this one."""
+    """An unfinished run was started with other settings or other data than this run."""
 
 
 class DivergedError(LogitCacheError):
@@ -51,7 +51,7 @@ class DivergedError(LogitCacheError):
 
 
 class StorageError(LogitCacheError):
-    """Reading or writing failed below us: no room, no permission, the device went away."""
+    """The operating system could not read or write: the disk is full, permission is denied, or the device is gone."""
 
 
 class CacheNotFoundError(LogitCacheError):
@@ -71,7 +71,7 @@ class MissingFileError(CorruptCacheError):
 
 
 class TargetsError(LogitCacheError):
-    """Targets can't serve what is asked of them: wrong shapes, or a statistic that wasn't stored."""
+    """Targets can't be used as asked: their shapes are wrong, or a statistic was not stored."""
 
 
 class NonFiniteLogitsError(LogitCacheError):
@@ -79,20 +79,20 @@ class NonFiniteLogitsError(LogitCacheError):
 
 
 class DumpInterruptedError(LogitCacheError):
-    """A signal stopped a dump before its end; the same command goes on where it stopped."""
+    """A signal stopped a dump before it was finished; the same command continues it."""
 
 
 class RemoteError(StorageError):
-    """A store refused, or didn't answer in time."""
+    """A store refused a request, or did not answer in time."""
 
 
 class OfflineError(StorageError):
-    """Something isn't on this machine, and the network was ruled out."""
+    """A file is not on this machine, and the user did not allow network access."""
 
 
 class MergeError(LogitCacheError):
-    """Caches that don't belong together; the message names each difference."""
+    """Caches can't be merged because they differ; the message names each difference."""
 
 
 class SignatureError(LogitCacheError):
-    """A cache isn't signed by a trusted key, or the signature doesn't fit."""
+    """A cache is not signed by a trusted key, or a signature is not valid for it."""

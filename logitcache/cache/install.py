@@ -1,4 +1,4 @@
-"""Write a cache into a directory: shards as they come, then the small files, the manifest last."""
+"""Write a cache into a directory: first the shards, then the small files, and the manifest last."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _MARK = "target"
 
 
 @contextmanager
-def claimed(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[None]:
-    """Hold a directory that a cache is to be written into, alone.
+def claim_directory(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[None]:
+    """Lock a directory for one process while it writes a cache there.
 
     Args:
-        root: absent, empty, left by an interrupted run of the same purpose, or holding a finished cache.
-        purpose: one line that names what will be written, such as a digest; equal for a run that goes on.
-        keep_shards: leave shards where they are if the run fails, for a run that goes on. If not, a failure and Ctrl-C
-            leave nothing.
+        root: absent, empty, left by an interrupted run of the same purpose, or with a finished cache.
+        purpose: one line that names what will be written, such as a digest. It is equal when a run is continued.
+        keep_shards: if the run fails, keep its shards, so that a later run can continue. If False, a failure or Ctrl-C
+            removes everything.
 
     Raises:
-        OutputExistsError: something else is there, or another process writes it now.
+        OutputExistsError: something else is there, or another process is writing there.
         StorageError: the system refused.
     """
     mark = root / SCRATCH_DIR / _MARK
@@ -70,7 +70,7 @@ def claimed(root: Path, purpose: str, *, keep_shards: bool = True) -> Iterator[N
                 shutil.rmtree(root / SHARDS_DIR, ignore_errors=True)
                 shutil.rmtree(root / TOKENIZER_DIR, ignore_errors=True)
             if isinstance(error, LogitCacheError) or not keep_shards:
-                _leave_no_trace(root)
+                _remove_if_empty(root)
             raise
 
 
@@ -85,7 +85,7 @@ def _refuse_others(root: Path, mark: Path, purpose: str) -> None:
         return
     if not mark.exists():
         raise OutputExistsError(f"{root} is not empty and holds no cache: choose another place, or empty it first")
-    # A run that was killed between opening the mark and writing it leaves an empty one, and nothing else.
+    # A run that was killed after it opened the mark and before it wrote it leaves an empty mark and nothing else.
     found = mark.read_text(encoding="utf-8")
     if found not in ("", purpose):
         raise OutputExistsError(
@@ -93,19 +93,19 @@ def _refuse_others(root: Path, mark: Path, purpose: str) -> None:
         )
 
 
-def _leave_no_trace(root: Path) -> None:
-    """After a failure before the first shard, take back the directories that were made."""
+def _remove_if_empty(root: Path) -> None:
+    """Remove the new directories if the run failed before its first shard."""
     shards = root / SHARDS_DIR
     if (root / MANIFEST_NAME).exists() or (shards.is_dir() and any(shards.iterdir())):
         return
     remove_scratch(root)
     for directory in (shards, root):
-        with suppress(OSError):  # not empty, or not there: then it stays as it is
+        with suppress(OSError):  # not empty, or not there
             directory.rmdir()
 
 
 def holds_shard(root: Path, entry: ShardEntry) -> bool:
-    """True if the directory has this shard, whole and unaltered."""
+    """True if the directory has this shard, complete and unaltered."""
     try:
         hash_checked(root, entry.path, entry.bytes, entry.sha256)
     except CorruptCacheError:
@@ -113,27 +113,27 @@ def holds_shard(root: Path, entry: ShardEntry) -> bool:
     return True
 
 
-def install_shard(root: Path, entry: ShardEntry, fill: Callable[[Path], None]) -> None:
-    """Publish one shard: ``fill`` writes the file aside, then it is synced and takes its name.
+def install_shard(root: Path, entry: ShardEntry, write: Callable[[Path], None]) -> None:
+    """Publish one shard: ``write`` writes a temporary file, which is synced and then renamed.
 
     Raises:
-        StorageError: the system refused. Also whatever ``fill`` raises.
+        StorageError: the system refused. Also what ``write`` raises.
     """
     target = root / entry.path
     try:
         target.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise storage_error("write", target, error) from error
-    with atomic_file(target, aside_in=root / SCRATCH_DIR) as aside:
-        fill(aside)
+    with atomic_file(target, temporary_dir=root / SCRATCH_DIR) as temporary:
+        write(temporary)
 
 
 def finish(root: Path, raw: bytes, files: dict[str, bytes]) -> None:
-    """Write the small files and the manifest, and check the whole by opening it.
+    """Write the small files and the manifest, and check the cache by opening it.
 
     Raises:
         OutputExistsError: another finished cache is there.
-        CorruptCacheError: something lies there that is no part of the cache.
+        CorruptCacheError: a file is there that isn't part of the cache.
         StorageError: the system refused.
     """
     refuse_other_cache(root, raw)
@@ -146,7 +146,7 @@ def finish(root: Path, raw: bytes, files: dict[str, bytes]) -> None:
 
 
 def refuse_other_cache(root: Path, raw: bytes) -> None:
-    """Raise OutputExistsError if a finished cache other than the one of this manifest is in a directory."""
+    """Raise OutputExistsError if the directory holds a finished cache with another manifest."""
     path = root / MANIFEST_NAME
     try:
         with open(path, "rb") as file:

@@ -1,1 +1,1 @@
-"""What any room may use and none is about: files, progress, validation, threads."""
+"""Helpers that every package of logitcache may use: files, progress, validation, threads."""

@@ -1,7 +1,7 @@
-"""Write files so that readers see the old content or the new one, never half of it.
+"""Write files so that a reader sees either the old content or the new content, never a part of it.
 
-Content goes into a file aside, is synced, and takes the target's name in one step; then the directory is synced. After
-a crash at any moment the target is as before or whole, through a power cut as well.
+The content is written to a temporary file and synced. Then the file is renamed to the target in one step, and the
+directory is synced. After a crash or a power cut at any moment, the target has its old content or all of the new one.
 """
 
 from __future__ import annotations
@@ -16,52 +16,52 @@ from pathlib import Path
 
 from logitcache.utils.files import SCRATCH_DIR, storage_error
 
-#: Ends the names of files and directories that are being written; a later run may remove them.
+#: Suffix of the names of files and directories that are being written; a later run may remove them.
 PART = ".part"
 
 
 @contextmanager
-def atomic_file(target: Path, *, aside_in: Path | None = None) -> Iterator[Path]:
-    """Hand out a path to write to; when the context ends, what is there becomes ``target``.
+def atomic_file(target: Path, *, temporary_dir: Path | None = None) -> Iterator[Path]:
+    """Yield a path to write to; when the context ends, the file at that path becomes ``target``.
 
     Args:
         target: replaced if it exists; its directory must exist.
-        aside_in: the directory to write in, on the same file system; by default the target's own.
+        temporary_dir: where to write, on the same file system; by default the target's own directory.
 
     Yields:
         A path that doesn't exist yet. The caller creates the file and closes it.
 
     Raises:
-        StorageError: the system refused; what was written aside is removed again. Also whatever the caller raises.
+        StorageError: the system refused to write. The temporary file is removed, also if the caller raises an error.
     """
-    aside = (aside_in or target.parent) / f".{target.name[:32]}.{uuid.uuid4().hex}{PART}"
+    temporary = (temporary_dir or target.parent) / f".{target.name[:32]}.{uuid.uuid4().hex}{PART}"
     try:
-        yield aside
-        sync_file(aside)
-        os.replace(aside, target)
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, target)
         sync_directory(target.parent)
     except OSError as error:
         raise storage_error("write", target, error) from error
     finally:
         with suppress(OSError):  # the first failure is the one to report
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file whole.
+    """Write a small file in one step.
 
     Raises:
-        StorageError: no room, no permission.
+        StorageError: the disk is full, or permission is denied.
     """
-    with atomic_file(path) as aside:
-        aside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_file(root: Path, relative: str, payload: bytes) -> None:
-    """Write a file of a cache: aside in its scratch directory, through no link. Missing directories are made.
+    """Write a file of a cache in one step, by way of its scratch directory. Missing directories are made.
 
     Raises:
-        StorageError: the system refused; what was written aside is removed again.
+        StorageError: the system refused to write, or a directory is a link. The temporary file is removed.
     """
     target, scratch = root / relative, root / SCRATCH_DIR
     try:
@@ -69,42 +69,42 @@ def write_file(root: Path, relative: str, payload: bytes) -> None:
         _make_directory(root, target.parent)
     except OSError as error:
         raise storage_error("write", target, error) from error
-    with atomic_file(target, aside_in=scratch) as aside, open(aside, "xb") as file:
+    with atomic_file(target, temporary_dir=scratch) as temporary, open(temporary, "xb") as file:
         file.write(payload)
 
 
 @contextmanager
-def atomic_directory(target: Path, *, aside_in: Path | None = None) -> Iterator[Path]:
-    """Hand out a new, empty directory to fill; when the context ends, it becomes ``target``.
+def atomic_directory(target: Path, *, temporary_dir: Path | None = None) -> Iterator[Path]:
+    """Yield a new, empty directory to write files in; when the context ends, it becomes ``target``.
 
-    Files in it are not synced: whoever needs them to last through a power cut syncs each.
+    The files in it are not synced: a caller that needs them after a power cut must sync each of them.
 
     Args:
-        target: must be absent, or an empty directory.
-        aside_in: the directory to write in, on the same file system; by default the target's own.
+        target: must not exist, or must be an empty directory.
+        temporary_dir: where to make the new directory, on the same file system; by default the target's own parent.
 
     Raises:
-        OSError: the system refused, or ``target`` is taken; what was written aside is removed again. Also whatever the
-            caller raises.
+        OSError: the system refused to write, or ``target`` exists. The new directory is removed, also if the caller
+            raises an error.
     """
-    aside = (aside_in or target.parent) / f".{target.name[:32]}.{uuid.uuid4().hex}{PART}"
-    aside.mkdir()
+    temporary = (temporary_dir or target.parent) / f".{target.name[:32]}.{uuid.uuid4().hex}{PART}"
+    temporary.mkdir()
     try:
-        yield aside
-        os.rename(aside, target)
+        yield temporary
+        os.rename(temporary, target)
         sync_directory(target.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's content last through a power cut."""
+    """Force a file's content to the disk, so that it is there after a power cut."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in a directory last through a power cut."""
+    """Force the renames in a directory to the disk, so that they are there after a power cut."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         os.fsync(handle)

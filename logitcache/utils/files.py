@@ -1,4 +1,4 @@
-"""Files of a cache, read so that nothing outside the cache is touched; and what the system refuses, in one line."""
+"""Read files of a cache without following links, and turn errors of the operating system into one-line messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from logitcache.errors import CorruptCacheError, MissingFileError, StorageError
 
-#: Where an unfinished cache keeps what isn't part of it; removed when the cache is finished.
+#: Directory of an unfinished cache for files that are not part of it; removed when the cache is finished.
 SCRATCH_DIR = ".dump"
 _CHUNK = 1 << 20
 _ADVICE = {
@@ -21,21 +21,21 @@ _ADVICE = {
     errno.EDQUOT: "your quota is used up: make room, then run the same command again",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
-    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EROFS: "the file system is read-only: choose another path",
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
-    errno.ENOTDIR: "a file stands where a directory is needed: choose another place",
+    errno.ENOTDIR: "there is a file where a directory is needed: choose another path",
 }
 
 
 def storage_error(action: str, path: Path, error: OSError) -> StorageError:
-    """What to tell the user when the system refuses: what, where, why, and what to try."""
+    """Make the error for a refusal of the operating system: what failed, where, why, and what to try."""
     reason = error.strerror or str(error)
     advice = _ADVICE.get(error.errno or 0)
     return StorageError(f"can't {action} {path}: {reason}" + (f"; {advice}" if advice else ""))
 
 
 def open_regular(root: Path, relative: str) -> tuple[int, int]:
-    """Open a file of a cache for reading; returns its descriptor and size. Follows no links, waits for no pipe.
+    """Open a file of a cache for reading; return its descriptor and size. Links and pipes are refused.
 
     Raises:
         CorruptCacheError: missing, a link, or not a plain file.
@@ -77,7 +77,7 @@ def read_limited(root: Path, relative: str, limit: int) -> bytes:
 
 
 def read_checked(root: Path, relative: str, size: int, sha256: str) -> bytes:
-    """Read a file whole, and return it only if its size and digest are the expected ones.
+    """Read a whole file, and return it only if its size and digest are the expected ones.
 
     Raises:
         CorruptCacheError: missing, not a plain file, or of another size or digest.
@@ -111,7 +111,11 @@ def open_sized(root: Path, relative: str, size: int) -> Iterator[BinaryIO]:
 
 
 def hash_stream(file: BinaryIO, path: Path) -> str:
-    """SHA-256 of what is left of an open file, in hex."""
+    """SHA-256 of an open file from its current position on, in hex.
+
+    Raises:
+        StorageError: the system refused to read.
+    """
     digest = hashlib.sha256()
     try:
         while chunk := file.read(_CHUNK):
@@ -122,6 +126,10 @@ def hash_stream(file: BinaryIO, path: Path) -> str:
 
 
 def check_digest(path: Path, found: str, expected: str) -> None:
-    """Raise CorruptCacheError unless the digests agree."""
+    """Compare two digests.
+
+    Raises:
+        CorruptCacheError: they differ.
+    """
     if found != expected:
         raise CorruptCacheError(f"{path} was altered: its SHA-256 is {found[:12]}…, it should be {expected[:12]}…")

@@ -1,4 +1,4 @@
-"""Many small jobs in threads, with a bounded number waiting and the first failure, or Ctrl-C, ending it all."""
+"""Run many small jobs in threads. Few jobs wait at a time, and the first failure or Ctrl-C stops all of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Beginning of the names of our threads.
+#: Prefix of the names of the threads.
 THREAD_PREFIX = "logitcache-transfer"
-#: Jobs handed to a thread pool ahead of their turn, for each thread.
-_AHEAD = 4
-_LOOK_UP_SECONDS = 0.5
+#: Jobs that are submitted and not finished, for each thread.
+_JOBS_PER_THREAD = 4
+_POLL_SECONDS = 0.5
 
 
 class StoppedError(Exception):
-    """A job gave up because the others are over, too."""
+    """A job was stopped because another job failed, or because of Ctrl-C."""
 
 
 class _Thread(threading.local):
@@ -30,10 +30,10 @@ _thread = _Thread()
 
 
 def pause(seconds: float) -> None:
-    """Sleep, but not on when the work is over.
+    """Sleep until the time is over or the jobs are stopped.
 
     Raises:
-        StoppedError: it is.
+        StoppedError: the jobs were stopped.
     """
     if _thread.stop is None:
         time.sleep(seconds)
@@ -42,7 +42,11 @@ def pause(seconds: float) -> None:
 
 
 def check_stopped() -> None:
-    """Raise StoppedError in a thread whose work is over: long jobs ask now and then."""
+    """Long jobs call this from time to time.
+
+    Raises:
+        StoppedError: the jobs of this thread were stopped.
+    """
     if _thread.stop is not None and _thread.stop.is_set():
         raise StoppedError
 
@@ -50,10 +54,11 @@ def check_stopped() -> None:
 def run_parallel(
     items: Iterable[T], action: Callable[[T], R], workers: int, done: Callable[[T, R], None] = lambda item, result: None
 ) -> None:
-    """Run ``action`` on each item; ``done`` is called in this thread as each is finished, in no fixed order.
+    """Run ``action`` on each item; ``done`` is called in this thread for each finished item, in no fixed order.
 
     Raises:
-        Whatever the first failing action raised; jobs that haven't begun by then never do, and those under way stop.
+        Exception: the error of the first action that failed. Jobs that have not started are dropped, and running jobs
+            stop at their next :func:`check_stopped`.
     """
     running: dict[Future[R], T] = {}
     stop = threading.Event()
@@ -67,13 +72,13 @@ def run_parallel(
     try:
         for item in items:
             running[pool.submit(job, item)] = item
-            if len(running) >= workers * _AHEAD:
+            if len(running) >= workers * _JOBS_PER_THREAD:
                 _collect(running, done)
         while running:
             _collect(running, done)
     except BaseException as error:
         stop.set()
-        waits = isinstance(error, Exception)  # whoever presses Ctrl-C isn't kept waiting for a store that is silent
+        waits = isinstance(error, Exception)  # after Ctrl-C, don't wait for a store that doesn't answer
         raise
     finally:
         pool.shutdown(wait=waits, cancel_futures=True)
@@ -81,8 +86,8 @@ def run_parallel(
 
 def _collect(running: dict[Future[R], T], done: Callable[[T, R], None]) -> None:
     finished: set[Future[R]] = set()
-    # The system may hand Ctrl-C to another thread, which doesn't wake this one: it has to look up now and then.
+    # Another thread may receive Ctrl-C, and that doesn't wake this one: so it waits with a time limit.
     while not finished:
-        finished, _ = wait(running, timeout=_LOOK_UP_SECONDS, return_when=FIRST_COMPLETED)
+        finished, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
     for future in finished:
         done(running.pop(future), future.result())

@@ -1,4 +1,4 @@
-"""Progress as a plain callback, so that the library needs no terminal and the command line draws the bars."""
+"""Progress is reported to a plain callback: the library needs no terminal, and the command line draws the bars."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _RateColumn(ProgressColumn):
 
 @contextmanager
 def progress_bars(console: Console, *, enabled: bool = True) -> Iterator[Report]:
-    """Draw one bar a phase, with rate and time left, while the context lasts; silent if not enabled."""
+    """Draw one bar for each phase, with rate and time left, while the context lasts; draw nothing if not enabled."""
     if not enabled:
         yield silent
         return
@@ -38,7 +38,7 @@ def progress_bars(console: Console, *, enabled: bool = True) -> Iterator[Report]
 
     def report(phase: str, done: int, total: int | None, unit: str) -> None:
         if not tasks:
-            bars.start()  # not before: bars without a task would print an empty line
+            bars.start()  # started late, because bars without a task print an empty line
         if phase not in tasks:
             tasks[phase] = bars.add_task(phase, total=total, unit=unit)
         bars.update(tasks[phase], completed=done, total=total)

@@ -1,15 +1,15 @@
-"""What another library's exception says, in one line."""
+"""Turn an exception of another library into one line."""
 
 from __future__ import annotations
 
-#: Characters of a reason at most: messages of ours are one or two lines.
+#: Largest number of characters: a message of logitcache has one or two lines.
 MAX_LENGTH = 300
 
 
 def reason(error: BaseException) -> str:
-    """The telling part of an exception: its first line with text, and the next one if the first ends with a colon.
+    """The first line of an exception that has text, and the next one if the first ends with a colon.
 
-    Never empty: an exception without a text gives the name of its class. At most ``MAX_LENGTH`` characters.
+    Never empty: an exception without text gives the name of its class. At most ``MAX_LENGTH`` characters.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:

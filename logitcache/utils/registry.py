@@ -1,6 +1,6 @@
-"""Things by name: those of logitcache, those that a program registers, and those of installed packages.
+"""Find a value by name: those of logitcache, those that a program registers, and those of installed packages.
 
-A package offers one by an entry point. It is imported when somebody asks for it by name, and not before.
+A package offers a value by an entry point. It is imported only when the value is asked for by name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names and what they stand for.
+    """Names, each with its value.
 
     Args:
         kind: what is registered, for messages: loss, engine.
         group: the group of entry points that packages use.
-        check: gives a value back if the name may stand for it; raises ConfigError if not.
+        check: returns the value if it may be registered under the name; raises ConfigError if not.
     """
 
     def __init__(self, kind: str, group: str, check: Callable[[str, Any], T]) -> None:
@@ -35,7 +35,7 @@ class Registry(Generic[T]):
         self._offers: dict[str, list[EntryPoint]] | None = None
 
     def register(self, name: str, value: T) -> None:
-        """Let a name stand for a value.
+        """Register a value under a name.
 
         Raises:
             ConfigError: the name is taken, or the value isn't one of this kind.
@@ -45,14 +45,14 @@ class Registry(Generic[T]):
         self._known[name] = self._check(name, value)
 
     def names(self) -> list[str]:
-        """What is registered, in order, and then what packages offer."""
+        """The registered names in order, then the names that packages offer."""
         return list(dict.fromkeys([*self._known, *sorted(self._offered())]))
 
     def get(self, name: str) -> T:
-        """What a name stands for.
+        """The value of a name.
 
         Raises:
-            ConfigError: there is none of this name; several packages offer it; or the package can't be imported.
+            ConfigError: there is no such name; several packages offer it; or the package can't be imported.
         """
         offered = self._offered()
         if name in self._known:
@@ -68,7 +68,7 @@ class Registry(Generic[T]):
         return self._known[name]
 
     def _offered(self) -> dict[str, list[EntryPoint]]:
-        """Names that are not registered, and the packages that offer them; looked up once."""
+        """Names that packages offer and that are not registered, with their entry points; found once."""
         if self._offers is None:
             found: dict[str, list[EntryPoint]] = defaultdict(list)
             for entry in entry_points(group=self._group):
@@ -85,15 +85,15 @@ class Registry(Generic[T]):
         return self._offers
 
     def _load(self, entry: EntryPoint) -> T:
-        who = f"the {self._kind} {entry.name!r} of the package {_package(entry)}"
+        which = f"the {self._kind} {entry.name!r} of the package {_package(entry)}"
         try:
             value = entry.load()
         except Exception as error:
-            raise ConfigError(f"{who} can't be imported: {reason(error)}") from error
+            raise ConfigError(f"{which} can't be imported: {reason(error)}") from error
         try:
             return self._check(entry.name, value)
         except ConfigError as error:
-            raise ConfigError(f"{who} can't be used: {error}") from error
+            raise ConfigError(f"{which} can't be used: {error}") from error
 
 
 def _package(entry: EntryPoint) -> str:

@@ -1,7 +1,7 @@
-"""What a field of a configuration class says of itself, for all who show or read settings.
+"""The settings of a configuration class, read from its fields.
 
-Type, default, help and checks stand at the pydantic field. A :class:`Flag` beside them says how the command line shows
-the setting, and whether it may change when an unfinished run goes on::
+Type, default, help and checks are written at the pydantic field. A :class:`Flag` beside them says how the command line
+shows the setting, and whether it may change when an unfinished run is resumed::
 
     top_k: Annotated[int, Field(ge=1, description="Entries kept for each position."), Flag("Targets")] = 64
 """
@@ -19,13 +19,14 @@ from pydantic.fields import FieldInfo
 from logitcache.errors import ConfigError
 from logitcache.utils.validation import first_fault
 
-#: May a setting change when an unfinished run goes on? ``same``: its value stays, and is recorded under its name.
-#: ``content``: what it stands for stays, such as a model's weights, and is recorded instead. ``free``: it may change.
+#: May a setting change when an unfinished run is resumed? ``same``: no; its value is recorded under its name.
+#: ``content``: its value may change, but what it names may not, such as a model's weights; that is recorded instead.
+#: ``free``: yes.
 Resume = Literal["same", "content", "free"]
 
 
 class Config(BaseModel):
-    """The base of configuration classes: settings are checked once, and don't change afterwards."""
+    """The base of configuration classes: settings are checked once, and don't change after that."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,15 +50,15 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Flag:
-    """How the command line shows a setting, and what happens to the setting on resuming.
+    """How the command line shows a setting, and whether the setting may change when a run is resumed.
 
     Attributes:
-        group: heading in ``--help`` and in the reference. A nested field without one has its parent's.
-        name: the flag where it isn't the field's name; for a bool that is on by default the flag that turns it off.
-        default: the default in words, where the field's default is None or says too little.
-        metavar: placeholder of the value in ``--help``, where the type says too little.
-        as_text: the command line hands over the text as it is, and the field's own check reads it.
-        prefix: of a field that is a model of its own: stands before the names of that model's fields.
+        group: heading in ``--help`` and in the reference. A nested field without one uses its parent's.
+        name: the flag, if it isn't the field's name; for a bool that is on by default, the flag that turns it off.
+        default: the default in words, if the field's default is None or not clear.
+        metavar: placeholder of the value in ``--help``, if the type is not clear.
+        as_text: the command line passes the text as it is, and the field's own check parses it.
+        prefix: for a field whose type is a model: a prefix for the names of that model's fields.
         no_flag: why the setting has no flag.
         resume: see :data:`Resume`.
     """
@@ -80,7 +81,7 @@ class Setting:
         name: its name in a flat list of settings, such as a YAML file: ``top_k``, ``card_notes``.
         path: where its value goes: ``("top_k",)``, ``("card", "notes")``.
         field: type, default, help and checks.
-        shown: its flag.
+        shown: how the command line shows it.
     """
 
     name: str
@@ -95,17 +96,17 @@ class Setting:
 
     @property
     def turns_off(self) -> bool:
-        """True if the flag turns off what is on by default."""
+        """True if the setting is on by default, and the flag turns it off."""
         return self.type is bool and self.field.default is True
 
     @property
     def names(self) -> set[str]:
-        """All names by which a YAML file may call it: the field's, and the flag's where it is another."""
+        """All names that a YAML file may use for it: the field's name, and the flag's if that differs."""
         return {self.name} if self.turns_off or not self.flag else {self.name, self.flag[2:].replace("-", "_")}
 
     @property
     def help(self) -> str:
-        """One sentence."""
+        """What the setting does, in one sentence."""
         return self.field.description or ""
 
     @property
@@ -120,7 +121,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that are allowed, where they are a list of names."""
+        """The values that are allowed, if they are a list of names; else empty."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
     @property
@@ -148,12 +149,12 @@ def settings_of_class(config: type[BaseModel]) -> Iterator[Setting]:
 
 
 def flag_of(field: FieldInfo) -> Flag:
-    """The mark at a field, or one that says nothing."""
+    """The field's ``Flag``, or one without content."""
     return next((mark for mark in field.metadata if isinstance(mark, Flag)), Flag())
 
 
 def resumed_as(config: type[BaseModel], resume: Resume) -> set[str]:
-    """The fields of a class that are marked so."""
+    """The fields of a class that have this ``resume``."""
     return {name for name, field in config.model_fields.items() if flag_of(field).resume == resume}
 
 

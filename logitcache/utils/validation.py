@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in one line that people can act on."""
+"""Turn an error of pydantic into one line that says what to change."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def first_fault(
     """The first fault of a pydantic error in one line: the field, what is wrong, and what is allowed.
 
     Args:
-        show_value: tell the value too. Right for settings that the user gave, not for a stranger's file.
-        listed_by: the command that lists the fields, for one that there isn't.
-        known: the fields there are, so that the closest can be proposed.
+        show_value: also show the value. For settings that the user gave, not for a file from elsewhere.
+        listed_by: the command that lists the fields; the message for an unknown field names it.
+        known: all field names; the message for an unknown field suggests the closest one.
     """
     fault = error.errors(include_url=False, include_input=show_value)[0]
     field = ".".join(map(str, fault["loc"]))[:200]
@@ -33,7 +33,7 @@ def first_fault(
 
 
 def unknown_setting(name: str, known: Iterable[str], listed_by: str) -> str:
-    """What to say of a setting that there isn't: the closest that there is, and the command that lists them."""
+    """The message for an unknown setting: the closest known one, and the command that lists all."""
     close = difflib.get_close_matches(name, sorted(known), 1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{name} is not a setting; {hint}`{listed_by}` lists them"
