@@ -1,1 +1,1 @@
-"""The teacher's side of training: the top K of each position, and what may stand beyond the top."""
+"""Targets: the teacher's top K of each position, and entries from beyond the top."""

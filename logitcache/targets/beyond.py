@@ -1,4 +1,4 @@
-"""Which of a position's entries are not its most probable ids: a sample of the tail, or a reference's candidates."""
+"""Entries from beyond the top: a sample of the tail, or candidates that a reference model prefers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from logitcache.errors import TargetsError
 
 @dataclass(frozen=True)
 class Beyond:
-    """The last entries of each position, where they were not chosen by rank. At most one of the numbers is above 0.
+    """How many entries of each position, the last ones, were not chosen by rank. At most one of the numbers is above 0.
 
     Attributes:
         tail_samples: entries that were drawn from all ids below the ranked ones (``logitcache.targets.tail_sample``).
-        candidates: entries that a reference student likes best of those ids (``logitcache.targets.candidates``).
+        candidates: those of these ids that have the largest logits in a reference model
+            (``logitcache.targets.candidates``).
     """
 
     tail_samples: int = 0
@@ -21,15 +22,19 @@ class Beyond:
 
     @property
     def count(self) -> int:
-        """How many entries they are."""
+        """How many entries were not chosen by rank."""
         return self.tail_samples + self.candidates
 
     def recorded(self) -> dict[str, int]:
-        """The numbers above 0 by name, as headers and manifests store them."""
+        """The numbers above 0, by name, as headers and manifests store them."""
         return {name: count for name, count in vars(self).items() if count}
 
     def check(self, k: int) -> None:
-        """Raise ``TargetsError`` unless so many of k entries can stand beyond the ranked ones."""
+        """Check the numbers for rows of k entries.
+
+        Raises:
+            TargetsError: a number is below 0 or not below k, or both are above 0.
+        """
         for name, count in vars(self).items():
             if not 0 <= count < k:
                 raise TargetsError(f"{name} {count} of K = {k} entries; it must be from 0 to {k - 1}")

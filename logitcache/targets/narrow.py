@@ -1,4 +1,4 @@
-"""Tensors that are stored and sent as narrow as their values allow, and read wide."""
+"""Keep tensors in the narrowest dtype that holds their values, and widen them when they are read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def id_dtype(vocab_size: int) -> torch.dtype:
 
 
 class ReadWide:
-    """A field of a dataclass: its tensor is kept in the dtype that was given, and widened where it is read.
+    """A field of a dataclass: its tensor is kept in the dtype that was given, and widened when it is read.
 
-    So a copy to a device moves the narrow tensor, and the device widens it. ``vars(holder)`` has it as it is kept.
+    So a copy to a device copies the narrow tensor, and the device widens it. ``vars(holder)`` has the narrow tensor.
     """
 
     def __init__(self, name: str, wide: torch.dtype) -> None:
