@@ -6,6 +6,7 @@ import importlib.metadata
 from collections import Counter
 
 from benchmarks._architectures_checks import TOLERANCE, USES, Record
+from benchmarks._markdown import table
 
 WORKS, SLOWER, REFUSED, PARTLY, WRONG, NOT_BUILT = (
     "works",
@@ -56,18 +57,17 @@ def markdown(records: list[Record]) -> str:
     """The whole page."""
     version = importlib.metadata.version("transformers")
     parts = [_HEAD.format(transformers=version, tolerance=TOLERANCE, rounding=_rounding(records))]
-    parts += ["| outcome | architectures |", "|---|---|"]
-    parts += [f"| {what} | {count} |" for what, count in counts(records).items()]
+    parts.append(table(["outcome", "architectures"], [[what, str(count)] for what, count in counts(records).items()]))
     packed = sum(record.packed.outcome == "right" for record in records)
     parts.append(f"\nOf those that work, {packed} may be packed.\n")
     working = [record for record in records if outcome(record) in (WORKS, SLOWER)]
-    parts += ["## Works", "", "| architecture | class | packing | output layer |", "|---|---|---|---|"]
-    parts += [f"| {record.name} | {record.kind} | {_packing(record)} | {_WAYS[record.way]} |" for record in working]
+    rows = [[record.name, record.kind, _packing(record), _WAYS[record.way]] for record in working]
+    parts += ["## Works", "", table(["architecture", "class", "packing", "output layer"], rows)]
     for which in (PARTLY, REFUSED, WRONG, NOT_BUILT):
         chosen = [record for record in records if outcome(record) == which]
         if chosen:
-            parts += ["", f"## {which.capitalize()}", "", "| architecture | class | why |", "|---|---|---|"]
-            parts += [f"| {record.name} | {record.kind} | {_why(record)} |" for record in chosen]
+            rows = [[record.name, record.kind, _why(record)] for record in chosen]
+            parts += ["", f"## {which.capitalize()}", "", table(["architecture", "class", "why"], rows)]
     return "\n".join(parts) + "\n"
 
 

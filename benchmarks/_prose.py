@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import logitcache as lc
-from benchmarks._teacher import REPO, TEACHER
+from benchmarks._teacher import DATA, REPO, TEACHER
 from logitcache.format.arrays import ShardArrays
 
 TOP_K = 128
@@ -18,7 +19,7 @@ TOP_K = 128
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags for teacher, text and the dump that is kept."""
     parser.add_argument("--teacher", default=str(TEACHER))
-    parser.add_argument("--data", nargs="+", default=[str(REPO / "examples" / "data" / "**" / "*.txt")])
+    parser.add_argument("--data", nargs="+", default=[str(DATA / "**" / "*.txt")])
     parser.add_argument("--kept", type=Path, default=REPO / "build" / "benchmarks" / "prose.cache")
 
 
@@ -48,3 +49,26 @@ def join(cache: lc.Cache, top_k: int) -> ShardArrays:
     }
     whole = replace(parts[0], offsets_S1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), **joined)
     return whole.top(top_k)
+
+
+def take(arrays: ShardArrays, sequences: NDArray[np.int64]) -> ShardArrays:
+    """Some sequences of a shard as a shard of their own; one may come more than once."""
+    tokens = np.concatenate([np.r_[arrays.tokens_of(sequence)] for sequence in sequences])
+    rows = np.concatenate([np.r_[arrays.targets_of(sequence)] for sequence in sequences])
+    ends = np.cumsum(np.diff(arrays.offsets_S1)[sequences])
+    return replace(
+        arrays,
+        token_ids_L=arrays.token_ids_L[tokens],
+        offsets_S1=np.concatenate([[0], ends]).astype(np.int64),
+        sequence_digests_S16=arrays.sequence_digests_S16[sequences],
+        target_mask_L=arrays.target_mask_L[tokens],
+        topk_ids_NK=arrays.topk_ids_NK[rows],
+        topk_logprobs_NK=arrays.topk_logprobs_NK[rows],
+        residual_logprob_N=arrays.residual_logprob_N[rows],
+    )
+
+
+def split(arrays: ShardArrays, tokens: int) -> list[ShardArrays]:
+    """The shard as smaller ones of whole sequences, each of about so many tokens."""
+    numbers_S = arrays.offsets_S1[:-1] // tokens
+    return [take(arrays, np.flatnonzero(numbers_S == number)) for number in np.unique(numbers_S)]

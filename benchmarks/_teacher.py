@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 REPO = Path(__file__).resolve().parent.parent
+DATA = REPO / "examples" / "data"
 TEACHER = Path(os.environ.get("LOGITCACHE_TEACHER", REPO / ".models" / "SmolLM2-135M-Instruct"))
 
 
@@ -27,3 +30,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.exit(1, f"no teacher at {options.teacher}: run examples/get_teacher.py, or give --teacher\n")
     torch.set_num_threads(options.threads)
     return options
+
+
+def load(teacher: Path) -> tuple[Any, Any]:
+    """The model in float32, in evaluation mode, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(teacher)

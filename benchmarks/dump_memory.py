@@ -10,38 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from benchmarks._memory import peak_mib, reset_peak, resident_mib
+from benchmarks._teacher import REPO
 from logitcache.data import TokenSequence
 from logitcache.engines.batches import pad
 from logitcache.engines.transformers_engine import TransformersEngine
 
-REPO = Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 262_144
-
-
-def resident_mib() -> float:
-    """Resident memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def reset_peak() -> None:
-    """Count the peak from here."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mib() -> float:
-    """Largest resident memory since the last reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def make_teacher(top_k: int, batch_tokens: int) -> TransformersEngine:

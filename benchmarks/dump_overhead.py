@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from benchmarks._memory import peak_mib
+from benchmarks._teacher import DATA, REPO, TEACHER
 from logitcache.dump import DumpConfig
 from logitcache.dump.plan import Plan
 from logitcache.dump.run import new_plan
@@ -38,9 +40,7 @@ from logitcache.models.dtypes import DTYPES
 from logitcache.models.teacher import load_model
 from logitcache.utils.progress import silent
 
-REPO = Path(__file__).resolve().parent.parent
-DEFAULT_TEACHER = REPO / ".models" / "SmolLM2-135M-Instruct"
-CORPUS = REPO / "examples" / "data" / "heldout" / "1964_lyndon_b_johnson.txt"
+CORPUS = DATA / "heldout" / "1964_lyndon_b_johnson.txt"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[Job, Plan, An
     return job, plan, model, {"plan": planned - started, "load": time.perf_counter() - planned}
 
 
-def peak_mib(arguments: argparse.Namespace, role: str) -> float:
+def peak_of(arguments: argparse.Namespace, role: str) -> float:
     command = [sys.executable, "-m", "benchmarks.dump_overhead", "--role", role, "--teacher", str(arguments.teacher)]
     command += ["--characters", str(arguments.characters)]
     command += ["--max-length", str(arguments.max_length), "--batch-tokens", str(arguments.batch_tokens)]
@@ -117,14 +117,12 @@ def run_role(arguments: argparse.Namespace) -> None:
             bare_pass(model, plan, job)
         else:
             full_dump(engine_of(model, job), plan, job, Path(scratch) / "out")
-    # Not ru_maxrss: a child begins with its parent's.
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")))
+    print(peak_mib())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, default=DEFAULT_TEACHER)
+    parser.add_argument("--teacher", type=Path, default=TEACHER)
     parser.add_argument("--characters", type=int, default=20_000, help="of text; about 4.7 make a token")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=512)
@@ -149,7 +147,7 @@ def main() -> None:
             pairs.append({name: timed(calls[name]) for name in order})
             print(f"repeat {repeat}: {pairs[-1]}", file=sys.stderr)
     ratios = [pair["dump"].wall / pair["bare"].wall for pair in pairs]
-    memory = {role: peak_mib(arguments, role) for role in ("bare", "dump")}
+    memory = {role: peak_of(arguments, role) for role in ("bare", "dump")}
     result = {
         "tokens": plan.tokens,
         "shards": len(plan),

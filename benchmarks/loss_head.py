@@ -17,13 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 import logitcache as lc
+from benchmarks._markdown import table
+from benchmarks._memory import peak_mib, reset_peak, resident_mib
 
 SHAPES = ((576, 49_152), (896, 151_936))
 BASELINE = "linear + cross_entropy"
@@ -67,19 +68,14 @@ def seconds(setup: Setup, ways: list[str], rounds: int) -> dict[str, list[float]
     return times
 
 
-def status_mib(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
-
-
-def peak_mib(action: Callable[[], None]) -> float:
+def growth_mib(action: Callable[[], None]) -> float:
     """How far the resident set grows above what it is now. Linux only."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the setup freed goes back, or it would hide what the step takes
-    before = status_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM afresh
+    before = resident_mib()
+    reset_peak()
     action()
-    return status_mib("VmHWM") - before
+    return peak_mib() - before
 
 
 def memory_of(way: str, shape: tuple[int, int], options: argparse.Namespace) -> float:
@@ -104,7 +100,7 @@ def main() -> int:
     shapes = [tuple(options.shape)] if options.shape else SHAPES
     if options.memory_of:
         setup = Setup(*shapes[0], options.tokens, options.top_k)
-        print(peak_mib(lambda: setup.run(options.memory_of)))
+        print(growth_mib(lambda: setup.run(options.memory_of)))
         return 0
 
     rows, within = [], True
@@ -133,13 +129,19 @@ def report(rows: list[dict[str, float]], options: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=2))
         return
     print(f"{options.tokens} tokens, top-{options.top_k}, float32, {options.threads} threads, best of {options.rounds}")
-    print("| width | vocabulary | loss | seconds | time | peak MiB | memory |\n|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['width']} | {row['vocab']:,} | {row['loss']} | {row['seconds']:.2f} | {row['time']:.2f}x "
-            f"| {row['peak_mib']:,.0f} | {row['memory']:.2f}x |"
-        )
-    print(f"limits for bild: time {LIMITS['time']}x, memory {LIMITS['memory']}x of {BASELINE}")
+    cells = [
+        [
+            str(row["width"]),
+            f"{row['vocab']:,}",
+            str(row["loss"]),
+            f"{row['seconds']:.2f}",
+            f"{row['time']:.2f}x",
+            f"{row['peak_mib']:,.0f}",
+            f"{row['memory']:.2f}x",
+        ]
+        for row in rows
+    ]
+    print(table(["width", "vocabulary", "loss", "seconds", "time", "peak MiB", "memory"], cells))
 
 
 if __name__ == "__main__":

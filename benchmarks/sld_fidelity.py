@@ -20,16 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
 from benchmarks._students import without
-from benchmarks._teacher import parse, teacher_parser
+from benchmarks._teacher import DATA, load, parse, teacher_parser
 from logitcache import losses
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import GradientMatch, best_fill, compare, gradient
 
-DATA = Path(__file__).parents[1] / "examples" / "data"
 MEASURED = ("more/1901_theodore_roosevelt.txt", "more/1961_dwight_d_eisenhower.txt", "more/1995_william_j_clinton.txt")
 AUDITED = ("train/1961_john_f_kennedy.txt", "train/1962_john_f_kennedy.txt", "train/1963_john_f_kennedy.txt")
 # The layers that each student lacks.
@@ -124,8 +122,7 @@ def measure(
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    model, tokenizer = load(options.teacher)
     weight_VD = model.get_output_embeddings().weight.detach()
     sample = slice(None, None, 3 * CONTEXT // (2 * options.audit_rows) or 1)
     audit_AD = hidden_states(model, tokenizer, AUDITED, 3 * CONTEXT)[sample]

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
 from benchmarks._students import without
-from benchmarks._teacher import parse, teacher_parser
-from benchmarks.sld_fidelity import DATA, MEASURED, STUDENTS, exact_gradient, hidden_states, s_ld
+from benchmarks._teacher import DATA, load, parse, teacher_parser
+from benchmarks.sld_fidelity import MEASURED, STUDENTS, exact_gradient, hidden_states, s_ld
 from logitcache.losses.bild import bound
 from logitcache.losses.fidelity import compare
 from logitcache.losses.tail import look_up
@@ -117,8 +116,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--teaching-tokens", type=int, default=6144)
     options = parse(parser)
-    model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    model, tokenizer = load(options.teacher)
     texts = tuple(f"train/{path.name}" for path in sorted((DATA / "train").glob("*.txt")))
     teaching = collect(model, tokenizer, texts, options.teaching_tokens, TEACHING)
     network = learn(list(teaching.values()), options.steps)

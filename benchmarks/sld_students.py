@@ -27,12 +27,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
 from benchmarks._students import Dropped, drawn, pruned, without
-from benchmarks._teacher import parse, teacher_parser
-from benchmarks.sld_fidelity import AUDITED, CONTEXT, DATA, MEASURED, exact_gradient, hidden_states, s_ld
+from benchmarks._teacher import DATA, load, parse, teacher_parser
+from benchmarks.sld_fidelity import AUDITED, CONTEXT, MEASURED, exact_gradient, hidden_states, s_ld
 from logitcache import losses
 from logitcache.losses.bild import SLD
 from logitcache.losses.fidelity import GradientMatch, compare, gradient
@@ -164,8 +163,7 @@ def students_of(options: argparse.Namespace, model: Any, tokenizer: Any) -> list
 
 
 def run(options: argparse.Namespace) -> list[Result]:
-    model = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.teacher)
+    model, tokenizer = load(options.teacher)
     texts = {
         "addresses": read(model, tokenizer, [(DATA / name).read_text(encoding="utf-8") for name in MEASURED]),
         "language reference": read(model, tokenizer, [topics[chapter] for chapter in CHAPTERS]),

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import logitcache as lc
+from benchmarks._memory import peak_mib, reset_peak, resident_mib
 from benchmarks._tiled import real_cache, tiled_cache
-from benchmarks.dump_memory import peak_mib, reset_peak, resident_mib
 from logitcache.cache.reader import Cache
 
 TOKENS_PER_SHARD = 4096

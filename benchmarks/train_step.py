@@ -14,27 +14,23 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitcache as lc
-from benchmarks._teacher import parse, teacher_parser
+from benchmarks._teacher import DATA, load, parse, teacher_parser
 from logitcache import losses
 from logitcache.stream import Batch
 
-TEXT = Path(__file__).parents[1] / "examples" / "data" / "train"
 LIMITS = {"fine-tuning": 0.78, "online": 0.46}
 OURS = "bild from a cache"
 
 
-def tokens_from(teacher: Path, count: int) -> Tensor:
+def tokens_from(tokenizer: Any, count: int) -> Tensor:
     """``[1, count]`` tokens of real text."""
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
-    text = "\n".join(path.read_text() for path in sorted(TEXT.glob("*.txt")))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((DATA / "train").glob("*.txt")))
     return torch.tensor(tokenizer(text)["input_ids"][:count])[None]
 
 
@@ -108,9 +104,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parse(parser)
-    teacher = AutoModelForCausalLM.from_pretrained(options.teacher, dtype=torch.float32).eval()
+    teacher, tokenizer = load(options.teacher)
     student = cut_student(teacher, options.layers)
-    steps = ways(teacher, student, tokens_from(options.teacher, options.tokens), options.top_k)
+    steps = ways(teacher, student, tokens_from(tokenizer, options.tokens), options.top_k)
     times = measure(steps, student, options.rounds)
     ratio = {way: min(times[OURS]) / min(times[way]) for way in LIMITS}
     if options.json:
