@@ -1,4 +1,4 @@
-"""What one shard holds, decoded: the logical arrays that every shard format stores and gives back.
+"""The content of one shard, decoded: the arrays that every shard format stores and returns.
 
 Shape legend: S sequences, L tokens of all of them, N positions that have targets, K entries a position.
 """
@@ -23,16 +23,16 @@ class ShardArrays:
     """One shard's content. Position ``t`` holds the teacher's prediction for token ``t + 1`` of its sequence.
 
     Attributes:
-        token_ids_L: uint32, the sequences end to end.
+        token_ids_L: uint32, the token ids of all sequences, one sequence after the other.
         offsets_S1: int64 ``[S + 1]``, sequence ``s`` is ``token_ids_L[offsets_S1[s]:offsets_S1[s + 1]]``.
         sequence_digests_S16: uint8 ``[S, 16]``, identity of each sequence (see ``sequence_digest``).
         target_mask_L: bool, True where the position has targets; never at a sequence's last token.
-        topk_ids_NK: uint32, in the order of the True positions of ``target_mask_L``. A stream keeps them as the dtype
+        topk_ids_NK: uint32, in the order of the True positions of ``target_mask_L``. A stream keeps them in the dtype
             that :func:`logitcache.targets.narrow.id_dtype` names.
-        topk_logprobs_NK: float32, non-increasing along K, nats. A stream keeps them as float16 where that is exact.
+        topk_logprobs_NK: float32, non-increasing along K, nats. A stream keeps them as float16 if that is exact.
         residual_logprob_N: float32, log of the mass outside the top K, nats.
         vocab_size: V, the length of the teacher's logit vector.
-        log_partition_N, logit_std_N: float32, or None where they weren't asked for.
+        log_partition_N, logit_std_N: float32, or None if the dump didn't store them.
         beyond: how many of the K entries, the last ones, were not chosen by rank.
     """
 
@@ -71,7 +71,7 @@ class ShardArrays:
 
     @cached_property
     def target_positions_N(self) -> NDArray[np.int64]:
-        """Where the targets stand in ``token_ids_L``, in the order of their rows."""
+        """int64 ``[N]``: the index in ``token_ids_L`` of each row of targets."""
         return np.flatnonzero(self.target_mask_L)
 
     @cached_property
@@ -90,7 +90,7 @@ class ShardArrays:
         return slice(int(self.target_offsets_S1[sequence]), int(self.target_offsets_S1[sequence + 1]))
 
     def top(self, k: int) -> ShardArrays:
-        """Keep the first k entries of every position, at most the ranked ones; what is dropped joins the residual."""
+        """Keep the first k entries of every position, at most the ranked ones; the others' mass joins the residual."""
         assert 1 <= k <= self.ranked
         dropped_N = np.logaddexp.reduce(self.topk_logprobs_NK[:, k:].astype(np.float64), axis=1)
         return replace(
@@ -108,10 +108,10 @@ class ShardArrays:
 
 
 def sequence_digest(token_ids_L: NDArray[Any], target_mask_L: NDArray[np.bool_]) -> bytes:
-    """Identity of one sequence: the first 16 bytes of a SHA-256 over its length, its tokens and its mask.
+    """Identity of one sequence: the first 16 bytes of a SHA-256 over its length, its token ids and its mask.
 
-    Hashed are the length as uint64, the ids as uint32, both little-endian, and the mask packed eight to a byte, the
-    first position in the lowest bit.
+    The length is hashed as uint64 and the ids as uint32, both little-endian. The mask is packed, eight positions in a
+    byte, the first position in the lowest bit.
     """
     digest = hashlib.sha256(len(token_ids_L).to_bytes(8, "little"))
     digest.update(np.ascontiguousarray(token_ids_L, "<u4").tobytes())

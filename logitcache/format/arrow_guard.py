@@ -1,8 +1,8 @@
-"""Looks at an Arrow IPC file's own size claims before pyarrow acts on them.
+"""Read how many bytes an Arrow IPC file claims to hold, before pyarrow decompresses it.
 
-pyarrow checks that a file is well formed, but it decompresses whatever a file says it holds: a hundred kilobytes can
-ask for gigabytes. The sizes stand in the file's footer and record batch headers (FlatBuffers, see Arrow's
-``File.fbs`` and ``Message.fbs``); this reads just those.
+pyarrow checks that a file is well formed, but it trusts the sizes in it: a file of a hundred kilobytes can ask for
+gigabytes of memory. The sizes are in the file's footer and record batch headers (FlatBuffers, see Arrow's ``File.fbs``
+and ``Message.fbs``), and only those are read here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 3
 
 
 def claimed_bytes(payload: Any, *, compressed: bool) -> int:
-    """Bytes that the buffers of all record batches will take once read.
+    """Bytes of all record batches' buffers after decompression, as the file claims.
 
     Args:
-        payload: the whole file, anything that ``memoryview`` takes.
+        payload: the whole file, as an object that ``memoryview`` takes.
         compressed: whether compressed record batches are allowed.
 
     Raises:
@@ -86,7 +86,7 @@ def _u32(view: memoryview, place: int) -> int:
 
 
 def _field(view: memoryview, table: int, number: int) -> int | None:
-    """Where a table's field lies, None if it is absent. A FlatBuffers table starts with the way back to its vtable."""
+    """Offset of a table's field, None if it is absent. A FlatBuffers table begins with the distance to its vtable."""
     vtable = table - struct.unpack_from("<i", view, table)[0]
     if vtable < 0:
         raise IndexError(vtable)
@@ -98,7 +98,7 @@ def _field(view: memoryview, table: int, number: int) -> int | None:
 
 
 def _vector(view: memoryview, table: int, number: int) -> tuple[int, int]:
-    """Where a vector field's first item lies, and how many there are; none if the field is absent."""
+    """Offset of a vector field's first item, and the number of items; 0 items if the field is absent."""
     field = _field(view, table, number)
     if field is None:
         return 0, 0

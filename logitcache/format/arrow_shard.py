@@ -1,6 +1,6 @@
 """Arrow shards: an Arrow IPC file of one record batch with one row; an array is a column of (nested) fixed-size lists.
 
-Fixed-size lists need no offsets: the schema alone says how large everything is, and a reader can't be led astray.
+Fixed-size lists have no offsets, which could be wrong: the schema alone gives the size of every array.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ArrowShards:
             CorruptCacheError: the file isn't a shard in this format, or has no such array.
         """
         try:
-            # Mapped, so that only the pages that are looked at are read.
+            # Memory-mapped, so that only the needed pages are read.
             batch = _read_batch(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), name)
             return _from_column(name, batch.column(0))
         except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:

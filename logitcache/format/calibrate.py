@@ -1,4 +1,4 @@
-"""What the encoding cost, measured on real targets: errors by rank, top-k mass, bytes a token by part."""
+"""Measure the encoding on a shard: errors by rank, probability mass of the top k, bytes per token of each part."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class RankError(BaseModel):
 
 
 class Calibration(BaseModel):
-    """What encoding did to the first shard of a cache.
+    """Measurements of the encoding, on the first shard of a cache.
 
     Attributes:
-        tokens, targets: how much was measured.
-        bound: error that the encoding promises not to exceed, in nats.
+        tokens, targets: of the measured shard.
+        bound: the largest error that the encoding allows, in nats.
         max_error, mean_error: error of the stored log-probs, in nats.
-        by_rank: the same by rank, in ranges that double.
+        by_rank: the same for ranges of ranks, each twice as long as the one before.
         residual_max_error, residual_mean_error: error of the residual's logarithm, in nats.
         mass_mean: mean probability mass of the top k.
-        mass_percentiles: percentile → mass of the top k.
-        bytes_per_token: size of the shard's file by tokens.
-        parts: the same for its parts: ``ids``, ``values``, ``residual``, ``tokens``, ``statistics``, ``rest``.
+        mass_percentiles: mass of the top k at each percentile.
+        bytes_per_token: size of the shard's file over its tokens.
+        parts: bytes per token of each part: ``ids``, ``values``, ``residual``, ``tokens``, ``statistics``, ``rest``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,7 +91,7 @@ def calibrate(arrays: ShardArrays, encoding: Encoding, payload: bytes) -> Calibr
 
 
 def _error(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
-    same = before == after  # also where both are -inf, whose difference is NaN
+    same = before == after  # -inf - -inf would be NaN
     wide = np.where(same, 0.0, before.astype(np.float64))
     error: NDArray[np.float64] = np.abs(wide - np.where(same, 0.0, after.astype(np.float64)))
     return error
@@ -122,5 +122,5 @@ def _mean(values: NDArray[Any]) -> float:
 
 
 def _short(value: float) -> float:
-    """Six significant digits: the manifest is read by people too."""
+    """Six significant digits, because people read the manifest too."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Canonical JSON: one value, one sequence of bytes, so that a digest can name it.
+"""Canonical JSON: equal values give equal bytes, so that a digest can identify a value.
 
 The bytes are those of RFC 8785 (JSON Canonicalization Scheme) and a newline: keys sorted, no spaces, UTF-8, numbers as
 ECMAScript prints them. Two programs in any language that write equal values write equal bytes.
@@ -11,21 +11,21 @@ from typing import Any
 
 import rfc8785
 
-#: Integers past this have no exact double, and other languages would print another number.
+#: Larger integers have no exact double, and other languages would print another number.
 MAX_INTEGER = 2**53 - 1
 
 
 def canonical_json(value: Any) -> bytes:
-    """The canonical bytes of a JSON value, a newline at their end.
+    """The canonical bytes of a JSON value, with a newline at the end.
 
     Raises:
-        ValueError: the value isn't JSON, or holds NaN, an infinity, an integer past 2^53 - 1, or half a surrogate pair.
+        ValueError: the value isn't JSON, or holds NaN, infinity, an integer above 2^53 - 1, or half a surrogate pair.
     """
     return rfc8785.dumps(value) + b"\n"
 
 
 def parse_canonical(raw: bytes) -> Any:
-    """Read canonical JSON, and refuse any other spelling of it: spaces, repeated keys, another order.
+    """Read canonical JSON, and refuse any other form: spaces, repeated keys, another order of keys.
 
     Raises:
         ValueError: the bytes aren't JSON, or aren't canonical.
@@ -41,5 +41,5 @@ def parse_canonical(raw: bytes) -> Any:
 
 
 def _integer(text: str) -> int | float:
-    """A number without a point: past 2^53 - 1 only a double can have been meant."""
+    """A number without a point; above 2^53 - 1 it must have been written from a double."""
     return int(text) if len(text) <= 16 and abs(int(text)) <= MAX_INTEGER else float(text)

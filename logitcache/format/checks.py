@@ -16,10 +16,10 @@ def last_positions(offsets_S1: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def check_arrays(arrays: ShardArrays) -> None:
-    """Refuse arrays that don't fit together; the messages name the field.
+    """Check a shard's arrays.
 
     Raises:
-        TargetsError: they don't.
+        TargetsError: they don't fit together, or hold a value that isn't allowed; the message names the field.
     """
     tokens, targets, k = arrays.tokens, arrays.targets, arrays.k
     offsets = arrays.offsets_S1

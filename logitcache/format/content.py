@@ -1,4 +1,4 @@
-"""What a decoded shard must hold to make sense, beyond what decoding itself checks.
+"""Checks of a decoded shard's content that decoding doesn't make.
 
 Shape legend: S sequences, L tokens of all of them, N positions that have targets, K entries a position.
 """
@@ -13,12 +13,12 @@ import numpy as np
 from logitcache.format.arrays import ShardArrays, sequence_digest
 from logitcache.format.manifest import Manifest
 
-#: Rounding of float32 sums over up to V terms, in nats, on top of what the encoding may be off.
+#: Rounding of float32 sums over up to V terms, in nats; it is added to the encoding's bound.
 _MASS_SLACK = 1e-2
 
 
 def content_faults(arrays: ShardArrays, manifest: Manifest) -> Iterator[str]:
-    """One sentence for each thing that is wrong with a shard's content."""
+    """Yield one sentence for each fault of a shard's content."""
     if arrays.tokens and int(arrays.token_ids_L.max()) >= manifest.provenance.vocab_size:
         yield f"token id {int(arrays.token_ids_L.max())} is outside the vocabulary"
     lengths_S = np.diff(arrays.offsets_S1)

@@ -1,7 +1,7 @@
-"""Encoding: how the arrays of a shard become small integers, and back, within a stated bound.
+"""Encoding: turn the arrays of a shard into small integers, and back with at most a stated error.
 
 Nothing here knows about files. ``encode_arrays`` turns a :class:`ShardArrays` into a few plain arrays and JSON
-attributes (:class:`StoredShard`); a shard format (Zarr, Arrow) writes those; ``decode_arrays`` checks and undoes them.
+attributes (:class:`StoredShard`); a shard format (Zarr, Arrow) writes those; ``decode_arrays`` checks and decodes them.
 
 Shape legend: S sequences, L tokens, N positions that have targets, K entries a position, E exceptions.
 """
@@ -31,19 +31,19 @@ from logitcache.utils.validation import first_fault
 
 Preset = Literal["exact", "half", "compact", "tiny"]
 MAX_ERROR_RANGE = (2.0**-12, 1.0)
-#: Optional numbers a position, always kept as float32.
+#: Optional numbers for each position, always stored as float32.
 STATISTICS = ("log_partition", "logit_std")
 _KINDS: dict[str, ValueKind] = {"exact": "float32", "half": "float16"}
 DEFAULT_MAX_ERROR: dict[str, float] = {"exact": 0.0, "half": 1 / 64, "compact": 1 / 64, "tiny": 1 / 16}
 
 
 class Encoding(BaseModel):
-    """How log-probs are stored, and how far a stored value may be from the one that came in.
+    """How log-probs are stored, and how large the error of a stored value may be.
 
     Attributes:
         preset: ``exact`` keeps float32; ``half`` float16; ``compact`` and ``tiny`` steps of ``2 * max_error`` nats.
         max_error: largest error of any stored log-prob, in nats. For ``compact`` and ``tiny`` it is rounded down to a
-            power of two, so that decoding is exact in float32; left out, it is 1/64 and 1/16.
+            power of two, so that decoding is exact in float32; the defaults are 1/64 and 1/16.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +74,7 @@ class Encoding(BaseModel):
 
     @property
     def step(self) -> float:
-        """Distance of neighbouring stored log-probs in nats, a power of two; 0 where values are floats."""
+        """Distance of neighbouring stored log-probs in nats, a power of two; 0 if values are stored as floats."""
         if self.preset in ("exact", "half"):
             return 0.0
         wanted = DEFAULT_MAX_ERROR[self.preset] if self.max_error is None else self.max_error
@@ -87,7 +87,7 @@ class Encoding(BaseModel):
 
     @classmethod
     def checked(cls, preset: str, max_error: float | None) -> Encoding:
-        """Make an encoding of settings that a person gave.
+        """Make an encoding from a user's settings.
 
         Raises:
             ConfigError: a setting is not allowed; the message names it.
@@ -98,16 +98,16 @@ class Encoding(BaseModel):
             raise ConfigError(first_fault(error)) from error
 
     def same_as(self, other: Encoding) -> bool:
-        """True if both store every log-prob alike, however they were asked for."""
+        """True if both store every log-prob in the same way, also if their settings differ."""
         return (self.kind, self.step) == (other.kind, other.step)
 
     def holds(self, other: Encoding) -> bool:
-        """True if whatever ``other`` decodes to is stored without any further error."""
+        """True if every value that ``other`` can decode to is stored without further error."""
         if self.kind == "float32" or self.same_as(other):
             return True
         if other.kind != "steps":
             return False
-        # Down to its floor of -64, float16 has room for steps of 1/32.
+        # float16 holds every multiple of 1/32 from 0 to -64, the lowest value that is stored in it.
         return other.step >= (1 / 32 if self.kind == "float16" else self.step)
 
 
@@ -182,7 +182,7 @@ def decode_arrays(stored: StoredShard, limit: int) -> ShardArrays:
 
 
 def _order_by_token(token_ids_L: NDArray[np.uint32], mask_L: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions that have targets, by their token: like tokens have like classes of predictions."""
+    """Order of the rows of targets by the token at their position: equal tokens often have equal classes."""
     return np.argsort(token_ids_L[mask_L], kind="stable")
 
 

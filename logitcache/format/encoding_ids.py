@@ -1,11 +1,11 @@
-"""Token ids as places in tables: what is common stands early, so that most places are small numbers.
+"""Token ids are stored as indices of tables, called places. Common ids come first, so most places are small numbers.
 
-Two tables serve the top-k ids. The first is shared: every id that occurs in the shard, the commonest first. The second
-is per class of rows: the ids common in that class. Rows fall into classes by what they hold (see ``classes.py``), so
-"a noun follows" and "a year follows" have tables of their own. A place below the size of the class's table points into
-it; from there on, places run through the shared one.
+Top-k ids use two tables. One is shared: it lists every id that occurs in the shard, the commonest first. The other
+belongs to a class of rows: it lists the ids that are common in that class. Rows are divided into classes by their ids
+(see ``classes.py``): for example, positions before a noun and positions before a year can have their own tables. A
+place below the size of the class's table is an index of that table; larger places go on into the shared table.
 
-Within a table, ids of about equal frequency stand in ascending order: their differences are then small and store well.
+Within a table, ids of about equal frequency are in ascending order: so their differences are small and store well.
 
 Shape legend: N rows, K ids a row, C classes, T entries of the shared table, M entries of all class tables.
 """
@@ -24,16 +24,16 @@ from logitcache.format.stored import ArrayReader, row_blocks, to_planes
 
 # Above this, counting every id of the vocabulary costs more memory than sorting the ids that occur.
 _DENSE_VOCABULARY = 1 << 22
-#: Only the commonest ids can stand in a class's table: the others are too rare to pay for it.
+#: Only the commonest ids may be in a class's table: for a rarer id, the entry takes more space than it saves.
 _CLASS_IDS = 1 << 14
-#: An id must occur so often in a class to stand in its table.
+#: An id must occur at least so often in a class to be in its table.
 _CLASS_COUNT = 3
 
 _Uint32 = NDArray[np.uint32]
 
 
 def encode_tokens(token_ids_L: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
-    """Store the token ids themselves."""
+    """Store the token ids of the sequences."""
     table_T, places_L = _rank(token_ids_L)
     return {"token_table": _differences(table_T)} | to_symbols("token_places", places_L)
 
@@ -50,13 +50,13 @@ def decode_tokens(arrays: ArrayReader, tokens: int) -> NDArray[np.uint32]:
 
 
 def encode_topk_ids(ids_NK: NDArray[np.uint32], order_N: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Store the top-k ids; ``order_N`` sorts the rows by their token, which is how the classes are stored."""
+    """Store the top-k ids. The classes are stored in the order ``order_N``, which sorts the rows by their token."""
     table_T, ranks_NK = _rank(ids_NK)
     stored: dict[str, NDArray[Any]] = {"id_table": _differences(table_T)}
     classes_N = cluster_rows(ranks_NK)
     if classes_N is None:
         return stored | to_symbols("id_places", np.ascontiguousarray(ranks_NK.T))
-    if len(table_T) + _CLASS_IDS > 1 << 16:  # a place may be as large as both tables together
+    if len(table_T) + _CLASS_IDS > 1 << 16:  # the largest place is the size of both tables together
         ranks_NK = ranks_NK.astype(np.uint32, copy=False)
     sizes_C, entries_M, places_NK = _class_places(ranks_NK, classes_N, len(table_T))
     stored["id_class_sizes"] = sizes_C
@@ -83,7 +83,7 @@ def decode_topk_ids(
         places_KN = places.rows(start, end)
         index_KN = places_KN + np.where(places_KN < sizes_N, first_N, rest_N)
         _check_below(index_KN, len(table), "id_places")
-        # "clip" spares take() a copy of out; there is nothing left to clip.
+        # mode="clip" avoids a copy of ``out``; nothing is clipped, as the indices were checked.
         table.take(index_KN, out=ids_KN[start:end], mode="clip")
     places.finish()
     return ids_KN
@@ -92,8 +92,12 @@ def decode_topk_ids(
 def _read_classes(
     arrays: ArrayReader, table_T: _Uint32, order_N: NDArray[np.int64]
 ) -> tuple[_Uint32, _Uint32, _Uint32, _Uint32]:
-    """All tables end to end, the shared one last; and for each row (or for all, if there are no classes) the size of
-    its class's table, and what takes a place below that size, or beyond it, to its place in all of them."""
+    """Join all tables to one, the shared table last.
+
+    Returns:
+        The joined table; and for each row (or for all rows, if there are no classes) the size of its class's table,
+        what to add to a place below that size, and what to add to a larger place, to get an index of the joined table.
+    """
     if "id_classes" not in arrays:
         nothing = np.zeros(1, np.uint32)
         return table_T, nothing, nothing, nothing
@@ -111,7 +115,7 @@ def _read_classes(
 
 
 def _rank(ids: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[Any]]:
-    """The table ``[T]`` of the ids that occur, by frequency to the nearest power of two, and each id's place in it."""
+    """The table ``[T]`` of the ids that occur, by frequency in powers of two, and each id's place in it."""
     found, counts, inverse = _count(ids)
     order = np.lexsort((found, -_magnitude(counts, 1)))
     place = np.empty(len(found), np.uint16 if len(found) <= 1 << 16 else np.uint32)
@@ -124,7 +128,7 @@ def _rank(ids: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[Any]]:
 
 
 def _count(ids: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64] | None]:
-    """Ids that occur, ascending, how often, and (only for huge vocabularies) where each stands among them."""
+    """The ids that occur, ascending; how often; and, for huge vocabularies only, the index of each among them."""
     if ids.size == 0 or int(ids.max()) < _DENSE_VOCABULARY:
         counts = np.bincount(ids.ravel())
         found = np.flatnonzero(counts)
@@ -136,7 +140,7 @@ def _count(ids: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.int64], ND
 def _class_places(
     ranks_NK: NDArray[Any], classes_N: NDArray[np.uint8], table_size: int
 ) -> tuple[_Uint32, NDArray[np.uint16], NDArray[Any]]:
-    """Make the class tables: sizes ``[C]``, entries ``[M]`` (places in the shared table), and the places ``[N, K]``."""
+    """Make the class tables: sizes ``[C]``, entries ``[M]`` (places in the shared table), and places ``[N, K]``."""
     width = min(_CLASS_IDS, table_size)
     order_N = np.argsort(classes_N, kind="stable")
     sorted_NK = ranks_NK[order_N]
@@ -151,8 +155,8 @@ def _class_places(
 
 
 def _table_of_class(ranks_RK: NDArray[Any], width: int) -> tuple[NDArray[np.uint16], NDArray[Any]]:
-    """The table of one class, from its rows, and the places of these in it and, beyond it, in the shared table."""
-    # One more column gathers the ids too rare for any class.
+    """The table of one class, from its rows; and the places of these rows' ids in both tables."""
+    # The last column counts all ids that are too rare for a class's table.
     counts_W = np.bincount(np.minimum(ranks_RK, width).ravel(), minlength=width + 1)
     table = np.flatnonzero(counts_W[:width] >= _CLASS_COUNT)
     table = table[np.lexsort((table, -_magnitude(counts_W[table], 2)))]
@@ -169,7 +173,7 @@ def _magnitude(counts: NDArray[np.int64], steps_per_octave: int) -> NDArray[np.i
 
 
 def _differences(table: NDArray[Any]) -> NDArray[np.uint8]:
-    """Differences of neighbours in the table's own modular arithmetic, as byte planes."""
+    """Differences of neighbours, modulo the size of the table's integer type, as byte planes."""
     return to_planes(np.diff(table, prepend=table.dtype.type(0)))
 
 

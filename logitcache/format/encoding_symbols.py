@@ -1,8 +1,9 @@
-"""Whole numbers as one symbol byte each, and a few extra bits for the large ones.
+"""Store whole numbers as one symbol byte each, with a few extra bits for large numbers.
 
-A symbol names a range of numbers, the extra bits a place in it. Small numbers have ranges of one, large ones ranges so
-narrow against their size that all numbers within are about as likely: plain zstd on the symbols then comes within half
-a per cent of the entropy of the numbers, which byte planes miss by a tenth.
+A symbol means a range of numbers, and the extra bits say which number of the range. Each small number has its own
+symbol. For large numbers a range is narrow compared with the numbers, so all numbers in it are about equally likely.
+Plain zstd on the symbols needs half a per cent more than the entropy of the numbers; on byte planes it needs a tenth
+more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _COUNTS, _BITS = (96, 64, 84, 11, 1), (0, 4, 8, 16, 32)
 _FIRST = np.cumsum((0, *_COUNTS)).tolist()
 _WIDTHS = np.repeat(1 << np.array(_BITS, np.int64), _COUNTS)
 _BASES = np.cumsum(_WIDTHS) - _WIDTHS
-#: ``bits, first symbol, symbol after the last`` of those that have extra bits.
+#: ``bits, first symbol, symbol after the last`` of each class of symbols with extra bits.
 _CLASSES = tuple(zip(_BITS[1:], _FIRST[1:-1], _FIRST[2:], strict=True))
 _TABLED = 1 << 20
 
@@ -39,7 +40,7 @@ def to_symbols(name: str, numbers: NDArray[Any]) -> dict[str, NDArray[Any]]:
         symbols_RC[start:stop] = symbols.reshape(-1, numbers_RC.shape[1])
         for bits, first, end in classes:
             where = np.flatnonzero(_between(symbols.astype(np.uint8, copy=False), first, end))
-            # Ranges of a class lie end to end, so the low bits count from its first number.
+            # The ranges of a class follow each other without gaps, so the low bits count from its first number.
             extras[bits].append((block[where] - block.dtype.type(_BASES[first])) & block.dtype.type((1 << bits) - 1))
     stored: dict[str, NDArray[Any]] = {name: symbols_RC.reshape(numbers.shape)}
     for bits, parts in extras.items():
@@ -76,10 +77,10 @@ class SymbolReader:
         self._bases = _BASES.astype(self.dtype)
 
     def rows(self, start: int, end: int) -> NDArray[Any]:
-        """Some rows; each call goes on where the last one ended.
+        """Read some rows; each call must begin where the last one ended.
 
         Raises:
-            CorruptCacheError: the extra bits run out.
+            CorruptCacheError: there are too few extra bits.
         """
         symbols = self._symbols_RC[start:end]
         numbers: NDArray[Any] = self._bases.take(symbols)
@@ -88,17 +89,17 @@ class SymbolReader:
         return numbers
 
     def finish(self) -> None:
-        """Check that no extra bits are left.
+        """Check that all extra bits have been read.
 
         Raises:
-            CorruptCacheError: there are.
+            CorruptCacheError: there are more.
         """
         for extra in self._extras:
             extra.finish()
 
     @staticmethod
     def read(arrays: ArrayReader, name: str, size: int) -> NDArray[Any]:
-        """All of a vector ``[size]`` at once.
+        """Read a whole vector ``[size]``.
 
         Raises:
             CorruptCacheError: it is malformed.
@@ -140,7 +141,7 @@ def _between(symbols: NDArray[np.uint8], first: int, end: int) -> NDArray[np.boo
 
 
 def _pack_nibbles(extra: NDArray[Any]) -> NDArray[np.uint8]:
-    """Two to a byte, the first in the low half; an odd last one is followed by 0."""
+    """Two numbers in a byte, the first in the low half; after an odd number of them comes a 0."""
     even = np.append(extra.astype(np.uint8), np.zeros(len(extra) % 2, np.uint8))
     packed: NDArray[np.uint8] = even[0::2] | (even[1::2] << np.uint8(4))
     return packed

@@ -1,8 +1,8 @@
-"""Log-probs as whole numbers: steps of a power of two, or the bits of a float.
+"""Store log-probs as whole numbers: multiples of a step, which is a power of two, or the bits of a float.
 
-No row rises, so whole numbers of steps never fall along it, nor do the bits of negative floats: what is stored is the
-difference along K, in the unsigned type's modular arithmetic, which any input survives. Steps are mostly small: two
-neighbours share a byte, and what doesn't fit a half stands in a list of its own.
+Log-probs never rise along a row. So their numbers of steps never fall, and neither do the bits of negative floats.
+The differences along K are stored, modulo the size of the unsigned type, so that any input can be restored.
+Differences of steps are mostly small: two neighbours share a byte, and larger ones continue in a list of their own.
 
 Shape legend: N positions, K entries a position, E exceptions.
 """
@@ -18,9 +18,9 @@ from logitcache.errors import CorruptCacheError
 from logitcache.format.stored import ArrayReader, row_blocks, to_planes
 
 ValueKind = Literal["float32", "float16", "steps"]
-#: Whole numbers of steps: one stands for -inf, and finite values go up to the other.
+#: Numbers of steps: the code of -inf, and the largest code of a finite value.
 MINUS_INFINITY, LARGEST_STEPS = 0xFFFF, 0xFFFE
-#: float16 keeps every value down to here within 1/64 nat; what lies below is stored as an exception.
+#: float16 keeps every value from 0 down to this within 1/64 nat; lower values are stored as exceptions.
 HALF_FLOOR = -64.0
 _FULL_HALF = 15
 _LONG_ROW = 1024
@@ -29,7 +29,7 @@ _LONG_ROW = 1024
 def encode_logprobs(logprobs_NK: NDArray[np.float32], kind: ValueKind, step: float) -> dict[str, NDArray[Any]]:
     """Store the log-probs."""
     codes_NK, exceptions = _to_codes("logprob", logprobs_NK, kind, step)
-    differences_KN = codes_NK.T.copy()  # never a view of what came in, as ascontiguousarray may be
+    differences_KN = codes_NK.T.copy()  # a copy, because the next line changes it
     differences_KN[1:] -= differences_KN[:-1].copy()
     if kind == "steps":
         return _pack_pairs(differences_KN) | exceptions
@@ -76,14 +76,14 @@ def decode_residual(arrays: ArrayReader, targets: int, kind: ValueKind, step: fl
 def _to_codes(
     name: str, values: NDArray[np.float32], kind: ValueKind, step: float
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Values as unsigned integers of the same shape, and the arrays that restore those that don't fit."""
+    """Values as unsigned integers of the same shape, and the arrays that hold the values that don't fit."""
     if kind == "float32":
         return np.ascontiguousarray(values).view(np.uint32), {}
     if kind == "float16":
         outside = (np.abs(values) > -HALF_FLOOR) & np.isfinite(values)
         codes = np.clip(values, HALF_FLOOR, -HALF_FLOOR, where=np.isfinite(values), out=values.copy())
         return codes.astype(np.float16).view(np.uint16), _exceptions(name, values, outside)
-    with np.errstate(over="ignore"):  # -3e38 / step is -inf, which is outside like all that is so far down
+    with np.errstate(over="ignore"):  # -3e38 / step may be -inf, which counts as outside
         steps = np.rint(values * np.float32(-1 / step))
     outside = (steps < 0) | (steps > LARGEST_STEPS)
     if not outside.any():
@@ -95,7 +95,7 @@ def _to_codes(
 
 
 def _from_codes(codes: NDArray[Any], kind: ValueKind, step: float) -> NDArray[np.float32]:
-    """Undo the first half of :func:`_to_codes`, into C order."""
+    """Undo :func:`_to_codes`, except for the exceptions; in C order."""
     if kind == "float32":
         return np.ascontiguousarray(codes).view(np.float32)
     if kind == "float16":
@@ -116,7 +116,7 @@ def _exceptions(name: str, values: NDArray[np.float32], outside: NDArray[np.bool
 
 
 def _restore_exceptions(arrays: ArrayReader, name: str, values: NDArray[np.float32]) -> bool:
-    """Put the exact values in their places; True if there were any."""
+    """Restore the exact values of the exceptions; True if there were any."""
     if f"{name}_exception_index" not in arrays:
         return False
     index_E = arrays.array(f"{name}_exception_index", np.uint32, (None,))
@@ -128,7 +128,7 @@ def _restore_exceptions(arrays: ArrayReader, name: str, values: NDArray[np.float
 
 
 def _pack_pairs(differences_KN: NDArray[np.uint16]) -> dict[str, NDArray[Any]]:
-    """Entries 2r and 2r + 1 share byte ``[r, n]``, the first in its low half; a half of 15 takes more from the list."""
+    """Entries 2r and 2r + 1 share byte ``[r, n]``, the first in the low half; the list has what is above 15."""
     halves_KN = np.minimum(differences_KN, _FULL_HALF).astype(np.uint8)
     if len(halves_KN) % 2:
         halves_KN = np.concatenate([halves_KN, np.zeros_like(halves_KN[:1])])
@@ -179,7 +179,7 @@ def _accumulate(arrays: ArrayReader, shape_KN: tuple[int, int], kind: ValueKind)
 
 
 def _add_up(codes_KN: NDArray[Any], before_N: NDArray[Any], out_KN: NDArray[Any]) -> None:
-    """Running sums along K, which wrap round, on top of ``before_N``."""
+    """Running sums along K, modulo the size of the type, starting from ``before_N``."""
     if codes_KN.shape[1] < _LONG_ROW:
         np.add(codes_KN[:1], before_N, out=codes_KN[:1])
         np.cumsum(codes_KN, axis=0, dtype=codes_KN.dtype, out=out_KN)

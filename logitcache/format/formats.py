@@ -1,4 +1,4 @@
-"""Shard formats by name. A format turns named arrays into the bytes of one file and back, and knows no more."""
+"""Shard formats by name. A format turns named arrays into the bytes of one file, and back; it knows nothing else."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class ShardFormat(Protocol):
         """
 
     def read_one(self, file: BinaryIO, name: str) -> NDArray[Any]:
-        """Return one array of a shard's file, and read little else.
+        """Return one array of a shard's file without reading the others.
 
         Raises:
             CorruptCacheError: the file isn't a shard in this format, or has no such array.
         """
 
     def compressed_bytes(self, name: str, array: NDArray[Any]) -> int:
-        """Bytes that an array takes in the file, without what describes it."""
+        """Bytes of an array in the file, without its metadata."""
 
 
 _FORMATS: dict[str, ShardFormat] = {"zarr": ZarrShards(), "arrow": ArrowShards()}
@@ -62,7 +62,7 @@ def get_format(name: str) -> ShardFormat:
 
 
 def format_of(payload: bytes) -> ShardFormat:
-    """Tell a shard's format by its first bytes.
+    """Find a shard's format from its first bytes.
 
     Raises:
         CorruptCacheError: it is none of the formats.

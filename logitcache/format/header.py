@@ -24,10 +24,10 @@ class Header(BaseModel):
         vocab_size: V, the length of the teacher's logit vector.
         tokens, targets: L and N.
         top_k: K.
-        values: what the log-probs are stored as.
-        step: distance of neighbouring values in nats, a power of two, where they are stored as ``steps``; else 0.
-        tail_samples, candidates: how many of the K entries, the last ones, are a sample of the tail, or what a
-            reference student likes best of it; each left out if none are.
+        values: how the log-probs are stored.
+        step: distance of neighbouring values in nats, a power of two, if they are stored as ``steps``; else 0.
+        tail_samples, candidates: how many of the K entries, the last ones, are a sample of the tail, or candidates
+            that a reference model prefers; absent if there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

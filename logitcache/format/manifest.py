@@ -1,8 +1,8 @@
 """The manifest: what a cache holds and where it came from, in one small file whose digest names the cache.
 
-Every model is frozen and refuses fields it doesn't know. A later writer that has more to say puts it under
-``extensions``, which readers keep and ignore; if a reader would go wrong without knowing it, the writer also lists a
-name in ``reader_features``, and a reader that doesn't know the name refuses the cache.
+Every model is frozen and refuses unknown fields. A later version of logitcache may write more under ``extensions``,
+which readers keep and ignore. If a reader must understand it to read the cache correctly, the writer also lists a name
+in ``reader_features``: a reader that doesn't know the name refuses the cache.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from logitcache.utils.settings import Flag
 from logitcache.utils.validation import first_fault
 
 FORMAT_VERSION = 1
-#: A manifest is a page or two; the cap keeps a hostile one from filling memory.
+#: A manifest has a page or two; the limit protects readers from a hostile file that is huge.
 MAX_MANIFEST_BYTES = 1 << 20
-#: What this version can read beyond the plain format, and what it takes care of when it derives a cache from another.
+#: Features of format 1 that this version can read, and those that it keeps correct when it makes a cache from another.
 READER_FEATURES: frozenset[str] = frozenset()
 WRITER_FEATURES: frozenset[str] = frozenset()
 
@@ -42,7 +42,7 @@ Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Text = Annotated[str, Field(max_length=16_384)]
 Name = Annotated[str, Field(min_length=1, max_length=1_024)]
 Feature = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._:-]{0,63}$")]
-#: Plain file names that mean the same on every system; no code, and nothing that hides.
+#: Plain file names that are valid on every system; no code, and no hidden files.
 TOKENIZER_FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\.(json|jsonl|txt|model|jinja|tiktoken|bpe|vocab)$"
 TokenizerFile = Annotated[str, Field(pattern=TOKENIZER_FILE_PATTERN)]
 _LOCAL_PATH = re.compile(r"^([/~\\.]|[A-Za-z]:[/\\])")
@@ -60,9 +60,9 @@ class Teacher(Frozen):
     Attributes:
         name: hub id, or the last part of a local path, never the path itself.
         revision: the hub's commit, where there is one.
-        weights_digest: over the weight files' contents.
-        dtype: the arithmetic it ran in, such as ``float32``.
-        engine: what ran it, such as ``transformers``.
+        weights_digest: digest of the weight files' contents.
+        dtype: the data type that it computed in, such as ``float32``.
+        engine: the engine that ran it, such as ``transformers``.
     """
 
     name: Name
@@ -75,7 +75,7 @@ class Teacher(Frozen):
     @classmethod
     def _no_local_path(cls, name: str) -> str:
         if _LOCAL_PATH.match(name):
-            raise ValueError("a local path would tell others about your disk: give its last part only")
+            raise ValueError("a local path would show others the names of your directories: give its last part only")
         return name
 
 
@@ -84,17 +84,17 @@ class Provenance(Frozen):
 
     Attributes:
         teacher: the model.
-        tokenizer_digest: see ``logitcache.cache.tokenizer_digest``; equal digests number tokens alike.
-        corpus_digest: over the tokenised sequences in order.
+        tokenizer_digest: see ``logitcache.cache.tokenizer_digest``; equal digests mean equal token ids.
+        corpus_digest: digest of the tokenised sequences in order.
         top_k: K, entries kept for each position.
-        tail_samples, candidates: how many of the K, the last ones, are a sample of what the others leave out, or what a
-            reference student likes best of it; absent if none are.
+        tail_samples, candidates: how many of the K, the last ones, are a sample of the tail, or candidates that a
+            reference model prefers; absent if there are none.
         vocab_size: V, the length of the teacher's logit vector.
-        temperature: 1; losses apply their own.
+        temperature: always 1; losses apply their own.
         positions: which positions have targets, such as ``all`` or ``completion``.
-        max_length: tokens at which a document was cut into sequences, if it was.
+        max_length: length in tokens at which documents were cut into sequences; absent if they weren't.
         settings: further settings that decide the content, by name.
-        software: versions of the packages that took part, by name.
+        software: versions of the packages that were used, by name.
         parents: digests of the caches that this one was merged or converted from.
     """
 
@@ -188,7 +188,7 @@ class Manifest(Frozen):
         """The file's content: canonical JSON, absent fields left out.
 
         Raises:
-            ConfigError: the manifest is larger than a reader accepts, or holds a number JSON can't.
+            ConfigError: the manifest is larger than a reader accepts, or holds a number that JSON can't hold.
         """
         try:
             raw = canonical_json(self.model_dump(mode="json", exclude_none=True))
@@ -244,10 +244,11 @@ def parse_manifest(raw: bytes, where: str) -> Manifest:
 
 
 def require_writer_features(manifest: Manifest, where: str) -> None:
-    """Refuse to derive a cache from one whose writer features this version doesn't know.
+    """Check that this version may make a new cache from this one.
+
 
     Raises:
-        CacheFormatError: names the features.
+        CacheFormatError: it has writer features that this version doesn't know; the message names them.
     """
     _refuse_unknown(manifest.writer_features, WRITER_FEATURES, "deriving a cache from it", where)
 

@@ -1,7 +1,7 @@
-"""What a shard format writes: a few plain arrays and a small JSON object, with no meaning attached.
+"""What a shard format writes: a few plain arrays and a small JSON object. The format doesn't know what they mean.
 
-Whole numbers wider than a byte are stored as byte planes (all low bytes, then all next bytes …): that is what makes
-plain zstd work well on them, in any container.
+Whole numbers of several bytes are stored as byte planes (all low bytes, then all next bytes …): so plain zstd
+compresses them well, in any container.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import CorruptCacheError
 
-#: What stored arrays may be made of.
+#: The dtypes that stored arrays may have.
 DTYPES = ("uint8", "uint32", "float32")
 
 Shape = tuple[int | None, ...]
@@ -31,7 +31,7 @@ class StoredShard:
 
 
 class ArrayReader:
-    """Hands out stored arrays by name, their dtype and shape checked, and notices those that were not asked for."""
+    """Reads stored arrays by name, checks their dtype and shape, and finds arrays that nothing has read."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._left = dict(arrays)
@@ -67,7 +67,7 @@ class ArrayReader:
         return from_planes(planes, dtype)
 
     def finish(self) -> None:
-        """Check that every array was asked for.
+        """Check that every array has been read.
 
         Raises:
             CorruptCacheError: there are more.
@@ -77,12 +77,12 @@ class ArrayReader:
 
 
 def size_limit(payload_bytes: int) -> int:
-    """Most bytes that a shard file of this size may decode to: far more than real ones do, far less than a bomb."""
+    """The most bytes that a shard file of this size may decode to: more than real shards need."""
     return (256 << 20) + 64 * payload_bytes
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Split ``[rows, columns]`` into runs of rows ``start, end`` that fit the CPU's cache, at least one row each."""
+    """Split ``[rows, columns]`` into blocks of rows ``start, end`` that fit in the CPU's cache, of at least one row."""
     if columns:
         step = max(1, _BLOCK // columns)
         for start in range(0, rows, step):
@@ -90,16 +90,16 @@ def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def zstd_level(name: str) -> int:
-    """Level to compress an array with.
+    """The zstd level for an array.
 
-    What the encoding has turned into near-noise gains nothing from a search for repetitions: the lowest level, which
-    is 20 times faster, even makes it smaller. Tables, masks and classes do repeat.
+    Some encoded arrays look like random numbers, and a search for repetitions gains nothing: the lowest level is 20
+    times faster, and even makes them smaller. Tables, masks and classes have repetitions.
     """
     return 1 if name.startswith(("id_places", "logprob", "residual", "token_places")) else 9
 
 
 def to_planes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Split unsigned integers ``[...]`` into byte planes ``[P, ...]``, low byte first, without high planes of zeros."""
+    """Split unsigned integers ``[...]`` to byte planes ``[P, ...]``, low bytes first, without high planes of zeros."""
     wide = np.ascontiguousarray(values)
     top = int(wide.max()) if wide.size else 0
     planes = max(1, (top.bit_length() + 7) // 8)
@@ -109,7 +109,7 @@ def to_planes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def from_planes(planes: NDArray[np.uint8], dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    """Join byte planes ``[P, ...]``, P of at most its bytes, into unsigned integers ``[...]`` of ``dtype``."""
+    """Join byte planes ``[P, ...]`` into unsigned integers ``[...]`` of ``dtype``, which has at least P bytes."""
     values: NDArray[Any] = planes[0].astype(dtype)
     for byte, plane in enumerate(planes[1:], start=1):
         values |= plane.astype(dtype) << dtype(8 * byte)

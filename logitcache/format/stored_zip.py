@@ -1,4 +1,4 @@
-"""Zip files of stored members: nothing compressed, one order, one date, so that equal members give equal bytes."""
+"""Zip files without compression, with a fixed order and a fixed date: equal members give equal bytes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def zip_members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
     """Names and contents of a zip file's members, as views.
 
     Raises:
-        CorruptCacheError: it isn't a zip file, or a member isn't stored as it is, stands there twice or lies outside
-            of the file.
+        CorruptCacheError: it isn't a zip file; or a member is compressed, occurs twice, or is outside of the file.
     """
     names = set()
     for info in _directory(io.BytesIO(view)):
@@ -45,7 +44,7 @@ def zip_members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
 
 
 def read_members(file: BinaryIO, prefix: str) -> dict[str, memoryview]:
-    """Those members whose names begin with ``prefix``; of the rest, only the zip's directory is read.
+    """Read the members whose names begin with ``prefix``; of the others, only the zip's directory is read.
 
     Raises:
         CorruptCacheError: as for :func:`zip_members`.
@@ -68,7 +67,7 @@ def _directory(file: BinaryIO) -> list[zipfile.ZipInfo]:
 
 
 def _content(info: zipfile.ZipInfo, content_of: Callable[[int, int], memoryview], size: int) -> memoryview:
-    """The content of one entry of a zip file of ``size`` bytes, which ``content_of`` reads from and to."""
+    """The content of one entry of a zip file of ``size`` bytes; ``content_of(start, end)`` reads bytes of it."""
     name = info.orig_filename
     start = info.header_offset + _LOCAL_HEADER + len(name.encode()) + len(info.extra)
     end = start + info.file_size
@@ -78,6 +77,6 @@ def _content(info: zipfile.ZipInfo, content_of: Callable[[int, int], memoryview]
     if content_of(info.header_offset + _LOCAL_HEADER, start) != name.encode():
         raise CorruptCacheError(f"the zip file's entry {name[:80]!r} is not a plain stored file")
     content = content_of(start, end)
-    if name.endswith(".json") and zlib.crc32(content) != info.CRC:  # chunks bring checksums of their own
+    if name.endswith(".json") and zlib.crc32(content) != info.CRC:  # chunks have their own checksums
         raise CorruptCacheError(f"{name[:80]}: the zip file's checksum doesn't match")
     return content

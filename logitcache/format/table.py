@@ -1,6 +1,6 @@
-"""The shard table: one row a shard, in an Arrow IPC file that is memory-mapped, never turned into objects as a whole.
+"""The shard table: one row for each shard, in an Arrow IPC file that is memory-mapped and read when needed.
 
-Shape legend: R rows, one a shard.
+Shape legend: R rows, one for each shard.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
     ]
 )
 COUNTS = ("bytes", "sequences", "tokens", "targets")
-#: A shard is read whole; larger ones are refused before a byte is read.
+#: A shard is read into memory as a whole; a larger one is refused before it is read.
 MAX_SHARD_BYTES = 1 << 29
 MAX_COUNT = 1 << 40
 _ROWS_AT_ONCE = 1 << 16
@@ -46,7 +46,7 @@ class ShardEntry:
 
     Attributes:
         path: relative to the cache, ``shards/<sha256>.zarr.zip`` or ``.arrow``.
-        sha256: of the file, 64 hex digits.
+        sha256: digest of the file, 64 hex digits.
         bytes: the file's size.
         sequences, tokens, targets: what the shard holds.
     """
@@ -60,7 +60,7 @@ class ShardEntry:
 
 
 def shard_path(sha256: str, shard_format: ShardFormatName) -> str:
-    """Where a shard of this digest lies, relative to the cache."""
+    """The path of a shard with this digest, relative to the cache."""
     return f"{SHARDS_DIR}/{sha256}{get_format(shard_format).suffix}"
 
 
@@ -79,7 +79,7 @@ def write_table(entries: Sequence[ShardEntry]) -> bytes:
 
 
 class ShardTable(Sequence[ShardEntry]):
-    """All shards of a cache in order; entries are made when asked for."""
+    """All shards of a cache in order; an entry is made when it is read."""
 
     def __init__(self, buffer: bytes | mmap.mmap, shard_format: ShardFormatName, where: str) -> None:
         """Read a table whose size and digest have been checked.
@@ -93,7 +93,7 @@ class ShardTable(Sequence[ShardEntry]):
         _check_counts(counts, where)
         _check_paths(self._batch, shard_format, where)
         self.counts_R: dict[str, NDArray[np.int64]] = counts
-        #: ``[R + 1]``: the first sequence of each shard, and the number of all.
+        #: ``[R + 1]``: the first sequence of each shard, and the number of all sequences.
         self.first_sequence_R1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts["sequences"])])
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ def _check_counts(counts_R: dict[str, NDArray[np.int64]], where: str) -> None:
 
 
 def _check_paths(batch: pa.RecordBatch, shard_format: ShardFormatName, where: str) -> None:
-    """Every path is exactly what its digest says, so none can leave the cache. Equal shards may repeat."""
+    """Check that every path is made from its digest, so that none leads out of the cache. Equal shards may repeat."""
     if not batch.num_rows:
         return
     example = np.frombuffer(shard_path("0" * 64, shard_format).encode("ascii"), np.uint8)
@@ -162,7 +162,7 @@ def _check_paths(batch: pa.RecordBatch, shard_format: ShardFormatName, where: st
     offsets_R1 = np.frombuffer(offsets, np.int32, batch.num_rows + 1)
     _, digests = batch.column("sha256").buffers()
     digests_R32 = np.frombuffer(digests, np.uint8, batch.num_rows * 32).reshape(-1, 32)
-    # In slices, so that a million rows need no second copy of the whole column.
+    # In slices: a table of a million rows is never copied as a whole.
     for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
         rows = slice(start, min(start + _ROWS_AT_ONCE, batch.num_rows))
         expected = np.tile(example, (rows.stop - rows.start, 1))

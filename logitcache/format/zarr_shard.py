@@ -1,9 +1,8 @@
 """Zarr shards: one zip file that ``zarr.open`` reads, holding one group, and one chunk an array.
 
-zarr-python writes group, arrays and chunks into memory; what it wrote goes into a zip file, stored, not compressed.
-Reading goes straight to the chunks: every one must be there, and is checked against its array's metadata before it is
-decompressed. (zarr itself would take a missing chunk for one full of fill values, and is slower: see
-docs/reference/shards.md.)
+zarr-python makes the metadata and the chunks; they are put into a zip file without further compression. Reading uses
+the chunks directly: each must be there, and is checked against its array's metadata before it is decompressed. (zarr
+itself reads a missing chunk as fill values, and is slower: see docs/reference/shards.md.)
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ from logitcache.format.stored_zip import read_members, write_zip, zip_members
 _METADATA = "zarr.json"
 _MAX_DIMENSIONS = 4
 _LEVELS = range(-(1 << 17), 23)
-#: Fields that some versions of zarr write although they say nothing: no shard holds them, and readers ignore them.
-_SAY_NOTHING: dict[str, Any] = {"storage_transformers": [], "consolidated_metadata": None}
+#: Empty fields that some versions of zarr write: logitcache doesn't write them, and ignores them when it reads.
+_EMPTY_FIELDS: dict[str, Any] = {"storage_transformers": [], "consolidated_metadata": None}
 #: Bytes of the content size in a zstd frame's header, by the two highest bits of its descriptor.
 _CONTENT_SIZE_BYTES = (0, 2, 4, 8)
 
@@ -59,10 +58,10 @@ class ZarrShards:
         # One call for all: each call of zarr that isn't async waits for zarr's own thread.
         chunks = sync(_encode_chunks(stored.arrays, metadata))
         members: dict[str, bytes | memoryview] = {
-            _METADATA: _spelled(GroupMetadata(attributes=dict(stored.attributes), zarr_format=3))
+            _METADATA: _metadata_bytes(GroupMetadata(attributes=dict(stored.attributes), zarr_format=3))
         }
         for name in sorted(stored.arrays):
-            members[f"{name}/{_METADATA}"] = _spelled(metadata[name])
+            members[f"{name}/{_METADATA}"] = _metadata_bytes(metadata[name])
             if name in chunks:
                 members[_chunk_key(name, stored.arrays[name].ndim)] = chunks[name].as_numpy_array().data
         return write_zip(members)
@@ -95,8 +94,8 @@ class ZarrShards:
         """Open a shard as a zarr group that can't be written to. Its arrays are decoded when they are read.
 
         Raises:
-            CorruptCacheError: the payload isn't a shard in this format. (A chunk's own checksum is looked at later, by
-                zarr, whose error is a RuntimeError.)
+            CorruptCacheError: the payload isn't a shard in this format. (zarr checks a chunk's checksum later, when
+                the array is read, and raises RuntimeError.)
         """
         members = dict(zip_members(memoryview(payload)))
         _check(members, len(payload))
@@ -158,16 +157,16 @@ def _zarr_dtype(dtype: np.dtype[Any]) -> ZDType[Any, Any]:
     return parse_dtype(dtype, zarr_format=3)
 
 
-def _spelled(metadata: ArrayV3Metadata | GroupMetadata) -> bytes:
-    """What zarr says of a group or an array, spelled in one way whatever its version and settings are."""
-    value = {key: field for key, field in metadata.to_dict().items() if not (key in _SAY_NOTHING and not field)}
+def _metadata_bytes(metadata: ArrayV3Metadata | GroupMetadata) -> bytes:
+    """The metadata of a group or an array as JSON, the same bytes with every version of zarr."""
+    value = {key: field for key, field in metadata.to_dict().items() if not (key in _EMPTY_FIELDS and not field)}
     if "fill_value" in value:
         value["fill_value"] = 0  # zarr writes 0.0 for float32, which is the same number
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _says_nothing(key: str, field: Any) -> bool:
-    return key in _SAY_NOTHING and field == _SAY_NOTHING[key]
+def _is_empty_field(key: str, field: Any) -> bool:
+    return key in _EMPTY_FIELDS and field == _EMPTY_FIELDS[key]
 
 
 def _chunk_key(name: str, dimensions: int) -> str:
@@ -175,7 +174,7 @@ def _chunk_key(name: str, dimensions: int) -> str:
 
 
 def _check(members: _Members, size: int) -> tuple[dict[str, Any], _Layout]:
-    """Check all of a shard of ``size`` bytes but the insides of its chunks; return its attributes and its arrays."""
+    """Check a shard of ``size`` bytes, except what its chunks hold; return its attributes and its arrays' layout."""
     group = _parse(members, _METADATA)
     attributes = group.pop("attributes", None)
     if group != {"zarr_format": 3, "node_type": "group"} or not isinstance(attributes, dict):
@@ -203,12 +202,12 @@ def _parse(members: _Members, name: str) -> dict[str, Any]:
         raise CorruptCacheError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CorruptCacheError(f"{name} is not a JSON object")
-    return {key: field for key, field in value.items() if not _says_nothing(key, field)}
+    return {key: field for key, field in value.items() if not _is_empty_field(key, field)}
 
 
 def _shape_and_dtype(members: _Members, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """An array's metadata, which but for the zstd level must be what zarr writes for it here: so there is no other
-    codec, and no other chunk grid, that could be asked for."""
+    """An array's shape and dtype. All other metadata must be what logitcache writes, except for the zstd level: so no
+    other codec and no other chunk grid is ever used."""
     metadata = _parse(members, f"{name}/{_METADATA}")
     shape, dtype = metadata.get("shape"), metadata.get("data_type")
     sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
@@ -267,7 +266,7 @@ def _read_chunk(members: _Members, name: str, shape: tuple[int, ...], dtype: np.
 
 
 def _content_size(frame: memoryview) -> int | None:
-    """What a zstd frame's header says it holds (RFC 8878, 3.1.1.1); None if it doesn't, or has no checksum."""
+    """The content size in a zstd frame's header (RFC 8878, 3.1.1.1); None if it has no size or no checksum."""
     if bytes(frame[:4]) != b"\x28\xb5\x2f\xfd" or len(frame) < 6:
         return None
     descriptor = frame[4]
