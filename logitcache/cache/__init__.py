@@ -1,1 +1,1 @@
-"""A cache as a thing: open, read, publish, verify, convert, compare, list; in a directory or at a URL."""
+"""Open, read, publish, verify, convert, compare and list caches, in a directory or at a URL."""

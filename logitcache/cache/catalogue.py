@@ -1,4 +1,4 @@
-"""The caches under a URL or in a directory: what each is, so that the same dump isn't made twice."""
+"""List the caches under a URL or in a directory, so that people don't make the same dump twice."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _RESERVED = {CACHES_DIR, TAGS_DIR, "shards", "signatures", "tokenizer"}
 
 @dataclass(frozen=True)
 class Listed:
-    """One cache of a catalogue.
+    """One cache of a list.
 
     Attributes:
-        address: opens it.
+        address: the path or URL that opens it.
         digest: ``sha256:…``; None if the manifest can't be read.
         manifest: what it says; None if it can't be read.
-        date: when the manifest was written, as the store tells.
-        tags: names that stand for it.
+        date: when the manifest was written, as the store says.
+        tags: its names in the collection.
         fault: why the manifest can't be read.
     """
 
@@ -50,18 +50,19 @@ class Listed:
 
 
 def catalogue(place: str | os.PathLike[str]) -> list[Listed]:
-    """The caches at a place: itself, those of its collection, and those one level below. Newest first.
+    """The caches at a place: at the place itself, in its collection, and one level below. Newest first.
 
     Args:
         place: a URL whose store can list (not ``http``), or a directory.
 
     Raises:
         CacheNotFoundError: there is no such directory.
-        ConfigError: the store can't list.
+        ConfigError: the store can't list, or the URL names a tag or a digest.
+        StorageError: the system refused to list the directory.
         RemoteError: the store refused, or didn't answer in time.
     """
     url = as_url(place)
-    if url is None and (Path(place) / CACHES_DIR).is_dir():  # a collection, as `push` makes one of a file:// URL
+    if url is None and (Path(place) / CACHES_DIR).is_dir():  # a collection that `push` made at a file:// URL
         url = Path(place).absolute().as_uri()
     found = _local(Path(place)) if url is None else _remote(url)
     return sorted(found, key=lambda item: item.date or datetime.min.replace(tzinfo=UTC), reverse=True)

@@ -1,4 +1,4 @@
-"""How two caches differ: what their manifests say, which shards and sequences they share, how far values are apart."""
+"""How two caches differ: in their manifests, in their shards and sequences, and in their values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Values:
     """How the targets of sequences that both caches hold differ.
 
     Attributes:
-        sequences: compared; those in shards that both caches have are equal without looking.
-        differing: of those, how many have other targets.
+        sequences: compared. Sequences in a shard that both caches have are equal, so they aren't compared.
+        differing: how many of those have different targets.
         targets: positions compared.
-        top1: share of positions where both name the same first token.
-        overlap: mean share of the smaller K that stands in both lists.
-        largest: largest difference of a log-prob that stands in both lists, in nats.
+        top1: share of positions where both have the same first token.
+        overlap: mean share of the ids that are in both lists, out of the smaller K.
+        largest: largest difference between the log-probs of an id that is in both lists, in nats.
         mean: mean difference, in nats.
     """
 
@@ -43,11 +43,11 @@ class Difference:
     """What ``diff`` found.
 
     Attributes:
-        same: the caches have one digest.
-        fields: what their manifests say otherwise, by name: the first's value and the second's; None where absent.
+        same: the caches have the same digest.
+        fields: manifest fields that differ, by name: the first's value and the second's; None where absent.
         shards: how many files are ``common``, ``only_first``, ``only_second``.
         sequences: the same for sequences, compared by their digests.
-        values: of the common sequences, if asked for.
+        values: of the common sequences; None unless asked for.
     """
 
     same: bool
@@ -72,7 +72,7 @@ def diff(
         progress: called as shards are read. Shards that both caches have are read only once, for their sequences.
 
     Raises:
-        Whatever opening and reading a cache raises.
+        CacheNotFoundError, CacheFormatError, CorruptCacheError, StorageError, RemoteError: as when reading a cache.
     """
     caches = open_place(first), open_place(second)
     one, other = caches
@@ -103,7 +103,7 @@ class _Reader:
         self._total, self._progress, self._done = total, progress, 0
 
     def sequences(self, cache: Cache) -> Iterator[tuple[int, int, bytes]]:
-        """(shard, sequence within it, digest) of every sequence; a shard that the table repeats is read once."""
+        """(shard, sequence within it, digest) of every sequence. A shard that the table repeats is read once."""
         seen: set[str] = set()
         for index, entry in enumerate(cache.shards):
             if entry.path in seen:
@@ -140,11 +140,11 @@ def _counts(first: set[str], second: set[str]) -> dict[str, int]:
 def _compare(one: Cache, other: Cache, pairs: list[tuple[tuple[int, int], tuple[int, int]]]) -> Values:
     differing = targets = hits = 0
     overlap, total, largest, entries = 0.0, 0.0, 0.0, 0
-    # In the second cache's order; the first one's shards are kept decoded by the cache itself.
+    # The pairs are in the order of the second cache; the first cache keeps a few decoded shards itself.
     for (index_a, s_a), (index_b, s_b) in pairs:
         a = one[int(one.shards.first_sequence_R1[index_a]) + s_a].targets
         b = other[int(other.shards.first_sequence_R1[index_b]) + s_b].targets
-        # Samples of the tail and candidates differ for good reason: the ranked entries are what can be compared.
+        # Samples of the tail and candidates may differ by chance, so only the ranked entries are compared.
         a, b = a.top(a.ranked), b.top(b.ranked)
         ids_a, ids_b = a.ids.numpy(), b.ids.numpy()
         gaps, shared_N = _gaps(ids_a, a.logprobs.numpy(), ids_b, b.logprobs.numpy())
@@ -163,7 +163,7 @@ def _compare(one: Cache, other: Cache, pairs: list[tuple[tuple[int, int], tuple[
 def _gaps(
     ids_a: NDArray[np.int64], logprobs_a: NDArray[np.float32], ids_b: NDArray[np.int64], logprobs_b: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Absolute differences of the log-probs whose ids stand in both rows, and how many do in each row."""
+    """Absolute differences of the log-probs whose ids are in both rows, and how many such ids each row has."""
     same_NKK = ids_a[:, :, None] == ids_b[:, None, :]
     n, i, j = np.nonzero(same_NKK)
     a, b = logprobs_a[n, i].astype(np.float64), logprobs_b[n, j].astype(np.float64)

@@ -1,4 +1,4 @@
-"""All of a cache in two parts: small files as bytes, and shards to ask for. What push, pull and merge pass around."""
+"""The whole content of a cache: its small files as bytes, and its shards on request. Push, pull and merge use it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Content:
         raw: the manifest's bytes.
         files: the other small files by relative path: the tokenizer's, and the shard table.
         entries: the shard table's rows.
-        payload: a shard's bytes, checked.
+        payload: gives a shard's bytes, checked.
     """
 
     raw: bytes
@@ -42,16 +42,21 @@ class Content:
         return manifest_digest(self.raw)
 
     def small_files(self) -> dict[str, bytes]:
-        """Everything but shards and manifest, in the order of writing; then the manifest makes the cache whole."""
+        """All small files except the manifest, in the order of writing. The manifest is written after them."""
         return {**self.files, MANIFEST_DIGEST_NAME: digest_line(self.raw)}
 
     def distinct(self) -> dict[str, ShardEntry]:
-        """The shards by path, each once however often the table lists it."""
+        """The shards by path. A shard that the table lists several times is here once."""
         return {entry.path: entry for entry in self.entries}
 
 
-def content_of(cache: Cache) -> Content:
-    """The content of an opened cache, on disk or at a URL. Raises as reading a cache does."""
+def read_content(cache: Cache) -> Content:
+    """The content of an opened cache, on disk or at a URL.
+
+    Raises:
+        CorruptCacheError: a small file is missing or altered.
+        StorageError: the system refused.
+    """
     files = {
         f"{TOKENIZER_DIR}/{name}": read_tokenizer_file(cache.root, name, record)
         for name, record in cache.manifest.tokenizer.items()

@@ -1,4 +1,4 @@
-"""A cache in another shard format or encoding, or with fewer entries a position: a new cache that names its parent."""
+"""Convert a cache to another shard format or encoding, or to a smaller K. The new cache names its parent."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from logitcache.format.table import ShardEntry
 from logitcache.stores.url import local_path
 from logitcache.utils.progress import Report, silent
 
-#: Where the manifest's settings say how far values may be from the teacher's by now.
+#: The entry of the manifest's settings that says how far values may be from the teacher's.
 _SETTING = "convert"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of a cache.
+    """The result of a conversion.
 
     Attributes:
         path, digest: the new cache.
         parent: digest of the cache that it was made from.
-        bytes_before, bytes_after: of the shards.
+        bytes_before, bytes_after: size of all shards.
         max_error, residual_max_error: how far a log-prob, or a residual, may be from the teacher's now, in nats:
-            what the parent's encoding allowed and, where values were rounded anew, what the new one allows.
+            the parent's largest error, plus the new encoding's where values were rounded again.
     """
 
     path: str
@@ -62,11 +62,11 @@ def convert_cache(
     workers: int = 1,
     progress: Report = silent,
 ) -> Converted:
-    """Write a cache anew; what is left out stays as it is.
+    """Write a new cache from a finished one. Settings that aren't given stay as they are.
 
-    Another format changes no value, nor does a finer encoding (which brings back nothing, either). A coarser one rounds
-    what was rounded before: the errors add up, and the manifest says so. Entries cut by ``top_k`` join the residual.
-    Run again after a crash, it finishes the same cache.
+    Another format or a finer encoding changes no value, and a finer encoding can't restore what was lost. A coarser
+    encoding rounds values that were rounded before. The errors add up, and the manifest says so. The mass of entries
+    that ``top_k`` removes goes to the residual. After a crash the same call finishes the same cache.
 
     Args:
         cache: a cache, or the directory of one.
@@ -74,8 +74,8 @@ def convert_cache(
         shard_format: ``zarr`` or ``arrow``.
         encoding: how log-probs are stored.
         top_k: entries to keep at each position, at most as many as there are.
-        workers: shards at a time.
-        progress: told of tokens done.
+        workers: how many shards are converted at the same time.
+        progress: called with the number of tokens that are done.
 
     Raises:
         ConfigError: nothing would change, ``top_k`` is out of range, or ``out`` is a URL.
@@ -93,7 +93,7 @@ def convert_cache(
     entries, calibration = _convert_shards(source, root, plan, workers, progress)
     max_error, residual_max_error = plan.bounds(manifest)
     whole = plan.top_k == source.top_k
-    # A sample of the tail, or candidates, are cut off, so the new cache has none.
+    # The entries beyond the top (a sample of the tail, or candidates) are removed first, so the new cache has none.
     beyond = {} if whole else dict.fromkeys(manifest.provenance.beyond.recorded())
     kept = {name: value for name, value in manifest.provenance.settings.items() if whole or name != "reference"}
     settings = kept | {_SETTING: {"max_error": max_error, "residual_max_error": residual_max_error}}
@@ -113,7 +113,7 @@ def convert_cache(
         plan.encoding,
         plan.shard_format,
         {name: read_tokenizer_file(source.root, name, record) for name, record in manifest.tokenizer.items()},
-        calibration=None if calibration is None else _since_the_teacher(calibration, manifest, max_error),
+        calibration=None if calibration is None else _add_parent_errors(calibration, manifest, max_error),
         card=manifest.card,
     )
     size = sum(entry.bytes for entry in entries)
@@ -178,7 +178,7 @@ def _convert_shards(
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Any, count: int, ahead: int) -> Iterator[Any]:
-    """Results of ``work(0)``, ``work(1)`` …, with a few under way at a time, so that an error stops the rest."""
+    """Results of ``work(0)``, ``work(1)`` … in order. At most ``ahead`` run early, so an error stops the rest."""
     running = [pool.submit(work, index) for index in range(min(ahead, count))]
     try:
         for index in range(count):
@@ -197,8 +197,8 @@ def _new_directory(out: str | os.PathLike[str]) -> Path:
     return root
 
 
-def _since_the_teacher(measured: Calibration, parent: Manifest, bound: float) -> Calibration:
-    """Errors as measured against the parent, and the parent's own on top: at most so far from the teacher's."""
+def _add_parent_errors(measured: Calibration, parent: Manifest, bound: float) -> Calibration:
+    """The errors measured against the parent plus the parent's own: a bound of the errors against the teacher."""
     before = parent.calibration
     if before is None:
         return measured.model_copy(update={"bound": bound})

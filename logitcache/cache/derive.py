@@ -1,4 +1,4 @@
-"""Caches made from other caches: some of their sequences, or several joined. Stored values never change on the way.
+"""Make a cache from other caches: a part of one, or several joined. Stored values never change.
 
 Shape legend: S sequences, L tokens, N positions that have targets.
 """
@@ -35,12 +35,12 @@ class CorpusDigest:
             self._digest.update(arrays.target_mask_L[start:stop].tobytes())
 
     def value(self) -> str:
-        """``sha256:…``"""
+        """The digest, ``sha256:…``."""
         return "sha256:" + self._digest.hexdigest()
 
 
 def keep_sequences(arrays: ShardArrays, keep_S: NDArray[np.bool_]) -> ShardArrays:
-    """The shard with some of its sequences only, in the same order."""
+    """The shard with only some of its sequences, in the same order."""
     lengths_S = np.diff(arrays.offsets_S1)
     keep_L = np.repeat(keep_S, lengths_S)
     keep_N = keep_L[arrays.target_mask_L]
@@ -60,7 +60,7 @@ def keep_sequences(arrays: ShardArrays, keep_S: NDArray[np.bool_]) -> ShardArray
 
 
 def encode_part(arrays: ShardArrays, encoding: Encoding, shard_format: ShardFormatName) -> tuple[ShardEntry, bytes]:
-    """A shard's row and bytes. Values that were decoded lie on the encoding's grid, so encoding them again is exact."""
+    """A shard's row of the table, and its bytes. Encoding decoded values again loses nothing."""
     payload = encode_shard(arrays, encoding, shard_format)
     sha256 = hashlib.sha256(payload).hexdigest()
     path = shard_path(sha256, shard_format)
@@ -80,7 +80,13 @@ def derived_files(
 
     Args:
         parent: gives encoding and shard format.
-        tokenizer: content by plain file name.
+        provenance: of the new cache.
+        entries: rows of its shard table.
+        tokenizer: content of each file, by file name without a directory.
+        card, calibration: of the new cache.
+
+    Raises:
+        ValidationError: a value can't be written into a manifest.
     """
     table = write_table(entries)
     sums: dict[str, Any] = {name: sum(getattr(entry, name) for entry in entries) for name in COUNTS}

@@ -1,4 +1,4 @@
-"""A cache's directory: the small files are read and checked here, before the first shard."""
+"""Read and check the small files of a cache's directory, before the first shard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from logitcache.cache.listing import Stray, missing_shard, stray_shards
+from logitcache.cache.listing import ExtraFile, extra_shards, missing_shard
 from logitcache.errors import CacheFormatError, CacheNotFoundError, CorruptCacheError, MissingFileError
 from logitcache.format.manifest import (
     MANIFEST_DIGEST_NAME,
@@ -33,15 +33,15 @@ from logitcache.utils.files import (
     storage_error,
 )
 
-#: Opening lists the shard directory of a cache of up to this many shards; ``verify`` lists any.
+#: Opening a cache of up to this many shards lists its shard directory; ``verify`` always lists it.
 LISTED_SHARDS = 10_000
 _MAX_TOKENIZER_BYTES = 1 << 28
-#: Room for some ten million shards.
+#: Enough for about ten million shards.
 MAX_TABLE_BYTES = 1 << 31
 
 
 def read_manifest(root: Path) -> tuple[Manifest, str]:
-    """The manifest and its digest. Raises as ``open_cache`` does."""
+    """The manifest and its digest. Raises what ``open_cache`` raises."""
     check_is_cache(root)
     raw = read_limited(root, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     if read_limited(root, MANIFEST_DIGEST_NAME, 256) != digest_line(raw):
@@ -52,7 +52,7 @@ def read_manifest(root: Path) -> tuple[Manifest, str]:
 
 
 def read_table(root: Path, manifest: Manifest) -> ShardTable:
-    """The shard table, checked and then memory-mapped. Raises as ``open_cache`` does."""
+    """The shard table, checked and then memory-mapped. Raises what ``open_cache`` raises."""
     path = root / TABLE_NAME
     record = manifest.shard_table
     if not 0 < record.bytes <= MAX_TABLE_BYTES:
@@ -76,39 +76,41 @@ def check_totals(root: Path, manifest: Manifest, table: ShardTable) -> None:
 
 
 def read_tokenizer_file(root: Path, name: str, record: FileRecord) -> bytes:
-    """One tokenizer file, checked. Raises as ``open_cache`` does."""
+    """One tokenizer file, checked. Raises what ``open_cache`` raises."""
     relative = f"{TOKENIZER_DIR}/{name}"
     if record.bytes > _MAX_TOKENIZER_BYTES:
         raise CorruptCacheError(f"{root / relative}: {record.bytes:,} bytes; at most {_MAX_TOKENIZER_BYTES:,}")
     return read_checked(root, relative, record.bytes, record.sha256)
 
 
-def check_shard_files(root: Path, table: ShardTable, *, filled_later: bool) -> None:
-    """Refuse files that the table doesn't list and, unless they are fetched later, missing ones; if they aren't too
-    many to list.
+def check_shard_files(root: Path, table: ShardTable, *, fetched_later: bool) -> None:
+    """Refuse files that the table doesn't list, and missing shards unless they are fetched later.
+
+    A directory of more than ``LISTED_SHARDS`` shards isn't listed.
 
     Raises:
         CorruptCacheError: a file is extra or missing; the message names it.
     """
     if len(table) > LISTED_SHARDS:
         return
-    refuse(stray_shards(root, table))
-    if not filled_later and (missing := missing_shard(root, table)) is not None:
-        raise MissingFileError(f"{root / missing} is missing: get the cache again, or make it anew")
+    refuse_extra(extra_shards(root, table))
+    if not fetched_later and (missing := missing_shard(root, table)) is not None:
+        raise MissingFileError(f"{root / missing} is missing: get the cache again, or make it again")
 
 
-def refuse(strays: list[Stray]) -> None:
+def refuse_extra(extra: list[ExtraFile]) -> None:
     """Raise CorruptCacheError for the first file that doesn't belong to a cache, if there is one."""
-    if strays:
-        raise CorruptCacheError(strays[0].message)
+    if extra:
+        raise CorruptCacheError(extra[0].message)
 
 
 def check_is_cache(root: Path) -> None:
-    """Tell a place without a cache, an unfinished cache and a damaged one apart.
+    """Check that a directory holds a finished cache; the error says whether it is absent, unfinished or damaged.
 
     Raises:
-        CacheNotFoundError: nothing is there, something else is, or an unfinished cache.
+        CacheNotFoundError: nothing is there, or something else, or an unfinished cache.
         MissingFileError: files of a cache are there, but no manifest.
+        StorageError: the system refused.
     """
     try:
         names = set(os.listdir(root))

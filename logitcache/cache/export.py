@@ -1,4 +1,4 @@
-"""A cache as Arrow or Hugging Face ``datasets`` tables, for people who analyse: one row a sequence."""
+"""A cache as an Arrow table or a Hugging Face ``datasets`` data set, for analysis: one row per sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from logitcache.format.table import ShardTable
 
 
 class Shards(Protocol):
-    """What is read of a cache; ``logitcache.Cache`` is one."""
+    """What an export reads from a cache; ``logitcache.Cache`` is one."""
 
     @property
     def root(self) -> Path: ...
@@ -28,11 +28,14 @@ class Shards(Protocol):
 
 
 def to_arrow(cache: Shards) -> pa.RecordBatchReader:
-    """Stream a cache as record batches, one a shard, one row a sequence.
+    """Stream a cache as record batches: one per shard, with one row per sequence.
 
-    Columns: ``sequence`` (index in the cache), ``digest``, ``token_ids``, ``positions`` (that have targets), and, an
-    entry for each of those positions, ``topk_ids``, ``topk_logprobs`` (K each, nats) and ``residual_logprob``; then
-    ``log_partition`` and ``logit_std`` if the cache stores them.
+    Columns: ``sequence`` (index in the cache), ``digest``, ``token_ids`` and ``positions`` (those that have targets).
+    Then, with one item for each of those positions: ``topk_ids``, ``topk_logprobs`` (K each, in nats) and
+    ``residual_logprob``, and ``log_partition`` and ``logit_std`` if the cache stores them.
+
+    Raises:
+        CorruptCacheError, StorageError: as when reading a shard.
     """
     first = cache.read_shard(0) if len(cache.shards) else None
     schema = _schema(cache.top_k, statistics=[] if first is None else _statistics(first))
@@ -48,6 +51,7 @@ def to_datasets(cache: Shards, *, streaming: bool = False) -> Any:
 
     Raises:
         MissingDependencyError: ``datasets`` isn't installed.
+        CorruptCacheError, StorageError: as when reading a shard.
     """
     try:
         import datasets
@@ -64,7 +68,7 @@ def to_datasets(cache: Shards, *, streaming: bool = False) -> Any:
 
 
 def _rows(cache: Shards, shards: list[int]) -> Iterator[dict[str, Any]]:
-    # datasets hands each of its workers a part of the list.
+    # datasets gives each of its workers a part of this list.
     schema = to_arrow(cache).schema
     for shard in shards:
         yield from _batch(cache, shard, schema).to_pylist()

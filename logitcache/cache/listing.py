@@ -1,4 +1,4 @@
-"""What lies in a cache's directories and is no part of the cache."""
+"""Find files in a cache's directories that aren't part of the cache, and shards that are missing."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from logitcache.format.manifest import (
 from logitcache.format.table import ShardTable
 from logitcache.utils.files import SCRATCH_DIR, storage_error
 
-#: Notes for people and for version control, and signatures of the digest: no part of the cache, covered by no digest.
+#: Notes for people and for version control, and signatures. They aren't part of the cache, and no digest covers them.
 UNCHECKED_NAMES = frozenset({"README.md", "LICENSE", ".gitattributes", "signatures"})
 
 
 @dataclass(frozen=True)
-class Stray:
-    """A file or directory that doesn't belong; ``path`` is relative to the cache."""
+class ExtraFile:
+    """A file or directory that isn't part of the cache; ``path`` is relative to the cache."""
 
     path: str
     message: str
 
 
-def stray_files(root: Path, manifest: Manifest) -> list[Stray]:
-    """Strays at the top of a cache and under ``tokenizer/``.
+def extra_files(root: Path, manifest: Manifest) -> list[ExtraFile]:
+    """Extra files at the top of a cache and under ``tokenizer/``.
 
     Raises:
         StorageError: the system refused to list a directory.
     """
     expected = {MANIFEST_NAME, MANIFEST_DIGEST_NAME, TABLE_NAME, SHARDS_DIR}
     expected |= {TOKENIZER_DIR} if manifest.tokenizer else set()
-    # A run that was killed after its manifest may leave the scratch directory; the cache is whole.
-    strays = _unlisted(root, "", expected | UNCHECKED_NAMES | {SCRATCH_DIR})
+    # A run that was killed after it wrote the manifest may leave the scratch directory; the cache is complete.
+    extra = _unlisted(root, "", expected | UNCHECKED_NAMES | {SCRATCH_DIR})
     if manifest.tokenizer:
-        strays += _unlisted(root, TOKENIZER_DIR, set(manifest.tokenizer))
-    return strays
+        extra += _unlisted(root, TOKENIZER_DIR, set(manifest.tokenizer))
+    return extra
 
 
-def stray_shards(root: Path, table: ShardTable) -> list[Stray]:
-    """Strays under ``shards/``.
+def extra_shards(root: Path, table: ShardTable) -> list[ExtraFile]:
+    """Extra files under ``shards/``.
 
     Raises:
         StorageError: the system refused to list the directory.
@@ -67,19 +67,19 @@ def missing_shard(root: Path, table: ShardTable) -> str | None:
     return next((path for path in table.paths() if path not in there), None)
 
 
-def _unlisted(root: Path, place: str, expected: set[str]) -> list[Stray]:
+def _unlisted(root: Path, place: str, expected: set[str]) -> list[ExtraFile]:
     directory = root / place
     prefix = f"{place}/" if place else ""
     if place and not directory.is_dir():
-        return []  # what it should hold will be found missing, file by file
+        return []  # other checks report each file in it as missing
     if place and directory.is_symlink():
-        return [Stray(place, f"{directory} is a link; a cache holds plain files and directories only")]
+        return [ExtraFile(place, f"{directory} is a link; a cache holds plain files and directories only")]
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
         raise storage_error("list", directory, error) from error
     return [
-        Stray(prefix + name, f"{directory / name} is no part of the cache: move it away, or get the cache again")
+        ExtraFile(prefix + name, f"{directory / name} is no part of the cache: move it away, or get the cache again")
         for name in names
         if name not in expected
     ]

@@ -1,14 +1,14 @@
-"""Where the files of a cache lie under a URL.
+"""Where the files of a cache are under a URL.
 
 A URL holds one cache in the layout of a directory, or a collection of many:
 
-    shards/<sha256>.arrow           the shards, each once whatever number of caches list it
-    manifest.json, shards.arrow …   the small files of the one cache whose name is the URL itself
+    shards/<sha256>.arrow           the shards, each once even if many caches list it
+    manifest.json, shards.arrow …   the small files, if the URL holds one cache
     caches/<hex>/manifest.json …    the small files of each cache of a collection, by digest
-    tags/<name>                     one line: the digest that the tag stands for
+    tags/<name>                     one line: the digest of the cache that the tag names
     signatures/<hex>/<key>.sig      signatures of a digest
 
-So ``shards/`` is in the same place in both, and one prefix tells the two apart.
+So ``shards/`` is in the same place in both cases; only the prefix of the small files differs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from logitcache.format.manifest import (
     digest_line,
     manifest_digest,
 )
-from logitcache.stores.retry import WrongAnswers, retried
+from logitcache.stores.retry import WrongAnswers, retry
 from logitcache.stores.store import NotThereError, Store
 from logitcache.stores.url import DIGEST, Reference
 
@@ -39,7 +39,7 @@ class Location:
 
     Attributes:
         store: the objects under the URL.
-        prefix: of its small files: empty, or ``caches/<hex>/``.
+        prefix: where its small files are: empty, or ``caches/<hex>/``.
     """
 
     store: Store
@@ -47,7 +47,7 @@ class Location:
 
     @classmethod
     def in_collection(cls, store: Store, digest: str) -> Location:
-        """Where the cache of this digest lies in a collection."""
+        """The location of the cache with this digest in a collection."""
         return cls(store, f"{CACHES_DIR}/{digest.removeprefix('sha256:')}/")
 
     def path(self, relative: str) -> str:
@@ -61,20 +61,26 @@ class Location:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A cache that a reference stands for."""
+class FoundCache:
+    """A cache that was found, and its manifest.
+
+    Attributes:
+        location: where it is.
+        raw: the manifest's bytes.
+        digest: ``sha256:…``, the cache's name.
+    """
 
     location: Location
     raw: bytes
     digest: str
 
 
-def find(reference: Reference, store: Store) -> Found:
+def find(reference: Reference, store: Store) -> FoundCache:
     """Find the cache that a reference names, and read its manifest.
 
     Raises:
-        CacheNotFoundError: there is no finished cache of this name.
-        CorruptCacheError: manifest and digest don't belong together, or aren't those that were pinned.
+        CacheNotFoundError: there is no finished cache with this name.
+        CorruptCacheError: the manifest and its digest don't match, or the digest isn't the one that was asked for.
         RemoteError: the store refused, or didn't answer in time.
     """
     if reference.tag:
@@ -99,10 +105,11 @@ def find(reference: Reference, store: Store) -> Found:
 
 
 def _listing(store: Store, advice: str) -> str:
-    return advice.format(f"`logitcache list {store.url}`") if store.writable else ""  # what can't be written can't list
+    # A store that can't be written can't be listed either.
+    return advice.format(f"`logitcache list {store.url}`") if store.writable else ""
 
 
-def _pinned(store: Store, digest: str) -> Found:
+def _pinned(store: Store, digest: str) -> FoundCache:
     found = read_manifest(Location.in_collection(store, digest))
     if found is None:
         found = read_manifest(Location(store))
@@ -114,11 +121,17 @@ def _pinned(store: Store, digest: str) -> Found:
     return found
 
 
-def read_manifest(location: Location) -> Found | None:
-    """A location's manifest, checked against the digest beside it; None if there is none."""
+def read_manifest(location: Location) -> FoundCache | None:
+    """A location's manifest, checked against its digest file; None if there is none.
+
+    Raises:
+        CacheNotFoundError: the manifest belongs to another program.
+        CorruptCacheError: the manifest and its digest don't match, or the digest is missing.
+        RemoteError: the store refused, or didn't answer in time.
+    """
     store = location.store
 
-    def attempt() -> Found:
+    def attempt() -> FoundCache:
         raw = store.get(location.path(MANIFEST_NAME), MAX_MANIFEST_BYTES)
         try:
             line = store.get(location.path(MANIFEST_DIGEST_NAME), 256)
@@ -129,13 +142,13 @@ def read_manifest(location: Location) -> Found | None:
                 ) from None
             raise CorruptCacheError(f"{location.url}/{MANIFEST_DIGEST_NAME} is missing") from None
         if line == digest_line(raw):
-            return Found(location, raw, manifest_digest(raw))
+            return FoundCache(location, raw, manifest_digest(raw))
         altered = f"{location.url}/{MANIFEST_NAME} and {MANIFEST_DIGEST_NAME} don't belong together: one was altered"
         raise wrong.error((raw, line), CorruptCacheError(altered))
 
     wrong = WrongAnswers()
     try:
-        return retried(attempt, f"read {location.url}/{MANIFEST_NAME}", store.policy)
+        return retry(attempt, f"read {location.url}/{MANIFEST_NAME}", store.policy)
     except NotThereError:
         return None
 
@@ -146,10 +159,11 @@ def tag_line(digest: str) -> bytes:
 
 
 def read_tag(store: Store, tag: str) -> str | None:
-    """The digest that a tag stands for; None if there is no such tag.
+    """The digest of the cache that a tag names; None if there is no such tag.
 
     Raises:
-        CorruptCacheError: the tag holds something else.
+        CorruptCacheError: the tag's file doesn't hold a digest.
+        RemoteError: the store refused, or didn't answer in time.
     """
     address, wrong = store.address(f"{TAGS_DIR}/{tag}"), WrongAnswers()
 
@@ -160,6 +174,6 @@ def read_tag(store: Store, tag: str) -> str | None:
         return text
 
     try:
-        return retried(attempt, f"read {address}", store.policy)
+        return retry(attempt, f"read {address}", store.policy)
     except NotThereError:
         return None

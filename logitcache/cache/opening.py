@@ -18,14 +18,14 @@ from logitcache.utils.progress import Report, silent
 def open_place(place: str | os.PathLike[str]) -> Cache:
     """Open a finished cache; ``logitcache.open`` is this.
 
-    The manifest, the shard table and the tokenizer are checked now; each shard is when it is read.
+    The manifest, the shard table and the tokenizer are checked now. A shard is checked when it is read.
 
     Args:
         place: the cache's directory, or a URL such as ``s3://bucket/name``.
 
     Raises:
-        CacheNotFoundError: nothing is there, or no finished cache.
-        CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
+        CacheNotFoundError: there is no finished cache.
+        CacheFormatError: the cache has another format version, or needs a feature that this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
         StorageError: the system, or a store, refused to read.
         SignatureError: ``LOGITCACHE_TRUSTED_KEYS`` names a file of public keys, and none of them signed the cache.
@@ -43,15 +43,15 @@ def verify(
     """Check every file of a cache against the manifest and the shard table.
 
     Args:
-        place: the cache's directory, or a URL: then every file is fetched, whatever is kept on this machine.
+        place: the cache's directory, or a URL. From a URL every file is fetched, even if this machine has a copy.
         deep: also decode every shard and check what it holds, as ``verify_cache`` does.
-        workers: threads; as many as the machine has processors if left out.
+        workers: threads; by default as many as the machine has processors.
         progress: called as shards are done.
 
     Raises:
         CacheNotFoundError: there is no finished cache at this place.
-        RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
-        SignatureError: the cache is sound, and none of the trusted keys signed it (see ``open_place``).
+        RemoteError: the store refused, or didn't answer in time. The cache itself may still be correct.
+        SignatureError: the cache is correct, but no trusted key signed it (see ``open_place``).
     """
     url = as_url(place)
     if url is None:

@@ -1,4 +1,4 @@
-"""What caches must have in common to be one, and what to say of where the joined one came from."""
+"""What caches must have in common to be merged, and the provenance of the merged cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def differences(one: Manifest, other: Manifest) -> Iterator[str]:
-    """One phrase for each thing that keeps two caches from being one."""
+    """One phrase for each difference that makes two caches impossible to merge."""
     for name, a, b in _must_agree(one, other):
         if a != b:
             yield f"{name} is {_short(a)} in one and {_short(b)} in the other"
@@ -24,7 +24,7 @@ def _must_agree(one: Manifest, other: Manifest) -> Iterator[tuple[str, Any, Any]
     if None in weights:
         yield "teacher", a.teacher.name, b.teacher.name
         yield "teacher revision", a.teacher.revision, b.teacher.revision
-    # Weights say what a teacher is; the same ones may be called differently on two disks.
+    # The weights identify a teacher; the same weights may have different names on two disks.
     yield "teacher weights", *weights
     yield "teacher dtype", a.teacher.dtype, b.teacher.dtype
     yield "teacher engine", a.teacher.engine, b.teacher.engine
@@ -40,7 +40,7 @@ def _must_agree(one: Manifest, other: Manifest) -> Iterator[tuple[str, Any, Any]
 def merged_provenance(
     manifests: Sequence[Manifest], parents: tuple[str, ...], corpus_digest: str, duplicates: str
 ) -> Provenance:
-    """The first one's, without what the others don't share."""
+    """The first cache's provenance, without what differs in the others."""
     origins = [manifest.provenance for manifest in manifests]
     first = origins[0]
     positions = list(dict.fromkeys(origin.positions for origin in origins))
@@ -59,8 +59,8 @@ def merged_provenance(
     )
 
 
-def card_of(manifests: Sequence[Manifest]) -> Card:
-    """Every card's text, each once: two licences both hold for the whole."""
+def join_cards(manifests: Sequence[Manifest]) -> Card:
+    """The texts of all cards, without repeats. Where two licences differ, both apply to the merged cache."""
     fields: dict[str, str] = {}
     for name in Card.model_fields:
         texts = dict.fromkeys(text for manifest in manifests if (text := getattr(manifest.card, name)))

@@ -1,4 +1,4 @@
-"""Writing a cache: shards as they are done, then everything else, the manifest last."""
+"""Write a cache: each shard when it is computed, then everything else, and the manifest last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from logitcache.cache.listing import Stray, stray_files
+from logitcache.cache.listing import ExtraFile, extra_files
 from logitcache.errors import ConfigError, CorruptCacheError, OutputExistsError
 from logitcache.format.arrays import ShardArrays
 from logitcache.format.calibrate import Calibration
@@ -40,19 +40,19 @@ _SHARD_NAME = re.compile(r"[0-9a-f]{64}\.(zarr\.zip|arrow)")
 
 
 def publish_shard(root: Path, payload: bytes, arrays: ShardArrays, shard_format: ShardFormatName) -> ShardEntry:
-    """Write one encoded shard under its digest, so that readers see all of it or nothing.
+    """Write one encoded shard under its digest. Readers see the complete file or no file.
 
-    A shard that is there already with the same content is kept; a damaged one is replaced.
+    An existing shard with the same content is kept; a damaged one is replaced.
 
     Args:
-        root: the cache being built; made if missing.
+        root: directory of the new cache; made if missing.
         payload: what ``encode_shard`` returned.
         arrays: what was encoded, for the counts.
         shard_format: ``zarr`` or ``arrow``.
 
     Raises:
         ConfigError: the payload is larger than a reader accepts.
-        StorageError: no room, no permission, a read-only file system.
+        StorageError: no free space, no permission, or a read-only file system.
     """
     if len(payload) > MAX_SHARD_BYTES:
         raise ConfigError(f"a shard of {len(payload):,} bytes; at most {MAX_SHARD_BYTES:,}: put less into one shard")
@@ -82,13 +82,14 @@ def finalize_cache(
 ) -> str:
     """Turn published shards into a finished cache: tokenizer, shard table, and the manifest last.
 
-    Until the manifest is there, the directory is no cache for any reader; running this again, after a crash at any
-    point, gives the same bytes. The scratch directory ``.dump`` goes when all is done.
+    Until the manifest is there, no reader takes the directory for a cache. After a crash at any point, running this
+    again gives the same bytes. At the end the scratch directory ``.dump`` is removed.
 
     Args:
         root: where the shards were published.
-        entries: in the order of the sequences.
-        tokenizer_files: content by plain file name.
+        entries: rows of the shard table, in the order of the sequences.
+        provenance, encoding, shard_format: for the manifest.
+        tokenizer_files: content of each file, by file name without a directory.
         calibration: what ``calibrate`` measured on the first shard.
         card: what a person should know before using the cache.
 
@@ -97,8 +98,8 @@ def finalize_cache(
 
     Raises:
         CorruptCacheError: a listed shard is missing or of another size.
-        OutputExistsError: another finished cache is there, or a file that isn't the cache's.
-        ConfigError: a value can't stand in a manifest.
+        OutputExistsError: another finished cache is there, or a file that isn't part of the cache.
+        ConfigError: a value can't be written into a manifest.
         StorageError: the system refused.
     """
     table = write_table(entries)
@@ -120,7 +121,7 @@ def finalize_cache(
     _check_shards(root, entries)
     for name, content in sorted(tokenizer_files.items()):
         write_file(root, f"{TOKENIZER_DIR}/{name}", content)
-    _refuse_strays(root, stray_files(root, manifest) + _stray_shards(root, entries))
+    _refuse_extra(root, extra_files(root, manifest) + _extra_shards(root, entries))
     write_file(root, TABLE_NAME, table)
     write_file(root, MANIFEST_DIGEST_NAME, digest_line(raw))
     write_file(root, MANIFEST_NAME, raw)
@@ -129,7 +130,7 @@ def finalize_cache(
 
 
 def remove_scratch(root: Path) -> None:
-    """Remove what an unfinished cache kept beside its content.
+    """Remove the scratch directory of an unfinished cache.
 
     Raises:
         StorageError: the system refused.
@@ -152,7 +153,7 @@ def _sums(entries: Sequence[ShardEntry]) -> dict[str, int]:
 
 
 def _holds(path: Path, payload: bytes) -> bool:
-    """True if the path is a plain file with exactly this content."""
+    """True if the path is a regular file with exactly this content."""
     try:
         return not path.is_symlink() and path.stat().st_size == len(payload) and path.read_bytes() == payload
     except FileNotFoundError:
@@ -168,7 +169,7 @@ def _refuse_other_cache(root: Path, raw: bytes) -> None:
 
 
 def _check_shards(root: Path, entries: Sequence[ShardEntry]) -> None:
-    """Every listed shard is there at its size. Content was checked when it was published."""
+    """Check that every listed shard is there with its size. Its content was checked when it was published."""
     try:
         (root / SHARDS_DIR).mkdir(parents=True, exist_ok=True)
         sizes = {item.name: item.stat(follow_symlinks=False).st_size for item in os.scandir(root / SHARDS_DIR)}
@@ -178,27 +179,27 @@ def _check_shards(root: Path, entries: Sequence[ShardEntry]) -> None:
         found = sizes.get(_name(entry))
         if found != entry.bytes:
             state = "is missing" if found is None else f"has {found:,} bytes, it should have {entry.bytes:,}"
-            raise CorruptCacheError(f"{root / entry.path} {state}: run the same command again to write it anew")
+            raise CorruptCacheError(f"{root / entry.path} {state}: run the same command again to write it again")
 
 
-def _stray_shards(root: Path, entries: Sequence[ShardEntry]) -> list[Stray]:
-    """What the table doesn't list. A shard that an earlier, unfinished run left is ours and goes; the rest stays."""
-    strays = []
+def _extra_shards(root: Path, entries: Sequence[ShardEntry]) -> list[ExtraFile]:
+    """Files that the table doesn't list. A shard left by an earlier, unfinished run is removed; other files stay."""
+    extra = []
     for name in sorted(set(os.listdir(root / SHARDS_DIR)) - {_name(entry) for entry in entries}):
         path = root / SHARDS_DIR / name
         if not _SHARD_NAME.fullmatch(name):
-            strays.append(Stray(f"{SHARDS_DIR}/{name}", ""))
+            extra.append(ExtraFile(f"{SHARDS_DIR}/{name}", ""))
             continue
         try:
             path.unlink()
         except OSError as error:
             raise storage_error("remove", path, error) from error
-    return strays
+    return extra
 
 
-def _refuse_strays(root: Path, strays: Sequence[Stray]) -> None:
-    if strays:
-        path = root / strays[0].path
+def _refuse_extra(root: Path, extra: Sequence[ExtraFile]) -> None:
+    if extra:
+        path = root / extra[0].path
         raise OutputExistsError(f"{path} is no part of the cache: move it away, then run the same command again")
 
 

@@ -1,4 +1,4 @@
-"""Reading a cache: sequences by index, each with its targets; every file checked before it is decoded.
+"""Read a cache: sequences by index, each with its targets. Every file is checked before it is decoded.
 
 Shape legend: S sequences of a shard.
 """
@@ -24,10 +24,10 @@ from logitcache.cache.directory import (
     read_manifest,
     read_table,
     read_tokenizer_file,
-    refuse,
+    refuse_extra,
 )
 from logitcache.cache.export import to_arrow, to_datasets
-from logitcache.cache.listing import stray_files
+from logitcache.cache.listing import extra_files
 from logitcache.cache.sequence import CachedSequence, cut_sequence
 from logitcache.errors import CorruptCacheError, ModelError
 from logitcache.format.arrays import ShardArrays
@@ -38,12 +38,12 @@ from logitcache.stores.url import local_path
 from logitcache.utils.files import open_sized, read_checked, storage_error
 from logitcache.utils.reasons import reason
 
-#: Decoded shards kept in memory: one that is being read, and room for a few readers.
+#: Decoded shards kept in memory, enough for a few threads that read different shards.
 KEPT_SHARDS = 4
 
 
 class CacheSlice(Sequence[CachedSequence]):
-    """Some sequences of a cache, read when asked for."""
+    """Some sequences of a cache, read when they are needed."""
 
     def __init__(self, cache: Cache, indices: range) -> None:
         self._cache = cache
@@ -66,7 +66,7 @@ class CacheSlice(Sequence[CachedSequence]):
 
 
 class Cache(Sequence[CachedSequence]):
-    """A finished cache, opened with ``logitcache.open``. Threads may share it; a copy in another process opens anew.
+    """A finished cache, as ``logitcache.open`` returns it. Threads may share it. Another process opens its copy again.
 
     Attributes:
         root: its directory.
@@ -86,7 +86,7 @@ class Cache(Sequence[CachedSequence]):
 
     @property
     def address(self) -> str:
-        """What opens it: its directory, or its URL pinned to its digest, without user and password."""
+        """The path or URL that opens it. A URL ends with ``@`` and the digest, and has no user and password."""
         return str(self.root)
 
     @property
@@ -96,7 +96,7 @@ class Cache(Sequence[CachedSequence]):
 
     @property
     def ranked(self) -> int:
-        """How many of the K entries are the teacher's most probable; others are a sample of the tail, or candidates."""
+        """How many of the K entries are the teacher's most probable. Others are a sample of the tail, or candidates."""
         return self.manifest.provenance.ranked
 
     @property
@@ -122,6 +122,7 @@ class Cache(Sequence[CachedSequence]):
         Raises:
             IndexError: there is no such sequence.
             CorruptCacheError: its shard is missing or altered.
+            StorageError: the system refused.
         """
         if isinstance(index, slice):
             return CacheSlice(self, range(*index.indices(len(self))))
@@ -141,6 +142,7 @@ class Cache(Sequence[CachedSequence]):
         Raises:
             IndexError: there is no such shard.
             CorruptCacheError: the shard is missing, altered, or doesn't hold what the table says.
+            StorageError: the system refused.
         """
         entry = self.shards[index]
         payload = self._payload(entry)
@@ -152,13 +154,13 @@ class Cache(Sequence[CachedSequence]):
         return arrays
 
     def read_lengths(self, index: int) -> NDArray[np.int64]:
-        """Tokens ``[S]`` of each sequence of a shard, without reading the rest of it.
+        """Number of tokens ``[S]`` of each sequence of a shard, without reading the rest of the shard.
 
-        They are checked against the shard table. That nothing of the shard was altered is left to :meth:`read_shard`.
+        They are checked against the shard table. Only :meth:`read_shard` checks that the shard wasn't altered.
 
         Raises:
             IndexError: there is no such shard.
-            CorruptCacheError: the shard is missing, has another size, or other sequences than the table says.
+            CorruptCacheError: the shard is missing, or its size or its sequences aren't what the table says.
             StorageError: the system refused.
         """
         entry = self.shards[index]
@@ -174,7 +176,7 @@ class Cache(Sequence[CachedSequence]):
         return lengths_S
 
     def zarr(self, index: int) -> Group:
-        """One shard as a read-only ``zarr.Group``, its file checked as for :meth:`read_shard`.
+        """One shard as a read-only ``zarr.Group``. Its file is checked as for :meth:`read_shard`.
 
         Raises:
             ConfigError: the cache has Arrow shards.
@@ -184,11 +186,11 @@ class Cache(Sequence[CachedSequence]):
         return open_group(self._payload(entry), self.manifest.shard_format, self.shard_address(entry))
 
     def shard_address(self, entry: ShardEntry) -> str:
-        """Where a shard's file is, for messages."""
+        """The path or URL of a shard's file, for messages."""
         return str(self.root / entry.path)
 
     def load_tokenizer(self) -> Any:
-        """The teacher's tokenizer, from the cache's own files; no code from the cache runs, and no hub is asked.
+        """The teacher's tokenizer, from the cache's own files. No code from the cache runs, and no hub is used.
 
         Raises:
             CorruptCacheError: a tokenizer file is missing or altered.
@@ -206,7 +208,7 @@ class Cache(Sequence[CachedSequence]):
             raise ModelError(f"can't load the tokenizer of {self.address}: {reason(error)}") from error
 
     def to_arrow(self) -> pa.RecordBatchReader:
-        """All sequences as Arrow record batches, read shard by shard; see ``logitcache.cache.export``."""
+        """All sequences as Arrow record batches, one per shard; see ``logitcache.cache.export``."""
         return to_arrow(self)
 
     def to_datasets(self, *, streaming: bool = False) -> Any:
@@ -218,7 +220,7 @@ class Cache(Sequence[CachedSequence]):
         return to_datasets(self, streaming=streaming)
 
     def _payload(self, entry: ShardEntry) -> bytes:
-        """A shard's bytes, checked. A cache whose shards lie elsewhere overrides this."""
+        """A shard's bytes, checked. A cache with its shards in another place overrides this."""
         return read_checked(self.root, entry.path, entry.bytes, entry.sha256)
 
     def _decoded(self, shard: int) -> ShardArrays:
@@ -251,31 +253,31 @@ class Cache(Sequence[CachedSequence]):
         )
 
 
-def open_cache(path: str | os.PathLike[str], *, filled_later: bool = False) -> Cache:
-    """Open a finished cache in a directory; ``logitcache.open`` takes URLs, too.
+def open_cache(path: str | os.PathLike[str], *, fetched_later: bool = False) -> Cache:
+    """Open a finished cache in a directory; ``logitcache.open`` takes URLs too.
 
-    The manifest, the shard table and the tokenizer are checked now, and that the shards are there unless they are
-    very many; what a shard holds is checked when it is read.
+    The manifest, the shard table and the tokenizer are checked now. If there are not too many shards, it is also
+    checked that all are there. The content of a shard is checked when it is read.
 
     Args:
         path: the directory.
-        filled_later: shards are fetched into it when they are wanted.
+        fetched_later: shards may be missing, because they are fetched when they are needed.
 
     Raises:
-        CacheNotFoundError: nothing is there, or no finished cache.
-        CacheFormatError: the cache is of another version, or needs a feature this version doesn't have.
+        CacheNotFoundError: there is no finished cache.
+        CacheFormatError: the cache has another format version, or needs a feature that this version doesn't have.
         CorruptCacheError: a file is missing, extra, cut off or altered.
         StorageError: the system refused to read.
         ConfigError: the path is a URL.
     """
     root = local_path(path, "open it with logitcache.open")
     manifest, digest = read_manifest(root)
-    refuse(stray_files(root, manifest))
+    refuse_extra(extra_files(root, manifest))
     table = read_table(root, manifest)
     check_totals(root, manifest, table)
     for name, record in manifest.tokenizer.items():
         read_tokenizer_file(root, name, record)
-    check_shard_files(root, table, filled_later=filled_later)
+    check_shard_files(root, table, fetched_later=fetched_later)
     return Cache(root, manifest, digest, table)
 
 

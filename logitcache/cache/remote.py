@@ -1,4 +1,4 @@
-"""A cache at a URL, opened like one on disk: small files now, each shard when it is wanted, through the local cache."""
+"""A cache at a URL. Opening it fetches its small files; a shard is fetched into the local cache when it is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.cache.directory import MAX_TABLE_BYTES
-from logitcache.cache.location import Found, find
+from logitcache.cache.location import FoundCache, find
 from logitcache.cache.publish import remove_scratch
 from logitcache.cache.reader import Cache, open_cache
 from logitcache.errors import CorruptCacheError, MissingFileError, OfflineError, RemoteError
@@ -33,20 +33,20 @@ from logitcache.stores.store import Store
 from logitcache.stores.url import Reference, parse_reference, public_url
 from logitcache.utils.atomic import write_file
 
-#: Shards fetched at a time, ahead of the reader.
+#: Shards fetched at the same time, ahead of the reader.
 PREFETCH_THREADS = 4
 
 
 class RemoteCache(Cache):
-    """A cache whose shards are at a URL. Threads may share it; a copy in another process opens anew.
+    """A cache whose shards are at a URL. Threads may share it; a copy in another process opens it again.
 
     Attributes:
-        url: without tag and digest, without user and password.
+        url: without tag, digest, user and password.
         store: the objects under the URL; None in offline mode.
     """
 
     def __init__(self, opened: Cache, reference: Reference, store: Store | None, local: LocalCache) -> None:
-        """``opened``: its small files, here; ``store``: None means offline."""
+        """``opened``: the directory of its small files, opened as a cache; ``store``: None in offline mode."""
         super().__init__(opened.root, opened.manifest, opened.digest, opened.shards)
         self.url = public_url(reference.url)
         self.store = store
@@ -57,7 +57,7 @@ class RemoteCache(Cache):
 
     @property
     def address(self) -> str:
-        """Its URL, pinned to its digest."""
+        """Its URL, with ``@`` and its digest."""
         return f"{self.url}@{self.digest}"
 
     def shard_address(self, entry: ShardEntry) -> str:
@@ -65,7 +65,7 @@ class RemoteCache(Cache):
         return f"{self.url}/{entry.path}"
 
     def prefetch(self, indices: Iterable[int]) -> None:
-        """Begin to fetch shards that will be read soon. A failure shows when the shard is read."""
+        """Start to fetch shards that will be read soon. A failure is raised when the shard is read."""
         store = self.store
         if store is None or store.forked:
             return
@@ -82,8 +82,10 @@ class RemoteCache(Cache):
                 self._threads = None
 
     def fetch_to(self, entry: ShardEntry, path: Path) -> None:
-        """Write a shard into a new file, from the local cache if it is there, else from the store; the local cache
-        stays as it is. Raises as reading a shard does."""
+        """Write a shard into a new file, from the local cache if it is there, else from the store.
+
+        The local cache stays as it is. Raises what reading a shard raises.
+        """
         if self.store is None:
             path.write_bytes(self._payload(entry))
             return
@@ -102,7 +104,7 @@ class RemoteCache(Cache):
             try:
                 return pool.read(entry.path, entry.bytes, entry.sha256, partial(_fetch_shard, store, entry))
             except RemoteError:
-                self._stop_prefetching()  # it would fail as well, one long wait after another
+                self._stop_prefetching()  # it would fail too, after a long wait for each shard
                 raise
         try:
             return pool.read(entry.path, entry.bytes, entry.sha256, None)
@@ -113,12 +115,12 @@ class RemoteCache(Cache):
             ) from error
 
     def read_lengths(self, index: int) -> NDArray[np.int64]:
-        """Tokens of each sequence of a shard. The shard has to come here anyway, to be trained on: it is read whole."""
+        """Number of tokens of each sequence of a shard. Training needs the shard anyway, so all of it is fetched."""
         lengths_S: NDArray[np.int64] = np.diff(self.read_shard(index).offsets_S1)
         return lengths_S
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Here, and only here, with what the URL says of user and password: another process has to log in as well.
+        # Only here does the URL keep its user and password: another process has to log in too.
         return open_remote, (f"{self._reference.url}@{self.digest}", self._local.settings)
 
     def __repr__(self) -> str:
@@ -126,36 +128,37 @@ class RemoteCache(Cache):
 
 
 def open_remote(address: str, settings: LocalSettings | None = None) -> RemoteCache:
-    """Open a finished cache at a URL. Same errors as ``open_cache``, and those below.
+    """Open a finished cache at a URL.
 
     Args:
         address: ``s3://bucket/name``, ``s3://bucket/caches@latest``, ``https://host/name@sha256:…`` and so on.
-        settings: of the local cache; from the environment if left out.
+        settings: of the local cache; by default from the environment.
 
     Raises:
         RemoteError: the store refused, or didn't answer in time.
-        OfflineError: the cache was never opened here, and the network was ruled out.
+        OfflineError: offline mode is on, and the cache was never opened on this machine.
+        CacheNotFoundError, CacheFormatError, CorruptCacheError, StorageError: as ``open_cache`` raises them.
     """
     reference = parse_reference(address)
     local = LocalCache(settings or LocalSettings.from_environment())
     if local.settings.offline:
-        store, digest = None, _recalled(reference, local)
+        store, digest = None, _recall_digest(reference, local)
     else:
         store = Store(reference.url)
-        digest = _looked_up(reference, store, local)
+        digest = _find_digest(reference, store, local)
     with local.locked(digest) as directory:
-        opened = _open_kept(directory, digest, reference, store)
+        opened = _open_small_files(directory, digest, reference, store)
     return RemoteCache(opened, reference, store, local)
 
 
-def keep_small_files(found: Found, directory: Path) -> None:
-    """Write everything of a cache but its shards into a directory, the manifest last.
+def write_small_files(found: FoundCache, directory: Path) -> None:
+    """Write all files of a cache except its shards into a directory, the manifest last.
 
     Raises:
         CorruptCacheError: a file of the cache is missing or altered.
-        CacheFormatError: the manifest isn't one that this version reads.
+        CacheFormatError: this version can't read the manifest.
         RemoteError: the store refused, or didn't answer in time.
-        StorageError: this machine did.
+        StorageError: the system refused.
     """
     location = found.location
     manifest = parse_manifest(found.raw, f"{location.url}/{MANIFEST_NAME}")
@@ -170,11 +173,11 @@ def keep_small_files(found: Found, directory: Path) -> None:
     remove_scratch(directory)
 
 
-def _open_kept(directory: Path, digest: str, reference: Reference, store: Store | None) -> Cache:
-    """Open the small files here; get them first, or once more if they are damaged."""
+def _open_small_files(directory: Path, digest: str, reference: Reference, store: Store | None) -> Cache:
+    """Open the local copy of the small files; fetch them if they are missing or damaged."""
     if (directory / MANIFEST_NAME).exists():
         try:
-            opened = open_cache(directory, filled_later=True)
+            opened = open_cache(directory, fetched_later=True)
             if opened.digest == digest:
                 return opened
         except CorruptCacheError:
@@ -183,12 +186,12 @@ def _open_kept(directory: Path, digest: str, reference: Reference, store: Store 
         shutil.rmtree(directory)
     if store is None:
         raise OfflineError(f"{reference} isn't on this machine, and offline mode asks no store")
-    keep_small_files(find(Reference(reference.url, digest=digest), store), directory)
-    return open_cache(directory, filled_later=True)
+    write_small_files(find(Reference(reference.url, digest=digest), store), directory)
+    return open_cache(directory, fetched_later=True)
 
 
-def _looked_up(reference: Reference, store: Store, local: LocalCache) -> str:
-    """The digest behind a name. A pinned one whose files are here costs no request."""
+def _find_digest(reference: Reference, store: Store, local: LocalCache) -> str:
+    """The digest that a reference names. If it names a digest whose files are here, no request is made."""
     if reference.digest and (local.directory(reference.digest) / MANIFEST_NAME).exists():
         return reference.digest
     digest = find(reference, store).digest
@@ -196,7 +199,7 @@ def _looked_up(reference: Reference, store: Store, local: LocalCache) -> str:
     return digest
 
 
-def _recalled(reference: Reference, local: LocalCache) -> str:
+def _recall_digest(reference: Reference, local: LocalCache) -> str:
     digest = local.recall(reference)
     if digest is None:
         raise OfflineError(f"{reference} was never opened on this machine, and offline mode asks no store")

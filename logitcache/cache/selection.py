@@ -1,4 +1,4 @@
-"""Which part of a cache is asked for, and which shards hold it."""
+"""A part of a cache, and the shards that hold it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from logitcache.errors import ConfigError
 from logitcache.format.table import ShardTable
 
-#: What a shard table has room for.
+#: The most shards that a shard table can list.
 _MOST_SHARDS = 10_000_000
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A part of a cache; at most one field is set, none means all of it.
+    """A part of a cache. At most one field is set; without any it is the whole cache.
 
     Attributes:
         shards: numbers of whole shards, in their order in the cache.
-        sequences: from the first of them up to, but without, the second.
-        tokens: the leading sequences that together have at most so many tokens.
+        sequences: first and last index; the last isn't included.
+        tokens: the first sequences that together have at most this many tokens.
     """
 
     shards: tuple[int, ...] | None = None
@@ -42,7 +42,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is wanted of one shard: its sequences from ``start`` up to ``stop``; ``tokens`` is a further bound."""
+    """The selected part of one shard: its sequences from ``start`` up to ``stop``, and at most ``tokens`` tokens."""
 
     shard: int
     start: int
@@ -50,7 +50,7 @@ class Piece:
     tokens: int | None = None
 
     def mask(self, lengths_S: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """``[S]``: which sequences of the shard belong to it."""
+        """``[S]`` bool: which sequences of the shard are selected; ``lengths_S`` is the number of tokens of each."""
         keep_S = np.zeros(len(lengths_S), np.bool_)
         keep_S[self.start : self.stop] = True
         if self.tokens is not None:
@@ -58,11 +58,11 @@ class Piece:
         return keep_S
 
 
-def pieces_of(selection: Selection, table: ShardTable) -> list[Piece]:
-    """The shards that hold a selection, and what is wanted of each.
+def find_pieces(selection: Selection, table: ShardTable) -> list[Piece]:
+    """The shards that hold a selection, and the selected part of each.
 
     Raises:
-        ConfigError: there are no such shards or sequences.
+        ConfigError: there are no such shards or sequences, or nothing is selected.
     """
     counts_R = table.counts_R["sequences"]
     if selection.shards is not None:

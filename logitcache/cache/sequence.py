@@ -1,6 +1,7 @@
-"""One sequence of a cache as tensors, cut from its decoded shard.
+"""One sequence of a cache as tensors, copied from its decoded shard.
 
-Shape legend: L tokens of a sequence or shard, M positions of a sequence with targets, N of a shard, K entries each.
+Shape legend: L tokens of a sequence or shard, M positions of a sequence that have targets, N the same of a shard, K
+entries per position.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class CachedSequence:
 
     @cached_property
     def labels(self) -> Tensor:
-        """``[M]`` int64: the token that really came next at each position."""
+        """``[M]`` int64: the token of the text that follows each position."""
         return self.token_ids[self.positions + 1]
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class CachedSequence:
 
 
 def cut_sequence(arrays: ShardArrays, index: int) -> CachedSequence:
-    """One sequence of a decoded shard, copied out of it."""
+    """One sequence of a decoded shard, as a copy."""
     tokens, rows = arrays.tokens_of(index), arrays.targets_of(index)
     return CachedSequence(
         token_ids=_tensor(arrays.token_ids_L[tokens], np.int64),
@@ -74,7 +75,7 @@ def cut_sequence(arrays: ShardArrays, index: int) -> CachedSequence:
 
 
 def _tensor(values: NDArray[Any], dtype: type[np.generic]) -> Tensor:
-    # A copy, so that a caller who writes into a sequence doesn't alter the shard kept in memory.
+    # A copy, so that a caller who changes a sequence doesn't change the shard kept in memory.
     return torch.from_numpy(np.array(values, dtype=dtype, order="C"))
 
 

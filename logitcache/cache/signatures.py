@@ -1,4 +1,4 @@
-"""Where signatures lie, and the check that a cache has one of a trusted key."""
+"""Read and write a cache's signatures, and check that a trusted key signed it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from logitcache.stores.store import NotThereError, Store
 from logitcache.utils.atomic import write_atomically
 from logitcache.utils.files import read_limited, storage_error
 
-#: Of one signature at most; those of Ed25519 keys have about 300.
+#: The most bytes of one signature; a signature of an Ed25519 key has about 300.
 _MAX_BYTES = 4096
 _NAME = re.compile(r"[0-9a-f]{16}\.sig")
 
 
-def keep_signature(root: Path, name: str, signature: bytes) -> None:
-    """Write a signature into a cache's directory; several processes may do so at once.
+def write_signature(root: Path, name: str, signature: bytes) -> None:
+    """Write a signature into a cache's directory. Several processes may do this at the same time.
 
     Raises:
         StorageError: the system refused.
@@ -35,9 +35,10 @@ def keep_signature(root: Path, name: str, signature: bytes) -> None:
 
 
 def check_trusted(cache: Cache, trusted_keys: Path) -> None:
-    """Raise SignatureError unless a key of this file signed the cache.
+    """Check that a key of this file signed the cache.
 
     Raises:
+        SignatureError: none did.
         ConfigError: the file holds no public key.
         RemoteError: the store refused, or didn't answer in time.
     """
@@ -60,26 +61,35 @@ def _signatures(cache: Cache, keys: list[PublicKey], store: Store | None) -> Ite
         except NotThereError:
             continue
         if is_signed(cache.digest, key, signature):
-            keep_signature(cache.root, f"{key.name}.sig", signature)
+            write_signature(cache.root, f"{key.name}.sig", signature)
         yield key, signature
 
 
 def push_signatures(cache: Cache, store: Store) -> None:
-    """Put a cache's signatures, those here and those in its store, into another store."""
-    for name, signature in _found(cache).items():
+    """Copy a cache's signatures, from its directory and its store, to another store.
+
+    Raises:
+        RemoteError: a store refused, or didn't answer in time.
+    """
+    for name, signature in _collect(cache).items():
         store.put(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/{name}", signature)
 
 
 def pull_signatures(cache: Cache, root: Path) -> None:
-    """Put a cache's signatures, those here and those in its store, into a copy of it."""
-    for name, signature in _found(cache).items():
-        keep_signature(root, name, signature)
+    """Copy a cache's signatures, from its directory and its store, to a copy of the cache.
+
+    Raises:
+        RemoteError: the store refused, or didn't answer in time.
+        StorageError: the system refused.
+    """
+    for name, signature in _collect(cache).items():
+        write_signature(root, name, signature)
 
 
-def _found(cache: Cache) -> dict[str, bytes]:
-    found = _kept(cache.root)
+def _collect(cache: Cache) -> dict[str, bytes]:
+    found = _read_local(cache.root)
     store = cache.store if isinstance(cache, RemoteCache) else None
-    if store is not None and store.writable:  # the others can't list
+    if store is not None and store.writable:  # other stores can't be listed
         for item in store.list(f"{SIGNATURES_DIR}/{cache.digest.removeprefix('sha256:')}/"):
             name = item.path.rpartition("/")[2]
             if _NAME.fullmatch(name):
@@ -87,7 +97,7 @@ def _found(cache: Cache) -> dict[str, bytes]:
     return found
 
 
-def _kept(root: Path) -> dict[str, bytes]:
+def _read_local(root: Path) -> dict[str, bytes]:
     directory = root / SIGNATURES_DIR
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     return {name: read_limited(root, f"{SIGNATURES_DIR}/{name}", _MAX_BYTES) for name in names if _NAME.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""A cache carries its tokenizer: the files, and a digest that says how tokens are numbered."""
+"""The tokenizer in a cache: its files, and a digest of which id each token has."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NAME = re.compile(TOKENIZER_FILE_PATTERN)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """``sha256:…`` over a tokenizer's numbering: every (id, token), added ones too, in order of id.
+    """``sha256:…`` over every (id, token) of a tokenizer, added tokens included, in order of id.
 
-    Tokenizers with equal digests give each id the same meaning, whatever else their files say, so a student of one can
-    learn from a cache of the other. The length of a model's logit vector has no part in it.
+    Tokenizers with equal digests give each id the same meaning, even if their files differ in other ways. So a student
+    with one can learn from a cache with the other. The length of a model's logit vector doesn't change the digest.
 
     Args:
         tokenizer: a ``transformers`` tokenizer, or anything with ``get_vocab() -> dict[str, int]``.
@@ -33,10 +33,10 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    """The files that ``save_pretrained`` writes, by name, as ``finalize_cache`` takes them.
+    """The files that ``save_pretrained`` writes: content by name, for ``finalize_cache``.
 
     Raises:
-        ModelError: the tokenizer needs a file that a cache doesn't carry, such as Python code.
+        ModelError: the tokenizer needs a file that a cache can't hold, such as Python code.
     """
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
@@ -51,7 +51,7 @@ def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _without_origin(name: str, content: bytes) -> bytes:
-    """Drop the path that the tokenizer was loaded from: it is private, and equal tokenizers would differ by it."""
+    """Remove the path that the tokenizer was loaded from. It is private, and it would make equal tokenizers differ."""
     if name != "tokenizer_config.json":
         return content
     settings = json.loads(content)

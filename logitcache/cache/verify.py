@@ -1,4 +1,4 @@
-"""Checking a whole cache: every file, in parallel, and every fault reported, not the first."""
+"""Check every file of a cache, in parallel, and report every fault, not only the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.cache.directory import check_is_cache, check_totals, read_table, read_tokenizer_file
-from logitcache.cache.listing import Stray, stray_files, stray_shards
+from logitcache.cache.listing import ExtraFile, extra_files, extra_shards
 from logitcache.cache.reader import Cache
 from logitcache.errors import CorruptCacheError, LogitCacheError, MissingFileError, StorageError
 from logitcache.format.content import content_faults
@@ -55,10 +55,10 @@ class VerifyReport:
     """What ``verify_cache`` found.
 
     Attributes:
-        digest: the cache's name, ``sha256:…``; None if there is no manifest to take it of.
-        deep: whether shards were decoded too.
+        digest: the cache's name, ``sha256:…``; None if the manifest can't be read.
+        deep: True if shards were decoded too.
         files, bytes: how many were read and checked.
-        faults: everything that is wrong, in the order of the files; empty for a sound cache.
+        faults: everything that is wrong, in the order of the files; empty for a correct cache.
     """
 
     digest: str | None
@@ -83,10 +83,10 @@ def verify_cache(
     """Check every file of a cache against the manifest and the shard table.
 
     Args:
-        path: the cache's directory; ``logitcache.share.verify`` takes URLs, too.
+        path: the cache's directory; ``logitcache.cache.opening.verify`` takes URLs too.
         deep: also decode every shard and check what it holds: counts, order, ids, masks, digests of the sequences,
             and that each distribution's mass is 1 within the encoding's bound.
-        workers: threads; as many as the machine has processors if left out.
+        workers: threads; by default as many as the machine has processors.
         progress: called as shards are done.
 
     Raises:
@@ -94,12 +94,12 @@ def verify_cache(
         ConfigError: the path is a URL.
     """
     return _Verification(
-        local_path(path, "give it to logitcache.share.verify"), deep, workers or os.cpu_count() or 1, progress
+        local_path(path, "give it to logitcache.cache.opening.verify"), deep, workers or os.cpu_count() or 1, progress
     ).run()
 
 
 class _Verification:
-    """One run over one cache, and what it has found so far."""
+    """One check of one cache, and the faults found so far."""
 
     def __init__(self, root: Path, deep: bool, workers: int, progress: Report) -> None:
         self.root = root
@@ -124,7 +124,7 @@ class _Verification:
         self._count(len(raw))
         manifest = self._manifest(raw)
         if manifest is not None:
-            self._strays(manifest)
+            self._check_extra(manifest)
             self._tokenizer(manifest)
             table = self._table(manifest)
             if table is not None:
@@ -148,10 +148,10 @@ class _Verification:
             self._add(MANIFEST_NAME, error)
             return None
 
-    def _strays(self, manifest: Manifest) -> None:
-        self._extra(stray_files(self.root, manifest))
+    def _check_extra(self, manifest: Manifest) -> None:
+        self._add_extra(extra_files(self.root, manifest))
         if (self.root / SCRATCH_DIR).exists():
-            message = "left by a run that was killed as it finished; the cache is whole: delete this directory"
+            message = "left by a run that was killed as it finished; the cache is complete: delete this directory"
             self.faults.append(Fault(SCRATCH_DIR, "extra", message))
 
     def _tokenizer(self, manifest: Manifest) -> None:
@@ -172,7 +172,7 @@ class _Verification:
             check_totals(self.root, manifest, table)
         except LogitCacheError as error:
             self._add(TABLE_NAME, error)
-        self._extra(stray_shards(self.root, table))
+        self._add_extra(extra_shards(self.root, table))
         return table
 
     def _shards(self, manifest: Manifest, table: ShardTable, digest: str) -> None:
@@ -192,7 +192,7 @@ class _Verification:
                 raise
 
     def _shards_by_name(self) -> None:
-        """Without a table, a shard's own name still says what its digest must be."""
+        """Check shards without a table: a shard's name says what its digest must be."""
         paths = sorted((self.root / SHARDS_DIR).glob("*")) if (self.root / SHARDS_DIR).is_dir() else []
         named = [(f"{SHARDS_DIR}/{path.name}", path.name.partition(".")[0]) for path in paths]
         with ThreadPoolExecutor(self.workers) as pool:
@@ -224,8 +224,8 @@ class _Verification:
             return [_fault(entry.path, error)]
         return [Fault(entry.path, "invalid", message) for message in content_faults(arrays, cache.manifest)]
 
-    def _extra(self, strays: list[Stray]) -> None:
-        self.faults += [Fault(stray.path, "extra", stray.message) for stray in strays]
+    def _add_extra(self, extra: list[ExtraFile]) -> None:
+        self.faults += [Fault(file.path, "extra", file.message) for file in extra]
 
     def _count(self, size: int) -> None:
         self.files += 1
@@ -239,7 +239,7 @@ class _Verification:
 
 
 def _distinct(table: ShardTable) -> Iterator[tuple[int, ShardEntry]]:
-    """Rows with their index, equal ones once: a table may name the same shard a million times."""
+    """Rows with their index, without repeats: a table may list the same shard a million times."""
     seen: set[int] = set()
     for index, entry in enumerate(table):
         if hash(entry) not in seen:

@@ -1,4 +1,4 @@
-"""Verify a cache where it lies: every file is fetched from the store and checked, whatever is kept on this machine."""
+"""Verify a cache at a URL: every file is fetched from the store and checked, even if this machine has a copy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _KINDS = ((MissingFileError, "missing"), (CorruptCacheError, "altered"))
 
 
 def verify_remote(url: str, deep: bool, workers: int, progress: Report) -> VerifyReport:
-    """Same as ``verify_cache``. Other objects under the URL are no faults: they may belong to other caches.
+    """Same as ``verify_cache``. Other objects under the URL aren't faults: they may belong to other caches.
 
     Raises:
-        CacheNotFoundError: there is no finished cache of this name.
-        RemoteError: the store refused, or didn't answer in time: that says nothing of the cache.
+        CacheNotFoundError: there is no finished cache with this name.
+        RemoteError: the store refused, or didn't answer in time. The cache itself may still be correct.
     """
     reference = parse_reference(url)
     store = Store(reference.url)

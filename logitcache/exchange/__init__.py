@@ -1,1 +1,1 @@
-"""Caches from other programs' files, and files for other programs."""
+"""Import caches from other programs' files, and export caches to files for other programs."""

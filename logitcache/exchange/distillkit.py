@@ -1,9 +1,9 @@
-"""Rows of DistillKit's published Parquet layout: packed ids, and log-probs as exact values, a fit and quantised rest.
+"""Read rows of DistillKit's Parquet layout: packed ids, and log-probs as exact values, a polynomial and quantised rest.
 
-Decoded after ``distillkit.compression`` (Apache-2.0, Arcee AI): bits are packed from the highest to the lowest, deltas
-run along K, and a bin's integers are scaled. What that codec loses is lost; nothing is added here.
+The decoder follows ``distillkit.compression`` (Apache-2.0, Arcee AI): bits are packed from the highest to the lowest,
+deltas run along K, and the integers of a bin are scaled. Values have the error of that codec and no other.
 
-Shape legend: M rows of lists of one sequence, K entries each.
+Shape legend: L tokens of a sequence, M positions that have a list, B bytes per list, K entries per list.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Bin(BaseModel):
 
 
 class Compression(BaseModel):
-    """DistillKit's ``DistributionQuantizationConfig``, as it stands in its YAML file."""
+    """DistillKit's ``DistributionQuantizationConfig``, as its YAML file has it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,10 +58,11 @@ class Compression(BaseModel):
 
 
 def distillkit_rows(places: list[Path]) -> Iterator[Row]:
-    """The rows of directories, or of Parquet files whose settings lie beside them.
+    """The rows of directories, or of Parquet files with their settings in the same directory.
 
     Raises:
         DataError: settings or columns are missing, or don't fit the data.
+        StorageError: the system refused to read a file.
     """
     for path in _files(places):
         config = _config(path.parent / CONFIG_NAME)
@@ -86,7 +87,7 @@ def _row(row: dict[str, Any], config: Compression, where: str) -> Row:
     packed, coded = row["bytepacked_indices"], row["compressed_logprobs"]
     if len(packed) != len(coded) or len(coded) > len(tokens_L):
         raise DataError(f"{where}: {len(tokens_L)} tokens, {len(packed)} lists of ids, {len(coded)} of log-probs")
-    count = min(len(coded), max(len(tokens_L) - 1, 0))  # a list for the last token predicts nothing that is here
+    count = min(len(coded), max(len(tokens_L) - 1, 0))  # no token follows the last one, so its list is left out
     try:
         ids_MK = unpack_bits(np.array(packed[:count], np.uint8), (config.d - 1).bit_length() or 1, config.k)
         logprobs_MK = decode_logprobs(np.array(coded[:count], np.uint8), config)
@@ -96,7 +97,11 @@ def _row(row: dict[str, Any], config: Compression, where: str) -> Row:
 
 
 def unpack_bits(packed_MB: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
-    """``[M, count]``: integers of ``bits`` bits each, the highest bit first."""
+    """Unpack integers of ``bits`` bits each, the highest bit first: int64 ``[M, count]``.
+
+    Raises:
+        ValueError: there are too few bytes.
+    """
     if not len(packed_MB):
         return np.zeros((0, count), np.int64)
     stream = np.unpackbits(packed_MB, axis=1)
@@ -108,7 +113,11 @@ def unpack_bits(packed_MB: NDArray[np.uint8], bits: int, count: int) -> NDArray[
 
 
 def decode_logprobs(coded_MB: NDArray[np.uint8], config: Compression) -> NDArray[np.float64]:
-    """``[M, K]``: log-probs, falling along K as far as the codec keeps the order."""
+    """Decode log-probs: float64 ``[M, K]``. They fall along K, except where the codec's errors change the order.
+
+    Raises:
+        ValueError: there are too few bytes.
+    """
     if not len(coded_MB):
         return np.zeros((0, config.k))
     reader = _Reader(coded_MB)

@@ -1,4 +1,4 @@
-"""Export a cache as plain Parquet, which any program reads."""
+"""Export a cache as plain Parquet, which other programs can read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from logitcache.utils.progress import Report, silent
 
 
 def export_parquet(cache: Cache, out: str | os.PathLike[str], *, progress: Report = silent) -> int:
-    """Write one Parquet file, a row a sequence, with the columns of ``cache.to_arrow()``; returns its bytes.
+    """Write a Parquet file with one row per sequence and the columns of ``cache.to_arrow()``; returns its bytes.
 
-    Pages have checksums, and the cache's digest stands in the file's metadata. Written aside, then renamed.
+    Pages have checksums, and the file's metadata has the cache's digest. A temporary file is written, then renamed.
 
     Raises:
-        OutputExistsError: a file is there.
+        OutputExistsError: a file is there already.
         ConfigError: ``out`` is a URL.
-        StorageError: the system refused. Also whatever reading a shard raises.
+        StorageError: the system refused.
+        CorruptCacheError: a shard is missing or altered.
     """
     path = local_path(out, "export to a file on this machine")
     if path.exists():
@@ -33,8 +34,8 @@ def export_parquet(cache: Cache, out: str | os.PathLike[str], *, progress: Repor
     schema = reader.schema.with_metadata({b"logitcache.digest": cache.digest.encode("ascii")})
     done = 0
     with (
-        atomic_file(path) as aside,
-        pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as writer,
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for batch in reader:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))

@@ -1,6 +1,7 @@
-"""Import log-probs that other programs wrote: rows of tokens and top-k lists become a cache.
+"""Import log-probs that other programs wrote: make a cache from rows of tokens and top-k lists.
 
-Shape legend: L tokens of a sequence, M of its positions with targets, K entries a position.
+Shape legend: L tokens of a sequence, M of its positions that have targets, N positions of a shard that have targets, K
+entries per position.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from logitcache.cache.derive import CorpusDigest
-from logitcache.cache.install import claimed
+from logitcache.cache.install import claim_directory
 from logitcache.cache.publish import finalize_cache, publish_shard
 from logitcache.cache.reader import Cache, open_cache
 from logitcache.cache.tokenizer import tokenizer_digest, tokenizer_files
@@ -35,21 +36,21 @@ from logitcache.utils.reasons import reason
 from logitcache.utils.validation import first_fault
 
 Kind = Literal["openai", "vllm", "distillkit"]
-#: Mass that the list may have beyond 1: rounding of the program that wrote it. More means that these aren't log-probs.
+#: A list's probabilities may add up to this much more than 1, by rounding. With more, they aren't log-probs.
 _EXCESS = 0.05
-#: Where the list has all the mass, the rest is below what its numbers resolve.
+#: Residual probability of a list that adds up to 1; its true value is too small to compute from the list.
 _LEAST_REST = 1e-9
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made.
+    """The result of an import.
 
     Attributes:
         cache: the new cache, opened.
-        rows: read.
-        skipped_positions: left without targets, because fewer than K of their entries can be used.
-        skipped_rows: left out, because no position was left.
+        rows: how many rows were read.
+        skipped_positions: positions without targets, because fewer than K of their entries can be used.
+        skipped_rows: rows left out, because none of their positions has targets.
     """
 
     cache: Cache = field(repr=False)
@@ -82,15 +83,15 @@ def import_logprobs(
     """Turn other programs' log-prob dumps into a cache.
 
     Args:
-        files: JSON lines for ``openai`` and ``vllm``; for ``distillkit`` Parquet files with ``compression_config.yaml``
-            beside them, or their directory.
+        files: JSON lines for ``openai`` and ``vllm``; for ``distillkit`` a directory of Parquet files with
+            ``compression_config.yaml``, or Parquet files in such a directory.
         out: the cache's directory; absent, empty, or left by an import that was killed. A failure leaves nothing.
-        kind: who wrote them.
+        kind: which program wrote the files.
         tokenizer: directory or hub id of the teacher's tokenizer.
-        teacher: what to call the teacher: the files don't say which weights ran.
-        top_k: K. Positions with fewer entries get no targets; of longer lists the best K stay.
+        teacher: name of the teacher. The files don't say which weights were used.
+        top_k: K. Positions with fewer entries get no targets; longer lists keep their best K.
         vocab_size: the length of the teacher's logit vector, if it isn't the tokenizer's.
-        encoding, shard_format, shard_tokens, card: as for a dump.
+        encoding, shard_format, shard_tokens, card: the same as for a dump.
         progress: called as rows are read.
 
     Raises:
@@ -107,7 +108,7 @@ def import_logprobs(
     encoding = encoding or Encoding()
     builder = _Builder(root, top_k, size, encoding, shard_format, shard_tokens)
     provenance = _provenance(kind, teacher, tokenizer_digest(loaded), top_k, size)
-    with claimed(root, f"import {kind}", keep_shards=False):
+    with claim_directory(root, f"import {kind}", keep_shards=False):
         for row in _rows(kind, [Path(file) for file in files], loaded):
             builder.add(row)
             progress("import", builder.rows, None, "rows")
@@ -120,7 +121,7 @@ def import_logprobs(
 
 
 def _provenance(kind: Kind, teacher: str, tokenizer: str, top_k: int, vocab_size: int) -> Provenance:
-    """What the manifest will say, checked before the rows are read; their digest comes later."""
+    """The manifest's provenance, checked before the rows are read. The corpus digest is added later."""
     try:
         return Provenance(
             teacher=Teacher(name=teacher, dtype="unknown", engine=kind),
@@ -164,7 +165,7 @@ def _load_tokenizer(name: str) -> Any:
 
 
 class _Builder:
-    """Gathers rows into shards."""
+    """Collect rows into shards."""
 
     def __init__(
         self, root: Path, top_k: int, vocab_size: int, encoding: Encoding, shard_format: ShardFormatName, tokens: int
@@ -180,7 +181,7 @@ class _Builder:
         self._logprobs: list[NDArray[np.float64]] = []
 
     def add(self, row: Row) -> None:
-        """Take a row in; a full shard is published."""
+        """Add a row; a full shard is published."""
         self.rows += 1
         self.skipped_positions += row.skipped
         if len(row.token_ids_L) and int(row.token_ids_L.max()) >= self.vocab_size:
@@ -217,12 +218,12 @@ class _Builder:
             )
 
     def flush(self) -> None:
-        """Publish what was gathered as a shard."""
+        """Publish the collected rows as a shard."""
         if not self._tokens:
             return
         logprobs_NK = np.stack(self._logprobs)
         mass_N = np.exp(logprobs_NK).sum(1)
-        # Rounding may have left the lists a little above 1; then they are scaled down, and the rest is next to nothing.
+        # By rounding a list may add up to slightly more than 1. It is scaled down to 1, and its residual is tiny.
         logprobs_NK -= np.log(np.maximum(mass_N, 1.0))[:, None]
         residual_N = np.log(np.maximum(1.0 - np.exp(logprobs_NK).sum(1), _LEAST_REST))
         digests = [sequence_digest(t, m) for t, m in zip(self._tokens, self._masks, strict=True)]

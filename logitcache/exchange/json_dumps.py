@@ -1,4 +1,4 @@
-"""Rows of JSON-lines dumps: vLLM's ``prompt_logprobs`` and OpenAI-style ``top_logprobs``."""
+"""Read rows of JSON lines: vLLM's ``prompt_logprobs`` and OpenAI-style ``top_logprobs``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from logitcache.utils.reasons import reason
 
 
 def vllm_rows(files: list[Path]) -> Iterator[Row]:
-    """One row a line: ``prompt_token_ids`` and ``prompt_logprobs``, at the top or in ``choices[0]``.
+    """One row per line: ``prompt_token_ids`` and ``prompt_logprobs``, at the top level or in ``choices[0]``.
 
-    ``prompt_logprobs[j]`` predicts token ``j`` itself, so it belongs to position ``j - 1``. It lists the best tokens,
-    and the prompt's own token as an extra entry where that isn't among them; the extra one goes.
+    ``prompt_logprobs[j]`` predicts token ``j`` itself, so it belongs to position ``j - 1``. It lists the best tokens.
+    If the prompt's own token isn't among them, it is an extra entry, which is left out.
+
+    Raises:
+        DataError: a line isn't of this form.
+        StorageError: the system refused to read a file.
     """
     for where, value in _lines(files):
         holder = value if "prompt_logprobs" in value else _first_choice(value, where)
@@ -40,10 +44,14 @@ def vllm_rows(files: list[Path]) -> Iterator[Row]:
 
 
 def openai_rows(files: list[Path], tokenizer: Any) -> Iterator[Row]:
-    """One row a line: ``messages`` or ``prompt``, and the answer with ``choices[0].logprobs``, perhaps in ``response``.
+    """One row per line: ``messages`` or ``prompt``, and ``choices[0].logprobs`` at the top level or in ``response``.
 
-    Tokens come as text or bytes and are looked up in the tokenizer. Only the completion has targets. A list that names
-    a token which the tokenizer doesn't have loses that entry.
+    Tokens are text or bytes, and their ids are looked up in the tokenizer. Only the completion has targets. Entries
+    with a token that the tokenizer doesn't have are left out.
+
+    Raises:
+        DataError: a line isn't of this form, or the tokenizer isn't the teacher's.
+        StorageError: the system refused to read a file.
     """
     lookup = TokenBytes(tokenizer)
     for where, value in _lines(files):
@@ -75,12 +83,12 @@ def _without_extra(entries: Any, where: str) -> list[tuple[str, float]]:
         ranked = [(name, float(entry["logprob"]), entry.get("rank")) for name, entry in entries.items()]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: an entry of prompt_logprobs isn't id: {{logprob, rank}}") from error
-    # Of n entries the best n have rank 1 to n, unless the prompt's own token is an extra one of a higher rank.
+    # n entries have ranks 1 to n, unless the prompt's own token is an extra entry with a higher rank.
     return [(name, logprob) for name, logprob, rank in ranked if rank is None or rank <= len(ranked)]
 
 
 def _content(choice: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """Chat completions have ``content``; the older completions three lists side by side."""
+    """The entries of a completion. Chat completions have ``content``; older completions have parallel lists."""
     found = choice.get("logprobs")
     if isinstance(found, dict) and isinstance(found.get("content"), list):
         return list(found["content"])
@@ -101,7 +109,7 @@ def _prompt(value: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
     if isinstance(value.get("messages"), list):
         try:
             text = tokenizer.apply_chat_template(value["messages"], add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program of its own, and may raise anything
+        except Exception as error:  # a template is a program and may raise any error
             raise DataError(
                 f"{where}: the tokenizer's chat template can't render the messages: {reason(error)}"
             ) from error

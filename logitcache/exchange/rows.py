@@ -1,6 +1,6 @@
-"""Rows as the readers of other programs' files return them.
+"""A row, as the readers of other programs' files return it.
 
-Shape legend: L tokens of a sequence, M of its positions with targets.
+Shape legend: L tokens of a sequence, M of its positions that have a list.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Row:
         where: file and row, for messages.
         token_ids_L: uint32.
         positions_M: int64, ascending; position ``t`` holds the prediction for token ``t + 1``.
-        ids: for each of them, the ids listed, at least one.
-        logprobs: and their log-probs, in any order.
+        ids: for each of those positions the listed ids, at least one.
+        logprobs: the log-probs of those ids, in nats; in any order.
         skipped: positions whose list can't be used.
     """
 

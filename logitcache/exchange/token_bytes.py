@@ -1,4 +1,4 @@
-"""From a token's bytes or text to its id: APIs name tokens by what they spell."""
+"""Find the id of a token by its bytes or text, because APIs name tokens in this way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
-    """The tokens of a tokenizer by the bytes they stand for; of several with the same bytes, the lowest id."""
+    """The ids of a tokenizer's tokens by their bytes. Of several tokens with the same bytes, the lowest id is used."""
 
     def __init__(self, tokenizer: Any) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -17,7 +17,7 @@ class TokenBytes:
         special = set(tokenizer.get_added_vocab())
         self._ids: dict[bytes, int] = {}
         for text, number in sorted(tokenizer.get_vocab().items(), key=lambda item: -item[1]):
-            raw = text.encode("utf-8", "surrogatepass") if text in special else _spelled(text, by_level)
+            raw = text.encode("utf-8", "surrogatepass") if text in special else _token_bytes(text, by_level)
             self._ids[raw] = number
 
     def find(self, entry: dict[str, Any]) -> int | None:
@@ -26,14 +26,14 @@ class TokenBytes:
         if listed:
             return self._ids.get(bytes(listed))
         text = str(entry.get("token", ""))
-        if text.startswith("bytes:"):  # how some servers write bytes that are no text
+        if text.startswith("bytes:"):  # some servers write bytes that aren't text in this way
             escaped = text.removeprefix("bytes:")
             if re.fullmatch(r"(\\x[0-9a-fA-F]{2})+", escaped):
                 return self._ids.get(bytes.fromhex(escaped.replace("\\x", "")))
         return self._ids.get(text.encode("utf-8", "surrogatepass"))
 
 
-def _spelled(text: str, by_level: bool) -> bytes:
+def _token_bytes(text: str, by_level: bool) -> bytes:
     if by_level and all(char in _LEVEL for char in text):
         return bytes(_LEVEL[char] for char in text)
     match = _BYTE_TOKEN.fullmatch(text)
@@ -43,7 +43,7 @@ def _spelled(text: str, by_level: bool) -> bytes:
 
 
 def _level_table() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from U+0100 on."""
+    """GPT-2's characters for bytes: a printable byte is its own character; the others use characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     rest = [byte for byte in range(256) if byte not in set(printable)]

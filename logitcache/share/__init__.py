@@ -1,6 +1,6 @@
-"""Caches between teams: push, pull, merge, tag, sign.
+"""Share caches between teams: push, pull, merge, tag, sign.
 
-Modules are called otherwise than the functions they hold, because both would be attributes of this package.
+A module and its function have different names, because both would be attributes of this package.
 """
 
 from logitcache.share.merging import Merged, merge

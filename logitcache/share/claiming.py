@@ -1,8 +1,9 @@
-"""One name, one cache: who may write the small files of a cache under a plain name, and who wins it in the end.
+"""Make sure that one name in a store gets one cache, even if several processes push to it.
 
-A push claims the name with ``manifest.sha256``, put only if there is none, and wins it with ``manifest.json``, put only
-if there is none. A claim that was left behind is taken over by compare-and-swap. If its owner was alive after all, two
-write small files under one name: so each overwrites only what it has read, and the loser puts back the winner's.
+A push claims the name: it writes ``manifest.sha256``, but only if there is none. It owns the name when it has written
+``manifest.json``, again only if there is none. If a push was interrupted, another push can take over its claim by
+compare-and-swap. If the first process is still running after all, two processes write small files under one name. So
+each one overwrites only files that it has read, and the one that fails restores the other's files.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from logitcache.stores.store import NotThereError, TakenError
 
 
 def claim(location: Location, content: Content, take_over: bool) -> None:
-    """Claim a name for a cache, or find it claimed for this one.
+    """Claim a name for a cache. A name that is already claimed for this cache is fine.
 
     Raises:
-        OutputExistsError: another cache has it, or was about to.
+        OutputExistsError: another cache has claimed it.
+        RemoteError: the store refused, or didn't answer in time.
     """
     store, path, line = location.store, location.path(MANIFEST_DIGEST_NAME), digest_line(content.raw)
     try:
@@ -27,8 +29,8 @@ def claim(location: Location, content: Content, take_over: bool) -> None:
     except TakenError:
         if not take_over or store.size(location.path(MANIFEST_NAME)) is not None:
             raise OutputExistsError(
-                f"another cache is being pushed to {location.url}, or its push was broken off: choose another name, or "
-                "give --take-over if nobody is pushing there any more"
+                f"another cache is being pushed to {location.url}, or its push was interrupted: choose another name, "
+                "or give --take-over if no process is pushing there any more"
             ) from None
         _take_over(location, path, line)
 
@@ -37,22 +39,24 @@ def _take_over(location: Location, path: str, line: bytes) -> None:
     try:
         location.store.replace(path, line, location.store.get(path, 256))
     except (TakenError, NotThereError):
-        raise _lost(location, "at the same moment") from None
+        raise _taken_error(location, "at the same moment") from None
 
 
 def finish(location: Location, content: Content, *, whole: bool) -> None:
     """Write the small files, and the manifest last.
 
     Args:
-        whole: the manifest is there, so the small files are ours, and only those that were lost go again.
+        location, content: the cache, and where it goes.
+        whole: the manifest is there already, so only small files that are missing are written again.
 
     Raises:
-        OutputExistsError: the name was taken over, or another push won it.
+        OutputExistsError: another push has taken the name.
+        RemoteError: the store refused, or didn't answer in time.
     """
     if not _is_claimed(location, content):
-        raise _lost(location, "meanwhile")
+        raise _taken_error(location, "meanwhile")
     if whole:
-        _put_lost(location, content)
+        _restore_missing(location, content)
         return
     before: dict[str, bytes | None] = {}
     try:
@@ -61,21 +65,21 @@ def finish(location: Location, content: Content, *, whole: bool) -> None:
             before[path] = _swap(location, path, payload)
         location.store.create(location.path(MANIFEST_NAME), content.raw)
     except TakenError:
-        _put_back(location, content, before)
-        raise _lost(location, "meanwhile") from None
-    if not _is_claimed(location, content):  # taken over just before: but the manifest is ours, so it stays
+        _restore_winner(location, content, before)
+        raise _taken_error(location, "meanwhile") from None
+    if not _is_claimed(location, content):  # taken over just before, but our manifest was first
         for relative, payload in content.small_files().items():
             location.store.put(location.path(relative), payload)
 
 
-def _put_lost(location: Location, content: Content) -> None:
+def _restore_missing(location: Location, content: Content) -> None:
     for relative, payload in content.files.items():
         if location.store.size(location.path(relative)) != len(payload):
             location.store.put(location.path(relative), payload)
 
 
 def _swap(location: Location, path: str, payload: bytes) -> bytes | None:
-    """Write a file over what is there, and return that; TakenError if another writes it at the same moment."""
+    """Overwrite a file and return its old content; TakenError if another process writes it at the same moment."""
     store = location.store
     if store.size(path) is None:
         store.create(path, payload)
@@ -85,8 +89,8 @@ def _swap(location: Location, path: str, payload: bytes) -> bytes | None:
     return old
 
 
-def _put_back(location: Location, content: Content, before: dict[str, bytes | None]) -> None:
-    """What the winner wrote and we wrote over. Where it has written since, all is well."""
+def _restore_winner(location: Location, content: Content, before: dict[str, bytes | None]) -> None:
+    """Restore the other push's files that we overwrote. A file that it has written again since then is left alone."""
     store = location.store
     files = {location.path(relative): payload for relative, payload in content.files.items()}
     swaps = [(path, files[path], old) for path, old in before.items() if old is not None]
@@ -94,7 +98,7 @@ def _put_back(location: Location, content: Content, before: dict[str, bytes | No
         winner = store.get(location.path(MANIFEST_NAME), 1 << 20)
         swaps.append((location.path(MANIFEST_DIGEST_NAME), digest_line(content.raw), digest_line(winner)))
     except NotThereError:
-        pass  # it isn't done yet, and writes them itself
+        pass  # it hasn't finished, so it will write its own files
     for path, ours, theirs in swaps:
         try:
             store.replace(path, theirs, ours)
@@ -109,5 +113,5 @@ def _is_claimed(location: Location, content: Content) -> bool:
         return False
 
 
-def _lost(location: Location, when: str) -> OutputExistsError:
+def _taken_error(location: Location, when: str) -> OutputExistsError:
     return OutputExistsError(f"another push took {location.url} over {when}: choose another name")

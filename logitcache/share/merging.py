@@ -1,4 +1,4 @@
-"""Merge: one manifest over the shards of several caches. Shards stay the files they are, unless sequences are dropped.
+"""Merge caches: write one manifest over the shards of several. Shards are rewritten only if sequences are dropped.
 
 Shape legend: S sequences of a shard.
 """
@@ -21,7 +21,7 @@ from logitcache.cache.derive import CorpusDigest, derived_files, encode_part, ke
 from logitcache.cache.directory import read_tokenizer_file
 from logitcache.cache.location import Location
 from logitcache.cache.opening import open_place
-from logitcache.cache.provenance import card_of, differences, merged_provenance
+from logitcache.cache.provenance import differences, join_cards, merged_provenance
 from logitcache.cache.reader import Cache
 from logitcache.errors import ConfigError, MergeError
 from logitcache.format.manifest import Card, Provenance, require_writer_features
@@ -38,12 +38,12 @@ Duplicates = Literal["refuse", "drop", "keep"]
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge made.
+    """The result of a merge.
 
     Attributes:
-        transfer: where it went and what moved.
-        sequences: of the new cache.
-        duplicates: sequences that stood in more than one place; None if they were not compared.
+        transfer: where the new cache is, and which shards moved.
+        sequences: how many the new cache has.
+        duplicates: how many sequences equal an earlier one; None if they weren't compared.
     """
 
     transfer: Transfer
@@ -68,18 +68,20 @@ def merge(
     """Join finished caches of one teacher into one.
 
     Args:
-        sources: directories or URLs, in the order in which their sequences will stand.
-        out: a directory, or a URL as ``push`` takes it. Shards that are there already don't move: into the collection
-            that holds the sources, only the small files go.
-        duplicates: sequences that equal an earlier one, token by token and in what is supervised: ``refuse`` to go on,
-            ``drop`` the later ones (their shards are written anew without them), or ``keep`` all and compare none.
-        card: what people should know; by default what the sources' cards say.
-        move_tag: the tag in ``out`` may stand for another cache now.
-        workers: transfers at a time.
+        sources: directories or URLs; the new cache has their sequences in this order.
+        out: a directory, or a URL as for ``push``. Shards that are there already aren't copied. If a collection holds
+            the sources, and the result goes there, only small files are written.
+        duplicates: what to do with sequences that equal an earlier one (same tokens, same mask). ``refuse`` raises an
+            error; ``drop`` leaves out the later ones and rewrites their shards; ``keep`` keeps all and doesn't compare.
+        card: notes for people; by default the texts of the sources' cards.
+        move_tag: the tag in ``out`` may name another cache now, and is moved.
+        workers: transfers at the same time.
         progress: called as shards are read and moved.
 
     Raises:
-        MergeError: the caches don't fit together, naming each difference; or duplicates were found and refused.
+        MergeError: the caches differ (the message names each difference), or duplicates were found and refused.
+        ConfigError: fewer than two caches, or the URL can't be used.
+        CacheNotFoundError, CacheFormatError, CorruptCacheError: as when opening the sources.
         OutputExistsError, RemoteError, StorageError: as for ``push`` and ``pull``.
     """
     caches = [open_place(source) for source in sources]
@@ -88,7 +90,7 @@ def merge(
     content = plan.content(card)
     url = as_url(out)
     if url is None:
-        transfer = install_content(content, Path(out), f"merge {content.digest}", plan.fill, workers, progress)
+        transfer = install_content(content, Path(out), f"merge {content.digest}", plan.write_shard, workers, progress)
     else:
         transfer = _publish(content, url, move_tag, workers, progress)
     return Merged(transfer, sum(entry.sequences for entry in content.entries), plan.duplicates)
@@ -122,7 +124,7 @@ def _check(caches: list[Cache], names: list[str]) -> None:
         for cache, name in zip(caches[1:], names[1:], strict=True)
         for difference in differences(caches[0].manifest, cache.manifest)
     ]
-    # No manifest says whether log-partition and logit deviation were kept, so one shard of each is read.
+    # A manifest doesn't say whether log-partition and logit deviation were kept, so one shard of each is read.
     kept = [bool(len(cache.shards)) and cache.read_shard(0).log_partition_N is not None for cache in caches]
     faults += [
         f"{names[0]} and {name}: stored statistics are {_has(kept[0])} in one and {_has(has)} in the other"
@@ -139,7 +141,7 @@ def _has(kept: bool) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Origin:
-    """Where a shard of the result comes from; ``keep_S`` names its sequences if some are left out."""
+    """Where a shard of the result comes from; ``keep_S`` marks the sequences to keep, None keeps all."""
 
     cache: Cache
     index: int
@@ -148,7 +150,7 @@ class _Origin:
 
 @dataclass
 class _Plan:
-    """The result's shards in order, and where each comes from."""
+    """The result's shards in order, and where each one comes from."""
 
     caches: list[Cache]
     mode: Duplicates
@@ -161,7 +163,11 @@ class _Plan:
         self.corpus_digest = self._keep_all() if self.mode == "keep" else self._compare()
 
     def content(self, card: Card | None) -> Content:
-        """The new cache. Raises ConfigError where the joined manifest can't be written."""
+        """The new cache.
+
+        Raises:
+            ConfigError: the joined manifest can't be written.
+        """
         first = self.caches[0]
         manifests = [cache.manifest for cache in self.caches]
         tokenizer = {
@@ -176,7 +182,7 @@ class _Plan:
                 provenance,
                 self.entries,
                 tokenizer,
-                card=card or card_of(manifests),
+                card=card or join_cards(manifests),
                 calibration=calibrations[0] if all(item == calibrations[0] for item in calibrations) else None,
             )
         except ValidationError as error:
@@ -190,7 +196,7 @@ class _Plan:
             return origin.cache._payload(entry)
         return self._cut(origin, origin.keep_S)[1]
 
-    def fill(self, entry: ShardEntry, path: Path) -> None:
+    def write_shard(self, entry: ShardEntry, path: Path) -> None:
         """Write a shard into a new file."""
         origin = self._origins[entry.path]
         if origin.keep_S is None:
@@ -207,7 +213,7 @@ class _Plan:
         return "sha256:" + digest.hexdigest()
 
     def _compare(self) -> str:
-        """Read every shard, look for sequences seen before, and take the corpus digest on the way."""
+        """Read every shard, find repeated sequences, and compute the corpus digest."""
         corpus, seen, self.duplicates = CorpusDigest(), set[bytes](), 0
         total, done = sum(len(cache.shards) for cache in self.caches), 0
         for cache in self.caches:

@@ -1,4 +1,4 @@
-"""Pull: a cache from a store into a directory, or a part of it that is a cache of its own."""
+"""Pull: copy a cache, or a part of it, from a store into a directory. A part becomes a cache of its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from logitcache.cache.content import Content, content_of
+from logitcache.cache.content import Content, read_content
 from logitcache.cache.derive import CorpusDigest, derived_files, encode_part, keep_sequences
-from logitcache.cache.install import claimed, finish, install_shard, refuse_other_cache
+from logitcache.cache.install import claim_directory, finish, install_shard, refuse_other_cache
 from logitcache.cache.opening import open_place
 from logitcache.cache.reader import Cache, check_content
-from logitcache.cache.selection import Piece, Selection, pieces_of
+from logitcache.cache.selection import Piece, Selection, find_pieces
 from logitcache.cache.signatures import check_trusted, pull_signatures
 from logitcache.errors import ConfigError
 from logitcache.format.formats import decode_shard
@@ -24,8 +24,8 @@ from logitcache.share.transfer import (
     copy_shard,
     fetch_shards,
     install_content,
+    make_transfer,
     missing_shards,
-    transfer_of,
     write_bytes,
 )
 from logitcache.stores.url import local_path
@@ -42,16 +42,16 @@ def pull(
     dry_run: bool = False,
     progress: Report = silent,
 ) -> Transfer:
-    """Copy a finished cache into a directory. Run again after an interruption, it moves what is still missing.
+    """Copy a finished cache into a directory. After an interruption, the same call copies what is missing.
 
     Args:
         source: a cache's URL, or a directory.
-        out: where to; absent, empty, or left by an interrupted pull of the same. A finished copy is repaired.
-        selection: a part only. It becomes a cache of its own, with the source's digest among its parents; shards at
-            the ends of the part are cut, everything else is the same files.
-        trusted_keys: a file of public keys; one of them must have signed the source.
-        workers: transfers at a time.
-        dry_run: only say what would move.
+        out: the new directory; absent, empty, or left by an interrupted pull of the same. A finished copy is repaired.
+        selection: copy only this part. It becomes a cache of its own, with the source as its parent. Only the first
+            and the last shard of the part may be rewritten; the others are the same files.
+        trusted_keys: a file of public keys. One of them must have signed the source.
+        workers: transfers at the same time.
+        dry_run: only say what would be copied.
         progress: called as bytes arrive.
 
     Raises:
@@ -59,13 +59,14 @@ def pull(
         CorruptCacheError: a file of the source is missing or altered.
         RemoteError: the store refused, or didn't answer in time.
         SignatureError: no trusted key signed the source.
-        ConfigError: the selection isn't within the cache. Also whatever opening the source raises.
+        ConfigError: the selection isn't within the cache.
+        CacheNotFoundError, CacheFormatError, StorageError: as when opening the source.
     """
     root = local_path(out, "pull into a directory; `logitcache push` copies to a store")
     cache = open_place(source)
     if trusted_keys is not None:
         check_trusted(cache, trusted_keys)
-    pieces = pieces_of(selection, cache.shards) if selection and selection != Selection() else []
+    pieces = find_pieces(selection, cache.shards) if selection and selection != Selection() else []
     if not pieces or _is_all(pieces, cache):
         return _pull_all(cache, root, workers, dry_run, progress)
     assert selection is not None
@@ -73,14 +74,14 @@ def pull(
 
 
 def _pull_all(cache: Cache, root: Path, workers: int, dry_run: bool, progress: Report) -> Transfer:
-    content = content_of(cache)
+    content = read_content(cache)
     if not dry_run:
         transfer = install_content(content, root, content.digest, partial(copy_shard, cache), workers, progress)
         pull_signatures(cache, root)
         return transfer
     refuse_other_cache(root, content.raw)
     wanted = list(content.distinct().values())
-    return transfer_of(content.digest, root, wanted, missing_shards(root, wanted, workers, progress), dry_run=True)
+    return make_transfer(content.digest, root, wanted, missing_shards(root, wanted, workers, progress), dry_run=True)
 
 
 def _pull_part(
@@ -92,8 +93,8 @@ def _pull_part(
     wanted = list({entry.path: entry for entry in whole.values()}.values())
     if dry_run:
         wanted += [cache.shards[piece.shard] for piece in cut]
-        return transfer_of(cache.digest, root, wanted, missing_shards(root, wanted, workers, progress), dry_run=True)
-    with claimed(root, f"{selection} of {cache.digest}"):
+        return make_transfer(cache.digest, root, wanted, missing_shards(root, wanted, workers, progress), dry_run=True)
+    with claim_directory(root, f"{selection} of {cache.digest}"):
         missing = missing_shards(root, wanted, workers, progress)
         fetch_shards(partial(copy_shard, cache), root, missing, workers, progress)
         parts = {piece.shard: entry for piece in cut if (entry := _install_cut(cache, root, piece)) is not None}
@@ -104,18 +105,18 @@ def _pull_part(
         content = _part_content(cache, root, selection, kept)
         finish(root, content.raw, content.files)
     moved = missing + list(parts.values())
-    return transfer_of(content.digest, root, list(content.distinct().values()), moved)
+    return make_transfer(content.digest, root, list(content.distinct().values()), moved)
 
 
 def _install_cut(cache: Cache, root: Path, piece: Piece) -> ShardEntry | None:
-    """Publish the wanted part of a shard; None if nothing of it is."""
+    """Publish the selected part of a shard; None if no sequence is selected."""
     arrays = cache.read_shard(piece.shard)
     keep_S = piece.mask(np.diff(arrays.offsets_S1))
     if not keep_S.any():
         return None
     part = keep_sequences(arrays, keep_S)
     entry, payload = encode_part(part, cache.manifest.encoding, cache.manifest.shard_format)
-    install_shard(root, entry, lambda aside: write_bytes(aside, payload))
+    install_shard(root, entry, lambda temporary: write_bytes(temporary, payload))
     return entry
 
 
@@ -133,7 +134,7 @@ def _part_content(cache: Cache, root: Path, selection: Selection, entries: list[
             "settings": {**origin.settings, "selection": str(selection)},
         }
     )
-    whole = content_of(cache)
+    whole = read_content(cache)
     tokenizer = {
         relative.removeprefix(f"{TOKENIZER_DIR}/"): payload
         for relative, payload in whole.files.items()

@@ -1,4 +1,4 @@
-"""Push: a finished cache to a store. Only what is missing moves; the manifest comes last and never replaces another."""
+"""Push: copy a cache to a store. Only missing files are copied. The manifest is last, and never replaces one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from logitcache.cache.content import Content, content_of
+from logitcache.cache.content import Content, read_content
 from logitcache.cache.location import TAGS_DIR, Location, find, read_manifest, read_tag, tag_line
 from logitcache.cache.opening import open_place
 from logitcache.cache.signatures import push_signatures
@@ -25,14 +25,14 @@ WORKERS = 8
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a push or a pull did, or would do.
+    """The result of a push or a pull.
 
     Attributes:
         digest: of the cache at the target.
-        target: where it is now; opens it.
-        shards, bytes: of the whole cache, equal shards counted once.
-        moved_shards, moved_bytes: those that weren't there yet.
-        dry_run: True if nothing was moved.
+        target: path or URL that opens it.
+        shards, bytes: number and size of all shards; equal shards are counted once.
+        moved_shards, moved_bytes: the same for the shards that weren't there yet.
+        dry_run: True if nothing was copied.
     """
 
     digest: str
@@ -59,27 +59,28 @@ def push(
     dry_run: bool = False,
     progress: Report = silent,
 ) -> Transfer:
-    """Copy a finished cache to a store. Run again after an interruption, it moves what is still missing.
+    """Copy a finished cache to a store. After an interruption, the same call copies what is missing.
 
     Args:
         source: a cache's directory, or its URL.
-        url: ``s3://bucket/name`` makes this the one cache of that name. ``s3://bucket/caches@TAG`` adds it to a
-            collection of caches and lets the tag stand for it.
-        collection: add it to a collection without a tag; it is found by its digest.
-        move_tag: the tag may stand for another cache now.
-        take_over: another cache's unfinished push to this name may be replaced: the process that ran it has ended.
-        workers: transfers at a time.
-        dry_run: only say what would move.
+        url: ``s3://bucket/name`` stores this cache alone under that URL. ``s3://bucket/caches@TAG`` adds it to a
+            collection of caches, under this tag.
+        collection: add it to a collection without a tag. It can be opened by its digest.
+        move_tag: the tag may name another cache now, and is moved.
+        take_over: replace another cache's unfinished push to this name. Use it only if that process has ended.
+        workers: transfers at the same time.
+        dry_run: only say what would be copied.
         progress: called as bytes arrive.
 
     Raises:
-        OutputExistsError: another cache has this name, is being pushed to it, or the tag stands for another.
+        OutputExistsError: another cache has this name or is being pushed to it, or the tag names another cache.
         RemoteError: the store refused, or didn't answer in time.
-        ConfigError: the URL can't be written to. Also whatever opening the source raises.
+        ConfigError: the URL can't be written to.
+        CacheNotFoundError, CacheFormatError, CorruptCacheError, StorageError: as when opening the source.
     """
     reference = parse_reference(url)
     cache = open_place(source)
-    content = content_of(cache)
+    content = read_content(cache)
     if reference.digest not in (None, content.digest):
         raise ConfigError(f"{reference} names another cache: {cache.address} is {content.digest}")
     try:
@@ -107,10 +108,14 @@ def publish(
     dry_run: bool = False,
     progress: Report = silent,
 ) -> Transfer:
-    """Put a cache at a location: claim the name, the shards that aren't there, the small files, the manifest.
+    """Write a cache to a location: claim the name, then write missing shards, the small files and the manifest.
 
-    The claim is ``manifest.sha256``, put only if there is none. So of two that push different caches to one name, one
-    is told before it moves anything, and no small file of one ever replaces the other's. Raises as :func:`push` does.
+    The claim is the file ``manifest.sha256``, written only if there is none. So if two processes push different caches
+    to one name, one of them fails before it copies anything, and never replaces a small file of the other.
+
+    Raises:
+        OutputExistsError: another cache has this name or is being pushed to it.
+        RemoteError: the store refused, or didn't answer in time.
     """
     taken = read_manifest(location) if location.store.size(location.path(MANIFEST_NAME)) is not None else None
     if taken is not None and taken.digest != content.digest:
@@ -126,8 +131,8 @@ def publish(
     target = f"{location.store.url}@{content.digest}" if location.prefix else location.store.url
     transfer = _transfer(content, target, missing, dry_run=dry_run)
     if not dry_run:
-        upload = _uploader(content, location.store)
-        _move(missing, upload, workers, transfer.moved_bytes, progress)
+        upload = _make_upload(content, location.store)
+        _copy_shards(missing, upload, workers, transfer.moved_bytes, progress)
         finish(location, content, whole=taken is not None)
     return transfer
 
@@ -146,7 +151,7 @@ def _transfer(content: Content, target: str, missing: list[ShardEntry], *, dry_r
 
 
 def check_tag(store: Store, tag: str, digest: str, move: bool) -> None:
-    """Raise OutputExistsError if a tag stands for another cache and may not move."""
+    """Raise OutputExistsError if a tag names another cache and may not be moved."""
     found = read_tag(store, tag)
     if found not in (None, digest) and not move:
         raise OutputExistsError(
@@ -155,10 +160,11 @@ def check_tag(store: Store, tag: str, digest: str, move: bool) -> None:
 
 
 def set_tag(store: Store, tag: str, digest: str, *, move: bool = False) -> None:
-    """Let a tag stand for a cache.
+    """Write a tag, so that it names a cache.
 
     Raises:
-        OutputExistsError: it stands for another one and may not move, or another process moved it at the same time.
+        OutputExistsError: it names another cache and may not be moved, or another process moved it at the same time.
+        RemoteError: the store refused, or didn't answer in time.
     """
     path = f"{TAGS_DIR}/{tag}"
     old = read_tag(store, tag)
@@ -177,7 +183,7 @@ def set_tag(store: Store, tag: str, digest: str, *, move: bool = False) -> None:
 
 
 def _present(store: Store, wanted: dict[str, ShardEntry]) -> set[str]:
-    """Paths of wanted shards that the store has at their size."""
+    """Paths of the wanted shards that the store has with the right size."""
     return {
         item.path
         for item in store.list(f"{SHARDS_DIR}/")
@@ -185,14 +191,14 @@ def _present(store: Store, wanted: dict[str, ShardEntry]) -> set[str]:
     }
 
 
-def _uploader(content: Content, store: Store) -> Callable[[ShardEntry], None]:
+def _make_upload(content: Content, store: Store) -> Callable[[ShardEntry], None]:
     def upload(entry: ShardEntry) -> None:
         store.put(entry.path, content.payload(entry))
 
     return upload
 
 
-def _move(
+def _copy_shards(
     entries: list[ShardEntry], action: Callable[[ShardEntry], None], workers: int, total: int, progress: Report
 ) -> None:
     moved = 0
@@ -207,16 +213,18 @@ def _move(
 
 
 def tag(url: str, name: str, *, move: bool = False) -> str:
-    """Let a tag stand for a cache of a collection; returns the cache's digest.
+    """Tag a cache of a collection; returns the cache's digest.
 
     Args:
-        url: the cache, as ``s3://bucket/caches@sha256:…`` or by another of its tags.
+        url: the cache, as ``s3://bucket/caches@sha256:…`` or with another of its tags.
         name: the tag.
-        move: it may stand for another cache now.
+        move: the tag may name another cache now, and is moved.
 
     Raises:
-        OutputExistsError: it stands for another cache.
-        CacheNotFoundError: there is no such cache. Also what ``push`` raises about the store.
+        OutputExistsError: the tag names another cache.
+        CacheNotFoundError: there is no such cache.
+        ConfigError: ``name`` isn't a valid tag, or the URL can't be written to.
+        RemoteError: the store refused, or didn't answer in time.
     """
     reference = parse_reference(url)
     if parse_reference(f"{reference.url}@{name}").tag is None:

@@ -1,4 +1,4 @@
-"""Shards into a directory: what is there already is checked and kept, the rest is linked, copied or fetched."""
+"""Write shards into a directory. Those already there are checked and kept; others are linked, copied or fetched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from logitcache.cache.content import Content
-from logitcache.cache.install import claimed, finish, holds_shard, install_shard, refuse_other_cache
+from logitcache.cache.install import claim_directory, finish, holds_shard, install_shard, refuse_other_cache
 from logitcache.cache.reader import Cache
 from logitcache.cache.remote import RemoteCache
 from logitcache.format.table import ShardEntry
@@ -19,22 +19,24 @@ from logitcache.utils.files import storage_error
 from logitcache.utils.parallel import run_parallel
 from logitcache.utils.progress import Report
 
-Fill = Callable[[ShardEntry, Path], None]
+WriteShard = Callable[[ShardEntry, Path], None]
 
 
-def install_content(content: Content, root: Path, purpose: str, fill: Fill, workers: int, progress: Report) -> Transfer:
-    """Write a whole cache into a directory; ``fill`` writes one shard into a new file. Raises as ``pull`` does."""
+def install_content(
+    content: Content, root: Path, purpose: str, write_shard: WriteShard, workers: int, progress: Report
+) -> Transfer:
+    """Write a cache into a directory; ``write_shard`` writes one shard into a new file. Raises what ``pull`` raises."""
     refuse_other_cache(root, content.raw)
     wanted = list(content.distinct().values())
-    with claimed(root, purpose):
+    with claim_directory(root, purpose):
         missing = missing_shards(root, wanted, workers, progress)
-        fetch_shards(fill, root, missing, workers, progress)
+        fetch_shards(write_shard, root, missing, workers, progress)
         finish(root, content.raw, content.files)
-    return transfer_of(content.digest, root, wanted, missing)
+    return make_transfer(content.digest, root, wanted, missing)
 
 
 def missing_shards(root: Path, wanted: list[ShardEntry], workers: int, progress: Report) -> list[ShardEntry]:
-    """Shards that a directory doesn't have, whole and unaltered."""
+    """The wanted shards that a directory doesn't have, or has damaged."""
     if not (root / "shards").is_dir():
         return wanted
     missing: list[ShardEntry] = []
@@ -52,8 +54,10 @@ def missing_shards(root: Path, wanted: list[ShardEntry], workers: int, progress:
     return sorted(missing, key=lambda entry: entry.path)
 
 
-def fetch_shards(fill: Fill, root: Path, missing: list[ShardEntry], workers: int, progress: Report) -> None:
-    """Publish shards in a directory, several at a time."""
+def fetch_shards(
+    write_shard: WriteShard, root: Path, missing: list[ShardEntry], workers: int, progress: Report
+) -> None:
+    """Publish shards in a directory, several at the same time."""
     total = sum(entry.bytes for entry in missing)
     moved = 0
     progress("pull", 0, total, "bytes")
@@ -63,11 +67,11 @@ def fetch_shards(fill: Fill, root: Path, missing: list[ShardEntry], workers: int
         moved += entry.bytes
         progress("pull", moved, total, "bytes")
 
-    run_parallel(missing, lambda entry: install_shard(root, entry, partial(fill, entry)), workers, done)
+    run_parallel(missing, lambda entry: install_shard(root, entry, partial(write_shard, entry)), workers, done)
 
 
 def copy_shard(cache: Cache, entry: ShardEntry, path: Path) -> None:
-    """Write a shard of a cache into a new file. Raises as reading it does."""
+    """Write a shard of a cache into a new file. Raises what reading it raises."""
     if isinstance(cache, RemoteCache):
         cache.fetch_to(entry, path)
     else:
@@ -79,10 +83,10 @@ def write_bytes(path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
 
 
-def transfer_of(
+def make_transfer(
     digest: str, root: Path, wanted: list[ShardEntry], moved: list[ShardEntry], *, dry_run: bool = False
 ) -> Transfer:
-    """Add up what was wanted and what moved."""
+    """Count the wanted shards and those that moved."""
     return Transfer(
         digest=digest,
         target=str(root),
@@ -94,15 +98,15 @@ def transfer_of(
     )
 
 
-def _link_or_copy(cache: Cache, entry: ShardEntry, aside: Path) -> None:
-    """Shards never change in place, so a second name for the same file will do where the file system allows it."""
+def _link_or_copy(cache: Cache, entry: ShardEntry, temporary: Path) -> None:
+    """Link the shard's file if the file system allows it, else copy it. A link is safe because shards never change."""
     holds = holds_shard(cache.root, entry)
     if not holds:
         cache._payload(entry)  # raises the error that names what is wrong
     with suppress(OSError):
-        os.link(cache.root / entry.path, aside)
+        os.link(cache.root / entry.path, temporary)
         return
     try:
-        shutil.copyfile(cache.root / entry.path, aside)
+        shutil.copyfile(cache.root / entry.path, temporary)
     except OSError as error:
         raise storage_error("copy", cache.root / entry.path, error) from error

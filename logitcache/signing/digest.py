@@ -1,7 +1,7 @@
-"""Signatures of a cache: whoever holds a private key vouches for its digest, and so for every byte of it.
+"""Signatures of a cache: the owner of a private key signs the cache's digest, and so every byte of the cache.
 
-What is signed is the content of the cache's ``manifest.sha256``, so that ``ssh-keygen -Y verify`` checks it as well. A
-signature lies in ``signatures/``, named by its key.
+The signed text is the content of the cache's ``manifest.sha256``, so ``ssh-keygen -Y verify`` can check it too. A
+signature is in ``signatures/``, and its file name is that of its key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIGNATURES_DIR = "signatures"
 
 
 def signed_bytes(digest: str) -> bytes:
-    """What a signature is over: the content of ``manifest.sha256``."""
+    """The signed text: the content of ``manifest.sha256``."""
     return line_of_digest(digest)
 
 
@@ -37,7 +37,7 @@ def sign_digest(digest: str, key_file: Path) -> tuple[PublicKey, bytes]:
 
 
 def signature_path(digest: str, key: PublicKey) -> str:
-    """Where a store keeps a signature."""
+    """The path of a signature in a store."""
     return f"{SIGNATURES_DIR}/{digest.removeprefix('sha256:')}/{key.name}.sig"
 
 
@@ -49,8 +49,13 @@ def is_signed(digest: str, key: PublicKey, signature: bytes) -> bool:
 def require_signed(
     digest: str, keys: Iterable[PublicKey], signatures: Iterable[tuple[PublicKey, bytes]], where: str
 ) -> None:
-    """Raise SignatureError unless one of the trusted keys signed a digest; ``signatures`` holds what was found."""
-    sshsig.library()
+    """Check that one of the trusted keys signed a digest; ``signatures`` are those that were found.
+
+    Raises:
+        SignatureError: none did.
+        MissingDependencyError: ``cryptography`` isn't installed.
+    """
+    sshsig.load_library()
     found = list(signatures)
     if any(is_signed(digest, key, signature) for key, signature in found):
         return

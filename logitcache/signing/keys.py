@@ -1,4 +1,4 @@
-"""Ed25519 keys in OpenSSH's files: private keys, lines of public keys, and files of trusted ones."""
+"""Ed25519 keys in OpenSSH's file formats: private keys, public keys, and files of trusted keys."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import ConfigError, OutputExistsError
-from logitcache.signing.sshsig import KEY_TYPE, NAMESPACE, key_blob, key_from_blob, library
+from logitcache.signing.sshsig import KEY_TYPE, NAMESPACE, key_blob, key_from_blob, load_library
 from logitcache.utils.files import storage_error
 
 TRUSTED_KEYS_VARIABLE = "LOGITCACHE_TRUSTED_KEYS"
-#: A field of a line: what stands in double quotes may hold spaces.
+#: A field of a line; text in double quotes may hold spaces.
 _FIELD = re.compile(r'(?:[^\s"]|"[^"]*")+')
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
 
@@ -41,7 +41,7 @@ class PublicKey:
 
     @property
     def fingerprint(self) -> str:
-        """``SHA256:…``, the same digest as ``ssh-keygen -l`` shows it."""
+        """``SHA256:…``, as ``ssh-keygen -l`` shows it."""
         return f"SHA256:{base64.b64encode(self._digest).decode().rstrip('=')}"
 
     @property
@@ -54,13 +54,13 @@ class PublicKey:
 
 
 def make_key(path: Path, comment: str = "") -> PublicKey:
-    """Write a new private key to ``path``, readable by its owner only, and the public one to ``path`` + ``.pub``.
+    """Write a new private key to ``path``, readable by its owner only, and the public key to ``path`` + ``.pub``.
 
     Raises:
-        OutputExistsError: a file is there.
+        OutputExistsError: a file is there already.
         StorageError: the system refused.
     """
-    serialization, ed25519 = library()
+    serialization, ed25519 = load_library()
     private = ed25519.Ed25519PrivateKey.generate()
     content = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -85,7 +85,7 @@ def read_private(path: Path) -> Any:
         ConfigError: the file holds no private Ed25519 key in OpenSSH's form, or one with a password.
         StorageError: the system refused.
     """
-    serialization, ed25519 = library()
+    serialization, ed25519 = load_library()
     from cryptography.exceptions import UnsupportedAlgorithm
 
     advice = "`logitcache keygen` makes an Ed25519 key without a password"
@@ -103,12 +103,12 @@ def read_private(path: Path) -> Any:
 
 
 def read_trusted(path: Path) -> list[PublicKey]:
-    """The keys of a file, one a line, as in ``.pub`` files, ``allowed_signers`` or ``authorized_keys``.
+    """The keys of a file, one per line, as in ``.pub`` files, ``allowed_signers`` or ``authorized_keys``.
 
-    Empty lines and lines that begin with ``#`` don't count; nor do keys whose option ``namespaces`` lacks logitcache.
+    Empty lines, lines that begin with ``#``, and keys whose option ``namespaces`` lacks logitcache are ignored.
 
     Raises:
-        ConfigError: there is none, or a line isn't one.
+        ConfigError: the file has no key, or a line isn't a key.
         StorageError: the system refused.
     """
     try:
@@ -125,7 +125,7 @@ def read_trusted(path: Path) -> list[PublicKey]:
 
 
 def _parse_key(line: str, path: Path) -> PublicKey | None:
-    """The key of a line; None if the line keeps it from signing caches."""
+    """The key of a line; None if the line doesn't allow it to sign caches."""
     fields = _FIELD.findall(line)
     at = fields.index(KEY_TYPE) if KEY_TYPE in fields[:3] else len(fields)
     try:

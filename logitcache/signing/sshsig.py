@@ -1,6 +1,6 @@
 """SSH signatures: what ``ssh-keygen -Y sign`` writes and ``ssh-keygen -Y verify`` reads, with Ed25519 keys.
 
-The layout is OpenSSH's PROTOCOL.sshsig. A string is its length as a 32-bit big-endian number, and its bytes:
+The layout is OpenSSH's PROTOCOL.sshsig. A string is its length as a 32-bit big-endian number, then its bytes:
 
     envelope: "SSHSIG", version 1 (32 bits), strings: public key, namespace, reserved, name of the hash, signature
     signed:   "SSHSIG", strings: namespace, reserved, name of the hash, hash of the message
@@ -16,7 +16,7 @@ from typing import Any
 from logitcache.errors import MissingDependencyError
 
 KEY_TYPE = "ssh-ed25519"
-#: Keeps a signature made for another purpose, such as a commit of Git, from counting here.
+#: So that a signature made for another purpose, such as a Git commit, isn't valid here.
 NAMESPACE = "logitcache"
 _MAGIC = b"SSHSIG"
 _VERSION = 1
@@ -25,7 +25,7 @@ _BEGIN, _END = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
 _COLUMNS = 70
 
 
-def library() -> tuple[Any, Any]:
+def load_library() -> tuple[Any, Any]:
     """The modules ``serialization`` and ``ed25519`` of the package ``cryptography``.
 
     Raises:
@@ -40,7 +40,7 @@ def library() -> tuple[Any, Any]:
 
 
 def key_blob(raw: bytes) -> bytes:
-    """A public key of 32 bytes as SSH writes it: the content of the base64 in a public key's line."""
+    """A public key of 32 bytes in SSH's form, which the line of a public key holds as base64."""
     return _join(KEY_TYPE.encode(), raw)
 
 
@@ -57,7 +57,7 @@ def key_from_blob(blob: bytes) -> bytes:
 
 
 def sign(private: Any, message: bytes) -> bytes:
-    """The signature of a message, as text, by an ``Ed25519PrivateKey``."""
+    """Sign a message with an ``Ed25519PrivateKey``; returns the signature as text."""
     algorithm = b"sha512"
     signature = private.sign(_signed(NAMESPACE.encode(), b"", algorithm, message))
     fields = (
@@ -73,12 +73,12 @@ def sign(private: Any, message: bytes) -> bytes:
 
 
 def verify(raw: bytes, message: bytes, signature: bytes) -> bool:
-    """True if ``signature`` is one of the message, for logitcache, by the key of these 32 bytes."""
+    """True if ``signature`` is a signature of the message, for logitcache, by the public key ``raw`` (32 bytes)."""
     from cryptography.exceptions import InvalidSignature
 
-    _, ed25519 = library()
+    _, ed25519 = load_library()
     try:
-        envelope = _unarmored(signature)
+        envelope = _read_envelope(signature)
         public, namespace, reserved, algorithm, signed = _split(envelope, 5)
         kind, value = _split(signed, 2)
     except ValueError:
@@ -96,7 +96,7 @@ def _signed(namespace: bytes, reserved: bytes, algorithm: bytes, message: bytes)
     return _MAGIC + _join(namespace, reserved, algorithm, _HASHES[algorithm](message).digest())
 
 
-def _unarmored(signature: bytes) -> bytes:
+def _read_envelope(signature: bytes) -> bytes:
     """The strings of a signature's envelope. Raises ValueError if it is not a signature."""
     lines = signature.strip().splitlines()
     if len(lines) < 3 or lines[0] != _BEGIN or lines[-1] != _END:
@@ -113,7 +113,7 @@ def _join(*strings: bytes) -> bytes:
 
 
 def _split(data: bytes, count: int) -> list[bytes]:
-    """Exactly so many strings. Raises ValueError if there are more, or fewer, or one is cut."""
+    """Split data into exactly ``count`` strings. Raises ValueError if there are more or fewer, or one is cut off."""
     strings = []
     for _ in range(count):
         length = int.from_bytes(data[:4], "big")

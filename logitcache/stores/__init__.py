@@ -1,1 +1,1 @@
-"""Object stores by URL: connections, retries, transfers of single files, and what this machine keeps of them."""
+"""Object stores by URL: connections, retries, transfers of single files, and the local cache of fetched files."""

@@ -1,4 +1,4 @@
-"""From a URL to obstore's store: which service, which credentials, which time limits."""
+"""Connect to a store by URL with obstore: choose the service, the credentials and the time limits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from logitcache.stores.retry import RetryPolicy
 from logitcache.stores.url import public_url
 
 STATUS = re.compile(r"status code: (\d{3})")
-#: Retries are ours: a body that is cut off or altered counts too.
+#: logitcache retries itself, because it also retries when a body is cut off or altered.
 _NO_RETRIES = {"max_retries": 0}
 
 
 class _Process:
-    """Whether this process was forked from one that had used the network library: its threads don't exist here."""
+    """Whether this process was forked from one that used the network library; its threads don't exist in a fork."""
 
     used = False
     forked = False
@@ -35,17 +35,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def is_forked() -> bool:
-    """True where any request would wait for ever."""
+    """True in a forked process where any request would never end."""
     return _Process.forked
 
 
 def is_offline() -> bool:
-    """True if ``LOGITCACHE_OFFLINE`` rules out asking any store."""
+    """True if ``LOGITCACHE_OFFLINE`` forbids requests to stores."""
     return os.environ.get("LOGITCACHE_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
 def connect(url: str, policy: RetryPolicy, create: bool, request_seconds: float) -> Any:
-    """An obstore store for a URL, whose requests may take so long in all. Raises as ``Store`` does."""
+    """An obstore store for a URL; a request may take ``request_seconds``. Raises what ``Store`` raises."""
     if is_offline():
         raise OfflineError(
             f"{public_url(url)}: offline mode asks no store; unset LOGITCACHE_OFFLINE, or leave out --offline"
@@ -78,7 +78,7 @@ def connect(url: str, policy: RetryPolicy, create: bool, request_seconds: float)
         from_url: Any = stores.from_url
         return from_url(url, client_options=client, retry_config=_NO_RETRIES, **extra)
     except (exceptions.BaseError, ValueError, OSError) as error:
-        raise ConfigError(f"{public_url(url)} can't be used as a store: {reason_of(str(error))}") from error
+        raise ConfigError(f"{public_url(url)} can't be used as a store: {short_reason(str(error))}") from error
 
 
 def _http_store(url: str, client: dict[str, Any]) -> Any:
@@ -97,7 +97,7 @@ def _http(url: str, client: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _hugging_face(url: str, client: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """``hf://datasets/OWNER/NAME/FOLDER`` as the hub serves files, with the login that the hub's own tools use."""
+    """The HTTP URL of ``hf://datasets/OWNER/NAME/FOLDER`` on the hub, with the token that the hub's own tools use."""
     from huggingface_hub import constants, get_token
 
     match = re.fullmatch(r"hf://datasets/([^/]+/[^/]+)(/.*)?", url)
@@ -113,7 +113,7 @@ def _hugging_face(url: str, client: dict[str, Any]) -> tuple[str, dict[str, Any]
 
 
 def _s3(client: dict[str, Any]) -> dict[str, Any]:
-    """Environment first; else, where boto3 is installed, whatever it finds: profiles, SSO, roles."""
+    """Settings from the environment, else credentials that boto3 finds if it is installed: profiles, SSO, roles."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     client["allow_http"] = endpoint.startswith("http:")
     config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
@@ -132,11 +132,11 @@ def _boto3_credentials() -> Any:
 
         return Boto3CredentialProvider()
     except (ImportError, ValueError):
-        return None  # no boto3, or it found none: the store looks at the machine's own role, or says what is missing
+        return None  # no boto3, or no credentials: obstore then tries the machine's own role
 
 
-def reason_of(text: str) -> str:
-    """The telling part of obstore's message, in one line, without the dump of its sources."""
+def short_reason(text: str) -> str:
+    """The important part of obstore's message in one line, without its list of causes."""
     text = text.partition("Debug source")[0].strip()
     code = re.search(r"<Code>(.*?)</Code>", text)
     message = re.search(r"<Message>(.*?)</Message>", text)
@@ -144,6 +144,6 @@ def reason_of(text: str) -> str:
     if status:
         parts = [f"HTTP {status[1]}", code[1] if code else "", message[1] if message else ""]
         return " ".join(part for part in parts if part)[:300]
-    # The address stands in our message already; what went wrong stands behind it.
+    # Our message has the address already; the reason comes after it.
     text = re.sub(r"^.*? in [0-9.]+\S*s - |^Generic \w+ error: ", "", text, flags=re.DOTALL)
     return " ".join(text.split())[:300] or "no answer"

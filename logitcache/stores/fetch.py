@@ -1,4 +1,4 @@
-"""Bring one file of a cache here, checked: size and SHA-256 are known before the first byte is asked for."""
+"""Fetch one file of a cache and check it. Its size and SHA-256 are known before the request."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import io
 from typing import BinaryIO
 
 from logitcache.errors import CorruptCacheError, MissingFileError
-from logitcache.stores.retry import WrongAnswers, retried
+from logitcache.stores.retry import WrongAnswers, retry
 from logitcache.stores.store import NotThereError, OversizeError, Store
 
 
 def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> None:
-    """Download into ``file`` from its beginning, and try again what arrives damaged.
+    """Download into ``file`` from its beginning, and try again if the data arrives damaged.
 
-    What is wrong twice in the same way is what the store holds: then the file is named.
+    If it is wrong twice in the same way, the file in the store is wrong, and the error names it.
 
     Raises:
         MissingFileError: the store has no such file.
-        CorruptCacheError: it has another.
-        RemoteError: it refused, or didn't answer in time.
+        CorruptCacheError: the store's file has another content.
+        RemoteError: the store refused, or didn't answer in time.
     """
     address = store.address(path)
     wrong = WrongAnswers()
@@ -43,13 +43,13 @@ def fetch(store: Store, path: str, size: int, sha256: str, file: BinaryIO) -> No
             raise wrong.error(found, CorruptCacheError(altered))
 
     try:
-        retried(attempt, f"read {address}", store.policy)
+        retry(attempt, f"read {address}", store.policy)
     except NotThereError as error:
         raise MissingFileError(f"{address} is missing") from error
 
 
 def fetch_bytes(store: Store, path: str, size: int, sha256: str) -> bytes:
-    """The same into memory, for the small files. Raises as :func:`fetch` does."""
+    """Fetch a small file into memory. Raises what :func:`fetch` raises."""
     buffer = io.BytesIO()
     fetch(store, path, size, sha256, buffer)
     return buffer.getvalue()

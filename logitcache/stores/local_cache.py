@@ -1,11 +1,10 @@
-"""What this machine keeps of remote caches: their small files by digest, their shards in a pool, names seen."""
+"""The local cache of remote caches: their small files by digest, their shards in a pool, and the names in use."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,12 +36,12 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """Where and how much.
+    """Settings of the local cache.
 
     Attributes:
-        directory: shared by all processes of the node; on a local disk.
-        limit: bytes of shards kept there.
-        offline: use what is there and ask no store.
+        directory: on a local disk; all processes of the node share it.
+        limit: most bytes of shards to keep.
+        offline: use only what is there, and make no requests.
     """
 
     directory: Path
@@ -51,7 +50,7 @@ class LocalSettings:
 
     @classmethod
     def from_environment(cls) -> LocalSettings:
-        """``LOGITCACHE_CACHE_DIR``, ``LOGITCACHE_CACHE_LIMIT`` (such as ``200GB``), ``LOGITCACHE_OFFLINE``.
+        """Read ``LOGITCACHE_CACHE_DIR``, ``LOGITCACHE_CACHE_LIMIT`` (such as ``200GB``) and ``LOGITCACHE_OFFLINE``.
 
         Raises:
             ConfigError: the limit isn't a size.
@@ -63,7 +62,11 @@ class LocalSettings:
 
 
 class LocalCache:
-    """The directory that :class:`LocalSettings` names."""
+    """The local cache in the directory that :class:`LocalSettings` names.
+
+    Raises:
+        StorageError: the directory can't be made.
+    """
 
     def __init__(self, settings: LocalSettings) -> None:
         self.settings = settings
@@ -82,9 +85,13 @@ class LocalCache:
 
     @contextmanager
     def locked(self, digest: str) -> Iterator[Path]:
-        """The directory, while no other process or thread writes it."""
+        """The directory, locked so that no other process or thread writes there.
+
+        Raises:
+            StorageError: the system refused the lock.
+        """
         path = self.directory(digest).with_suffix(".lock")
-        # Without the fallback, a file system that has no locks is refused: a soft lock would outlive its process.
+        # A file system without locks is an error: a soft lock would stay after its process died.
         lock = FileLock(path, fallback_to_soft=False)
         try:
             lock.acquire()
@@ -95,19 +102,12 @@ class LocalCache:
         finally:
             lock.release()
 
-    def forget(self, digest: str) -> None:
-        """Remove the small files of a cache."""
-        try:
-            shutil.rmtree(self.directory(digest))
-        except OSError as error:
-            raise storage_error("remove", self.directory(digest), error) from error
-
     def remember(self, reference: Reference, digest: str) -> None:
-        """Note what a name stood for, for times without a network."""
+        """Store the digest that a reference named, for offline use."""
         write_atomically(self._name(reference), f"{digest}\n{reference}\n")
 
     def recall(self, reference: Reference) -> str | None:
-        """What a name stood for when it was last looked up here."""
+        """The digest that a reference named when it was last looked up on this machine; None if it never was."""
         if reference.digest:
             return reference.digest
         try:

@@ -1,9 +1,9 @@
-"""Shards on this machine's disk, shared by all processes of the node, bounded in size, the least recently used go.
+"""Shards on this machine's disk, for all processes of the node. At the size limit the least recently used are removed.
 
-Locks are ``flock`` on the files themselves, so a killed process leaves none behind. A reader holds its shard shared,
-a downloader holds ``<name>.part`` exclusively and gives it its full size before the first byte arrives, and the one
-who makes room takes exclusive locks without waiting: what is in use or on its way is never removed, and the sum of
-the files' sizes is what the limit speaks of.
+Locks are ``flock`` on the files themselves, so a killed process leaves no lock. A reader has a shared lock on its
+shard. A downloader has an exclusive lock on ``<name>.part``, and gives that file its full size before the first byte
+arrives. A process that removes shards tries exclusive locks without waiting, so it never removes a shard that is being
+read or fetched. The limit is on the sum of all files' sizes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from logitcache.errors import ConfigError, CorruptCacheError, MissingFileError, 
 from logitcache.utils.files import read_checked, storage_error
 
 _PART = ".part"
-_PATIENCE = 300.0
-_POLL = 0.02
+_WAIT_SECONDS = 300.0
+_POLL_SECONDS = 0.02
 
 Fetch = Callable[[BinaryIO], None]
 
@@ -31,7 +31,7 @@ class ShardPool:
     """A directory of shards by content, under a size limit."""
 
     def __init__(self, root: Path, limit: int) -> None:
-        """``limit``: bytes that all shards together may have, those on their way included."""
+        """``limit``: bytes that all shards together may have, including those that are being fetched."""
         self.root = root
         self.limit = limit
         self.shards = root / "shards"
@@ -41,22 +41,22 @@ class ShardPool:
             raise storage_error("make", self.shards, error) from error
 
     def read(self, relative: str, size: int, sha256: str, fetch: Fetch | None) -> bytes:
-        """A shard's bytes, checked; fetched first if it isn't here, or is damaged here.
+        """A shard's bytes, checked. It is fetched first if it isn't here or is damaged.
 
         Args:
             relative: ``shards/<name>``.
-            size, sha256: what it must have.
-            fetch: writes the shard into an open file, checked; None reads only what is here.
+            size, sha256: the size and digest that it must have.
+            fetch: writes the shard into an open file and checks it. With None, only shards that are here are read.
 
         Raises:
             MissingFileError: it isn't here and ``fetch`` is None.
             CorruptCacheError: it is damaged here and ``fetch`` is None.
             ConfigError: it is larger than the limit.
-            StorageError: no room on the disk, or the system refused. Also whatever ``fetch`` raises.
+            StorageError: no free space, or the system refused. Also what ``fetch`` raises.
         """
         path = self.root / relative
         while True:
-            with self._hold(relative) as held:
+            with self._shared_lock(relative) as held:
                 if held is not None:
                     try:
                         return read_checked(self.root, relative, size, sha256)
@@ -67,24 +67,24 @@ class ShardPool:
                             path.unlink()
             if fetch is None:
                 raise MissingFileError(f"{path} is missing")
-            payload = self._bring(relative, size, fetch)
+            payload = self._fetch(relative, size, fetch)
             if payload is not None:
                 return payload
 
     def ensure(self, relative: str, size: int, fetch: Fetch) -> None:
-        """Fetch a shard unless a file of its name is here. Raises as :meth:`read` does."""
-        with self._hold(relative) as held:
+        """Fetch a shard unless a file with its name is here. Raises what :meth:`read` raises."""
+        with self._shared_lock(relative) as held:
             if held is not None:
                 return
-        self._bring(relative, size, fetch)
+        self._fetch(relative, size, fetch)
 
     def used(self) -> int:
-        """Bytes of all shards here, those on their way included."""
+        """Bytes of all shards here, including those that are being fetched."""
         return sum(size for _, size, _ in self._files())
 
     @contextmanager
-    def _hold(self, relative: str) -> Iterator[int | None]:
-        """Keep a shard from being removed while the context lasts; its descriptor, or None if it isn't here."""
+    def _shared_lock(self, relative: str) -> Iterator[int | None]:
+        """Lock a shard so that no process removes it; gives its file descriptor, or None if it isn't here."""
         try:
             handle = os.open(self.root / relative, os.O_RDONLY)
         except FileNotFoundError:
@@ -101,8 +101,8 @@ class ShardPool:
         finally:
             os.close(handle)
 
-    def _bring(self, relative: str, size: int, fetch: Fetch) -> bytes | None:
-        """Fetch a shard and return it; None if another process or thread has done so meanwhile."""
+    def _fetch(self, relative: str, size: int, fetch: Fetch) -> bytes | None:
+        """Fetch a shard and return its bytes; None if another process or thread has just fetched it."""
         if size > self.limit:
             raise ConfigError(
                 f"a shard of {size:,} bytes doesn't fit into the local cache of {self.limit:,}: "
@@ -112,7 +112,7 @@ class ShardPool:
         part = target.with_name(target.name + _PART)
         try:
             with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # waits for whoever is fetching it
+                fcntl.flock(file, fcntl.LOCK_EX)  # waits while another process fetches it
                 if not _same_file(file.fileno(), part) or target.exists():
                     self._drop_part(file, part)
                     return None
@@ -122,8 +122,8 @@ class ShardPool:
                     file.flush()
                     file.seek(0)
                     payload = file.read(size)
-                    # Not while another counts: a listing may see a file that is being renamed under neither name.
-                    with self._making_room():
+                    # Not while another process counts bytes: it could miss a file that is just being renamed.
+                    with self._size_lock():
                         os.replace(part, target)
                 except BaseException:
                     self._drop_part(file, part)
@@ -137,10 +137,10 @@ class ShardPool:
             part.unlink()
 
     def _reserve(self, file: BinaryIO, size: int) -> None:
-        """Make room and take it, one process at a time; waits while everything is in use."""
-        deadline = time.monotonic() + _PATIENCE
+        """Free space for a file and allocate it, one process at a time; waits while all shards are in use."""
+        deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            with self._making_room():
+            with self._size_lock():
                 if self._evict(size):
                     _allocate(file.fileno(), size)
                     return
@@ -149,16 +149,16 @@ class ShardPool:
                     f"the local cache {self.root} of {self.limit:,} bytes is full of shards in use: "
                     "give it more room with LOGITCACHE_CACHE_LIMIT"
                 )
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
 
     @contextmanager
-    def _making_room(self) -> Iterator[None]:
+    def _size_lock(self) -> Iterator[None]:
         with open(self.root / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _evict(self, need: int) -> bool:
-        """Remove the least recently used shards that nobody holds until ``need`` bytes are free."""
+        """Remove the least recently used shards that aren't locked until ``need`` bytes are free; True if they are."""
         files = sorted(self._files())
         used = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -181,7 +181,7 @@ class ShardPool:
 
 
 def _same_file(handle: int, path: Path) -> bool:
-    """True if the path still leads to an open file. While we hold its lock, nobody else takes it away."""
+    """True if the path is still the name of an open file. While we have its lock, no other process removes it."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -207,7 +207,7 @@ def _remove_unheld(path: Path) -> bool:
 
 
 def _allocate(handle: int, size: int) -> None:
-    """Claim the disk's room now, so that a full disk is noticed before the download."""
+    """Allocate the space on the disk now, so that a full disk is noticed before the download."""
     try:
         os.posix_fallocate(handle, 0, size)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Try again, with growing pauses and jitter, as long as trying again can help and for a bounded time."""
+"""Retry failed requests with growing random pauses, for a limited time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ T = TypeVar("T")
 
 
 class TransientError(Exception):
-    """A failure that may be gone at the next try: a reset, a 5xx, a 429, a timeout."""
+    """A failure that the next try may not have: a reset connection, a 5xx, a 429, a timeout."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to go on.
+    """How often and how long to retry.
 
     Attributes:
-        tries: in all.
-        first_pause, longest_pause: seconds; pause ``n`` is drawn from 0 to ``first_pause * 2^n`` at most.
+        tries: most tries in total.
+        first_pause, longest_pause: seconds; pause ``n`` is random, from 0 to ``first_pause * 2^n``, but at most
+            ``longest_pause``.
         patience: seconds after which no new try starts.
         stall: seconds without a byte after which a request counts as failed.
         slowest: bytes/s below which a transfer counts as failed, once ``stall`` seconds are over.
@@ -40,7 +41,7 @@ class RetryPolicy:
 
     @classmethod
     def from_environment(cls) -> RetryPolicy:
-        """The defaults, with ``LOGITCACHE_TRIES`` and ``LOGITCACHE_STALL_SECONDS`` in their place where set.
+        """The defaults, or ``LOGITCACHE_TRIES`` and ``LOGITCACHE_STALL_SECONDS`` where they are set.
 
         Raises:
             ConfigError: one of them isn't a positive number.
@@ -54,28 +55,33 @@ class RetryPolicy:
 
 
 class WrongAnswers:
-    """Wrong answers to one question: what was altered on its way differs by try, what the store holds doesn't."""
+    """Wrong answers to one request.
+
+    If an answer was altered on the network, the next try gives a different one. If the file in the store is wrong, each
+    try gives the same answer.
+    """
 
     def __init__(self) -> None:
         self._seen: set[Hashable] = set()
 
     def error(self, answer: Hashable, altered: Exception) -> Exception:
-        """What to raise for a wrong answer: ``altered`` if the same one came before, else a TransientError."""
+        """The error for a wrong answer: ``altered`` if the same answer came before, else a TransientError."""
         if answer in self._seen:
             return altered
         self._seen.add(answer)
         return TransientError("it arrived damaged")
 
 
-def retried(action: Callable[[], T], what: str, policy: RetryPolicy) -> T:
-    """Run ``action`` until it succeeds, fails for good, or the policy's end is reached.
+def retry(action: Callable[[], T], what: str, policy: RetryPolicy) -> T:
+    """Run ``action`` until it succeeds, raises another error, or the policy allows no more tries.
 
     Args:
-        action: raises TransientError where another try makes sense, anything else where not.
-        what: what was attempted, for the error.
+        action: raises TransientError if another try makes sense, another error if not.
+        what: what the action does, for the error message.
+        policy: how often and how long to retry.
 
     Raises:
-        RemoteError: it never succeeded; the message tells the last reason.
+        RemoteError: it never succeeded; the message has the last reason.
     """
     started = time.monotonic()
     for number in range(policy.tries):

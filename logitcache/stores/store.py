@@ -1,7 +1,8 @@
-"""Object stores by URL, through obstore: one small interface, failures sorted into transient and permanent ones.
+"""Object stores by URL, through obstore. Failures are either transient, and retried, or permanent.
 
-obstore binds Rust's ``object_store``: S3, Google, Azure, HTTP and plain files in one wheel without further packages,
-with conditional puts on all that have them. Retries are ours, because a body that is cut off counts too.
+obstore is a binding of Rust's ``object_store``: S3, Google, Azure, HTTP and local files in one wheel without other
+packages, with conditional writes where the service has them. logitcache retries itself, because it also retries when a
+body is cut off.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from logitcache.errors import CacheFormatError, ConfigError, RemoteError
-from logitcache.stores.connect import STATUS, connect, is_forked, reason_of
-from logitcache.stores.retry import RetryPolicy, TransientError, retried
+from logitcache.stores.connect import STATUS, connect, is_forked, short_reason
+from logitcache.stores.retry import RetryPolicy, TransientError, retry
 from logitcache.stores.url import Reference, public_url
 from logitcache.utils.parallel import StoppedError, check_stopped
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Larger uploads go in parts of this many bytes; each part is one request, so its time is bounded.
 _PART_BYTES = 8 << 20
-#: A request that isn't the reading of a file may take so many times the time of a stall.
+#: A request that doesn't read a file may take this many times ``RetryPolicy.stall``.
 _SMALL_REQUEST = 5
 _BULK_SECONDS = 86_400.0
 _TRANSIENT_STATUS = {408, 425, 429}
@@ -37,11 +38,11 @@ class NotThereError(Exception):
 
 
 class TakenError(Exception):
-    """A conditional put found another object, or another version of it."""
+    """A conditional write found another object, or another version of it."""
 
 
 class OversizeError(Exception):
-    """An object has more bytes than belong there."""
+    """An object has more bytes than expected."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,18 @@ class Object:
 
 
 class Store:
-    """The objects under one URL. Threads may share it. Paths are relative, with ``/`` between their parts.
+    """The objects under one URL. Threads may share it. Paths are relative, with ``/`` between the parts.
 
     Every method raises RemoteError when the store refuses or doesn't answer in time.
     """
 
     def __init__(self, url: str, policy: RetryPolicy | None = None, *, create: bool = False) -> None:
-        """Connect to nothing yet.
+        """Prepare the connection; no request is made yet.
 
         Args:
             url: ``s3://bucket/prefix``, ``gs://…``, ``az://container/prefix``, ``http(s)://…``, ``file:///directory``
                 or ``hf://datasets/OWNER/NAME``.
-            policy: how to retry; from the environment if left out.
+            policy: how to retry; by default from the environment.
             create: make the directory of a ``file://`` URL.
 
         Raises:
@@ -77,13 +78,13 @@ class Store:
         self.url = public_url(url)
         self.scheme = url.partition("://")[0]
         self.policy = policy or RetryPolicy.from_environment()
-        # Whole shards may take long, and a crawl is noticed by us; every other request is small.
+        # A whole shard may take long, and _stream checks its speed; every other request is small.
         self._store = connect(url, self.policy, create, self.policy.stall * _SMALL_REQUEST)
         self._bulk = connect(url, self.policy, create, _BULK_SECONDS)
 
     @property
     def forked(self) -> bool:
-        """True in a forked child of a process that used a store: the network library's threads don't exist there."""
+        """True in a fork of a process that used a store. The network library's threads don't exist in a fork."""
         return is_forked()
 
     @property
@@ -92,7 +93,7 @@ class Store:
         return self.scheme not in ("http", "https", "hf")
 
     def get(self, path: str, limit: int) -> bytes:
-        """A small object, whole.
+        """The content of a small object.
 
         Raises:
             NotThereError: there is none.
@@ -105,43 +106,43 @@ class Store:
             return b"".join(parts)
 
         try:
-            return self._retried(read, "read", path)
+            return self._retry(read, "read", path)
         except OversizeError as error:
             raise CacheFormatError(f"{self.address(path)} has more than {limit:,} bytes: it is no such file") from error
 
     def download(self, path: str, size: int, write: Callable[[bytes], object]) -> None:
-        """One try to read an object of a known size, chunk by chunk; the caller retries, because it has to rewind.
+        """Try once to read an object of a known size, in chunks. The caller retries, because it has to rewind its file.
 
         Raises:
             NotThereError: there is none.
             OversizeError: it is larger.
-            TransientError: cut off, stalled, too slow, or a failure that may pass.
+            TransientError: cut off, stalled, too slow, or another failure that the next try may not have.
         """
         with self._errors("read", path):
             self._stream(path, size, write)
 
     def put(self, path: str, content: bytes | Path) -> None:
-        """Write an object; whoever reads sees all of it or nothing."""
+        """Write an object. Readers see the complete object or none."""
         multipart = len(content) > _PART_BYTES if isinstance(content, bytes) else None
         options = {"use_multipart": multipart, "chunk_size": _PART_BYTES, "max_concurrency": 2}
-        self._retried(lambda: self._store.put(path, content, **options), "write", path)
+        self._retry(lambda: self._store.put(path, content, **options), "write", path)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a small object only if there is none; False if one with this very content is there already.
+        """Write a small object only if there is none; False if one with the same content is there already.
 
         Raises:
-            TakenError: another one is there.
+            TakenError: an object with another content is there.
         """
         return self._put_if(path, content, "create")
 
     def replace(self, path: str, content: bytes, old: bytes) -> bool:
-        """Write a small object only if the one there still has the content ``old``.
+        """Overwrite a small object only if its content is still ``old``; False if its content is ``content`` already.
 
         Raises:
-            TakenError: it has another content by now.
+            TakenError: it has another content now, or is gone.
         """
         try:
-            found = self._retried(lambda: self._store.get(path), "read", path)
+            found = self._retry(lambda: self._store.get(path), "read", path)
             current, version = bytes(found.bytes()), {"e_tag": found.meta["e_tag"]}
         except NotThereError:
             raise TakenError(path) from None
@@ -149,7 +150,7 @@ class Store:
             return False
         if current != old:
             raise TakenError(path)
-        if self.scheme == "file":  # the local file system has no compare-and-swap; tags there move for one writer
+        if self.scheme == "file":  # local files have no compare-and-swap, so only one process may move a tag
             self.put(path, content)
             return True
         return self._put_if(path, content, version)
@@ -171,21 +172,21 @@ class Store:
             found = self._store.list(prefix.rstrip("/") or None)
             return [Object(item["path"], item["size"], item["last_modified"]) for chunk in found for item in chunk]
 
-        yield from self._retried(collect, "list", prefix)
+        yield from self._retry(collect, "list", prefix)
 
     def folders(self, prefix: str) -> builtins.list[str]:
-        """Names one level below a prefix that ends with ``/`` (or is empty), of those with objects below them."""
+        """Names of the folders one level below a prefix that ends with ``/`` (or is empty)."""
 
         def collect() -> builtins.list[str]:
             found = self._store.list_with_delimiter(prefix.rstrip("/") or None)
             return [name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"]]
 
-        return self._retried(collect, "list", prefix)
+        return self._retry(collect, "list", prefix)
 
     def delete(self, path: str) -> None:
-        """Remove an object; nothing happens if there is none."""
+        """Remove an object, if there is one."""
         try:
-            self._retried(lambda: self._store.delete(path), "delete", path)
+            self._retry(lambda: self._store.delete(path), "delete", path)
         except NotThereError:
             return
 
@@ -195,15 +196,15 @@ class Store:
 
     def _head(self, path: str) -> Any:
         try:
-            return self._retried(lambda: self._store.head(path), "look up", path)
+            return self._retry(lambda: self._store.head(path), "look up", path)
         except NotThereError:
             return None
 
     def _put_if(self, path: str, content: bytes, mode: Any) -> bool:
         try:
-            self._retried(lambda: self._store.put(path, content, mode=mode, use_multipart=False), "write", path)
+            self._retry(lambda: self._store.put(path, content, mode=mode, use_multipart=False), "write", path)
         except TakenError:
-            # Perhaps by an earlier try of ours whose answer was lost.
+            # Perhaps an earlier try of ours wrote it, and its answer was lost.
             if self._holds(path, content):
                 return False
             raise
@@ -231,12 +232,12 @@ class Store:
         if received < expected:
             raise TransientError(f"cut off after {received:,} of {expected:,} bytes")
 
-    def _retried(self, action: Callable[[], T], verb: str, path: str) -> T:
+    def _retry(self, action: Callable[[], T], verb: str, path: str) -> T:
         def attempt() -> T:
             with self._errors(verb, path):
                 return action()
 
-        return retried(attempt, f"{verb} {self.address(path)}", self.policy)
+        return retry(attempt, f"{verb} {self.address(path)}", self.policy)
 
     @contextmanager
     def _errors(self, verb: str, path: str) -> Iterator[None]:
@@ -252,16 +253,16 @@ class Store:
         except (RemoteError, TransientError, OversizeError, StoppedError):
             raise
         except Exception as error:
-            raise _sorted_error(error, f"can't {verb} {self.address(path)}", path) from error
+            raise _convert_error(error, f"can't {verb} {self.address(path)}", path) from error
 
 
-def _sorted_error(error: Exception, what: str, path: str) -> Exception:
-    """The error to raise for one of obstore's."""
+def _convert_error(error: Exception, what: str, path: str) -> Exception:
+    """Our error for one of obstore's errors."""
     from obstore import exceptions
 
     text = str(error)
     status = STATUS.search(text)
-    reason = reason_of(text)
+    reason = short_reason(text)
     if isinstance(error, (exceptions.AlreadyExistsError, exceptions.PreconditionError)):
         return TakenError(path)
     if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
@@ -279,11 +280,11 @@ def _sorted_error(error: Exception, what: str, path: str) -> Exception:
 
 
 def open_writable(reference: Reference, *, create: bool = False) -> Store:
-    """The store that a reference leads to.
+    """The store of a reference, if it can be written.
 
     Raises:
         ConfigError: it can only be read.
-        CacheNotFoundError: the directory of a ``file://`` URL doesn't exist, and isn't to be made either.
+        CacheNotFoundError: the directory of a ``file://`` URL doesn't exist, and ``create`` is False.
     """
     store = Store(reference.url, create=create)
     if not store.writable:

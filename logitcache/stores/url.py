@@ -1,4 +1,4 @@
-"""Names of caches: a URL, and after an ``@`` a tag or a digest that picks one of the caches there."""
+"""Names of caches: a URL, and after an ``@`` a tag or a digest that selects one of the caches there."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from logitcache.errors import ConfigError
 
 SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "file")
 _URL = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_FOLDED = re.compile(rf"^({'|'.join(SCHEMES)}):/(?=[^/])")
+_ONE_SLASH = re.compile(rf"^({'|'.join(SCHEMES)}):/(?=[^/])")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """``url``, and at most one of ``tag`` and ``digest``: which cache of those at the URL.
+    """A URL, and which of the caches there; at most one of ``tag`` and ``digest`` is set.
 
     Attributes:
         url: without the part from ``@`` on, without a slash at its end.
         tag: a name that may move, such as ``latest``.
-        digest: ``sha256:…``, never moves.
+        digest: ``sha256:…``, which never moves.
     """
 
     url: str
@@ -44,12 +44,12 @@ class Reference:
 def as_url(path: str | os.PathLike[str]) -> str | None:
     """A path that is a URL, as text; None for a place in the file system.
 
-    ``pathlib`` folds ``//`` into ``/``; a URL that went through a Path is unfolded again.
+    ``pathlib`` turns ``//`` into ``/``. A URL that was made a Path gets its ``//`` back.
     """
     text = os.fspath(path)
     if _URL.match(text):
         return text
-    folded = _FOLDED.match(text)
+    folded = _ONE_SLASH.match(text)
     if isinstance(path, str) or folded is None:
         return None
     # The URL of a file has an empty host, and so a third slash.
@@ -60,7 +60,7 @@ def parse_reference(text: str) -> Reference:
     """Split a URL at its ``@``.
 
     Raises:
-        ConfigError: not a URL of a known kind, or neither a tag nor a digest stands after the ``@``.
+        ConfigError: it isn't a URL of a known kind, or the part after the ``@`` is neither a tag nor a digest.
     """
     match = _URL.match(text)
     scheme = match[1].lower() if match else ""
@@ -97,7 +97,7 @@ def local_path(path: str | os.PathLike[str], advice: str) -> Path:
 
 
 def public_name(place: str | os.PathLike[str]) -> str:
-    """A path or a URL as it may be told: without user and password. Raises as :func:`parse_reference` does."""
+    """A path, or a URL without user and password, for messages. Raises what :func:`parse_reference` raises."""
     url = as_url(place)
     return os.fspath(place) if url is None else str(parse_reference(url))
 
@@ -111,7 +111,7 @@ def public_url(url: str) -> str:
 
 
 def _split_at(url: str) -> tuple[str, str]:
-    """The @ that names a cache stands in the path's last part; one before the host belongs to user and password."""
+    """Split at the @ that names a cache, which is in the path's last part. An @ before the host ends the password."""
     head, at, name = url.rpartition("@")
     if not at or "/" in name:
         return url, ""

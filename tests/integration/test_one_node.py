@@ -108,7 +108,7 @@ def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:
     read("shards/a")
     time.sleep(0.01)
     read("shards/b")
-    with pool._hold("shards/a") as held:
+    with pool._shared_lock("shards/a") as held:
         assert held is not None
         read("shards/c")  # b goes, though a is older
         assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["a", "c"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from logitcache.cache.selection import Selection, parse_range, parse_spans
 from logitcache.errors import ConfigError, RemoteError
 from logitcache.stores.local_cache import LocalSettings, parse_size
-from logitcache.stores.retry import RetryPolicy, TransientError, retried
+from logitcache.stores.retry import RetryPolicy, TransientError, retry
 from logitcache.stores.url import Reference, as_url, parse_reference, public_url
 from logitcache.train.config import TrainConfig
 from logitcache.utils.parallel import run_parallel
@@ -140,7 +140,7 @@ def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TransientError("HTTP 503")
 
     with pytest.raises(RemoteError, match=r"can't read x: HTTP 503 \(6 tries"):
-        retried(fails, "read x", RetryPolicy(tries=6, first_pause=1.0, longest_pause=5.0))
+        retry(fails, "read x", RetryPolicy(tries=6, first_pause=1.0, longest_pause=5.0))
     assert len(calls.getvalue()) == 6
     assert len(pauses) == 5
     assert all(pause <= bound for pause, bound in zip(pauses, (1, 2, 4, 5, 5), strict=True))
@@ -151,7 +151,7 @@ def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RemoteError("denied")
 
     with pytest.raises(RemoteError, match="denied"):
-        retried(fails_for_good, "read x", RetryPolicy())
+        retry(fails_for_good, "read x", RetryPolicy())
     assert calls.getvalue().count("!") == 1
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from share_tools import make_cache
 
 import logitcache as lc
-from logitcache.cache.signatures import check_trusted, keep_signature
+from logitcache.cache.signatures import check_trusted, write_signature
 from logitcache.errors import ConfigError, SignatureError
 from logitcache.share.signing import sign
 from logitcache.signing.digest import is_signed, signed_bytes
@@ -193,9 +193,9 @@ def test_other_bytes_are_no_signature(content: bytes) -> None:
 
 def test_a_signature_that_is_too_large_is_refused(tmp_path: Path) -> None:
     make_cache(tmp_path / "a", range(2))
-    keep_signature(tmp_path / "a", f"{KEY.name}.sig", SIGNATURE)
+    write_signature(tmp_path / "a", f"{KEY.name}.sig", SIGNATURE)
     with pytest.raises(SignatureError, match="doesn't fit"):
         check_trusted(lc.open(tmp_path / "a"), FIXTURES / "key.pub")
-    keep_signature(tmp_path / "a", f"{KEY.name}.sig", SIGNATURE + b"\n" * 5000)
+    write_signature(tmp_path / "a", f"{KEY.name}.sig", SIGNATURE + b"\n" * 5000)
     with pytest.raises(lc.LogitCacheError, match="at most"):
         check_trusted(lc.open(tmp_path / "a"), FIXTURES / "key.pub")
