@@ -1,1 +1,1 @@
-"""A student measured against a cache, and the report of a training run."""
+"""Measure a student on a cache, and write the report of a training run."""

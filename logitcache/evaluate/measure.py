@@ -1,6 +1,6 @@
 """How close a student is to a cache's teacher: KL, cross-entropy, agreement, overlap and coverage, per token.
 
-Shape legend: N positions with targets, D hidden width, V ids of the vocabulary, K entries a position.
+Shape legend: N positions that have targets, D hidden width, V ids of the vocabulary, K entries per position.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from logitcache.targets.topk import TopK
 from logitcache.utils.progress import Report, silent
 
 OVERLAP_KS = (1, 8, 32)
-# Logits of so many numbers are in memory at a time (128 MiB in fp32).
+# At most this many logits are in memory at the same time (128 MiB in fp32).
 _CHUNK_NUMBERS = 1 << 25
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """A student against a held-out cache; averages over the positions that have targets.
+    """Measurements of a student on a held-out cache: averages over the positions that have targets.
 
     Attributes:
-        kl: KL(teacher ‖ student) in nats, the ids outside the cached top K as one event: a lower bound of the full KL.
-        cross_entropy: −log of the student's probability of the token that really follows, nats.
+        kl: KL(teacher ‖ student) in nats, with the ids outside the cached top K as one event: a lower bound of the full
+            KL.
+        cross_entropy: −log of the student's probability of the token that follows in the text, in nats.
         perplexity: exp(cross_entropy).
-        top1_agreement: share of positions where both models' most probable token is the same.
+        top1_agreement: share of positions where both models have the same most probable token.
         overlap: ``{k: |student's top k ∩ teacher's top k| / k}``.
-        s_ld_coverage: share of the student's top 8 that the cache's top K holds.
+        s_ld_coverage: share of the student's top 8 ids that are in the cache's top K.
         positions: how many positions were measured.
     """
 
@@ -64,7 +65,7 @@ class Metrics:
         return cls(**plain, overlap=overlap, positions=int(own["positions"]))
 
     def flat(self, prefix: str = "") -> dict[str, float]:
-        """One level of names, for logs: ``overlap@8`` and so on."""
+        """All values by name in one dictionary, for logs; overlaps are ``overlap@8`` and so on."""
         values = {name: value for name, value in asdict(self).items() if name != "overlap"}
         values |= {f"overlap@{k}": value for k, value in self.overlap.items()}
         return {prefix + name: float(value) for name, value in values.items()}
@@ -72,7 +73,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Sums over positions, in float64, so that batches and ranks add up."""
+    """Sums over positions, in float64, which can be added over batches and ranks."""
 
     sums: dict[str, Tensor]
     positions: int = 0
@@ -117,7 +118,7 @@ class MetricSums:
 
 @torch.no_grad()
 def metric_sums(head: Head, hidden_ND: Tensor, targets: TopK, labels_N: Tensor, vocab_limit: int) -> MetricSums:
-    """Sums of every metric over N positions, a few positions at a time."""
+    """Sums of every metric over N positions, computed for a few positions at a time."""
     total = MetricSums.zeros(targets.ranked, hidden_ND.device)
     size = max(1, _CHUNK_NUMBERS // head.vocab_size)
     for start in range(0, len(targets), size):
@@ -144,23 +145,24 @@ def evaluate(
     device: str | torch.device | None = None,
     report: Report = silent,
 ) -> Metrics:
-    """Measure a student against a cache of the teacher's predictions; the teacher itself isn't needed.
+    """Measure a student on a cache of the teacher's predictions. The teacher itself isn't needed.
 
     The same student, cache and settings always give the same numbers.
 
     Args:
         cache: an open cache or its path, preferably of text that the student wasn't trained on.
-        student: a directory, a hub id, or a loaded model (whose tokenizer is then taken to be the cache's).
-        batch_size: sequences of a forward pass.
-        dtype: of the weights, when the student is loaded here.
-        device: by default a GPU if there is one.
+        student: a directory, a hub id, or a loaded model, which must use the cache's tokenizer.
+        batch_size: sequences in a forward pass.
+        dtype: of the weights, if the student is loaded here.
+        device: by default a GPU if there is one, else the CPU.
         report: called with progress in tokens.
 
     Raises:
         ModelError: the student can't be loaded, or its vocabulary is too small.
-        TokenizerMismatchError: the student numbers tokens differently.
+        TokenizerMismatchError: the student's tokenizer gives different ids to tokens.
         TargetsError: the cache holds no targets.
         ConfigError: a sequence of the cache is longer than the student takes.
+        CacheNotFoundError, CacheFormatError, CorruptCacheError, StorageError: as when opening the cache.
     """
     opened = cache if isinstance(cache, Cache) else open_place(cache)
     named = isinstance(student, (str, Path))

@@ -1,4 +1,4 @@
-"""What a training run leaves for people: one page of HTML that needs no other file, the figure as PNG, all as JSON."""
+"""The report of a training run: one HTML page that needs no other file, its figure as PNG, and all values as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from logitcache.utils.atomic import write_atomically
 
 NO_PLOT = "no curves and no report.png: matplotlib isn't installed (pip install 'logitcache[plot]')"
 BLUE, ORANGE, GREY = "#3f51b5", "#e07b39", "#9aa0ae"
-# name in Metrics.flat(), title, format, True where less is better
+# name in Metrics.flat(), title, format, True if a smaller value is better
 SHOWN = (
     ("kl", "KL(teacher ‖ student), nats", "{:.3f}", True),
     ("cross_entropy", "cross-entropy, nats", "{:.3f}", True),
@@ -43,14 +43,18 @@ def write_report(
     """Write ``report.json``, ``report.html`` and, where matplotlib is installed, ``report.png`` into ``out``.
 
     Args:
+        out: directory to write to.
         title: the page's headline.
         history: the training log.
-        before, after: measurements, if there were any.
+        before, after: measurements before and after training; None if there are none.
         settings: the resolved configuration.
         facts: further plain values, such as the cache's digest.
 
     Returns:
         The files that were written.
+
+    Raises:
+        StorageError: the system refused.
     """
     summary = summarise(history) | dict(facts)
     content = {
@@ -72,7 +76,7 @@ def write_report(
 
 
 def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Totals of a log: steps, training seconds (without evaluations), throughput, share of time waiting for data."""
+    """Totals of a log: steps, training seconds (without evaluation), tokens per second, share of time waiting."""
     steps = [entry for entry in history if "loss" in entry and "seconds" in entry]
     seconds = sum(entry["seconds"] for entry in steps)
     tokens = sum(entry["tokens_per_second"] * entry["seconds"] for entry in steps)
@@ -88,7 +92,7 @@ def summarise(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def draw_training(history: Sequence[Mapping[str, Any]]) -> Any | None:
-    """The curves of a run, or None without matplotlib."""
+    """The curves of a run; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -121,7 +125,7 @@ def draw_training(history: Sequence[Mapping[str, Any]]) -> Any | None:
 
 
 def draw_comparison(students: Mapping[str, Metrics]) -> Any | None:
-    """Several students side by side, one panel a metric; None without matplotlib."""
+    """A figure of several students, with one panel per metric; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -150,7 +154,7 @@ def page(
     settings: Mapping[str, Any],
     figure: str | None,
 ) -> str:
-    """The page itself, from ``report.html.jinja``; it needs no other file, and all but the figure is escaped."""
+    """The HTML page, from ``report.html.jinja``. It needs no other file. Everything except the figure is escaped."""
     measured = None
     if before is not None and after is not None:
         measured = {"rows": _changes(before, after), "positions": f"{after.positions:,}"}
@@ -178,7 +182,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _changes(before: Metrics, after: Metrics) -> list[dict[str, Any]]:
-    """What training changed: a row a metric that both measurements have."""
+    """What training changed: a row for each metric that both measurements have."""
     one, two = before.flat(), after.flat()
     rows = []
     for key, title, form, less in SHOWN:
@@ -192,7 +196,7 @@ def _changes(before: Metrics, after: Metrics) -> list[dict[str, Any]]:
 
 
 def _share(component: Mapping[str, Any]) -> dict[str, Any]:
-    """What an epoch takes from a cache of a mixture, as a row."""
+    """A row that says how much an epoch takes from one cache of a mixture."""
     cells = (
         f"{Path(component['cache']).name} ({component['digest'][:19]}…)",
         f"{component['share']:.1%}",
@@ -210,7 +214,7 @@ def _curve(
     bottom: float | None = None,
     top: float = 0,
 ) -> None:
-    """``bottom`` is where the axis begins, by default near the lowest value; it reaches up to ``top`` at least."""
+    """Draw lines. The axis begins at ``bottom``, by default near the lowest value, and ends at ``top`` or above."""
     panel.set_title(title, fontsize=10)
     if not at:
         panel.set_axis_off()
@@ -247,7 +251,7 @@ def _svg(figure: Any | None) -> str | None:
     if figure is None:
         return None
     buffer = io.StringIO()
-    # Without a date the same run gives the same page.
+    # Without the date, the same run gives the same page.
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

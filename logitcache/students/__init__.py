@@ -1,1 +1,1 @@
-"""A student: found, cut from a bigger model, adapted, saved, and checked against a cache."""
+"""Find a student, cut it from a bigger model, attach an adapter, save it, and check it against a cache."""

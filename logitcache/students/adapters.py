@@ -1,4 +1,4 @@
-"""Put an adapter of PEFT on its base, every tensor of it from its file, ready to be trained on."""
+"""Attach a PEFT adapter to its base for further training, and check that its file has every tensor."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PREFIX = "base_model.model."
 
 
 def attach_adapter(base: Any, files: StudentFiles) -> Any:
-    """A PEFT model around ``base`` with the adapter of ``files``; the adapter alone is trainable.
+    """A PEFT model around ``base`` with the adapter of ``files``. Only the adapter is trainable.
 
     Raises:
         MissingDependencyError: peft isn't installed.
-        ModelError: the adapter is of a kind that can't be trained on here, or its file doesn't fit.
+        ModelError: this kind of adapter isn't supported, or its file doesn't fit.
     """
     try:
         from peft import PeftConfig, get_peft_model
@@ -36,7 +36,7 @@ def attach_adapter(base: Any, files: StudentFiles) -> Any:
         config.inference_mode = False
         _check_kind(directory, config)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they warn of is checked here
+            warnings.simplefilter("ignore")  # the checks below cover what PEFT warns about
             model = get_peft_model(base, config)
     except ModelError:
         raise
@@ -54,7 +54,7 @@ def attach_adapter(base: Any, files: StudentFiles) -> Any:
 
 
 def name_base(model: Any, base: StudentFiles) -> None:
-    """Have a PEFT model save the name of its base so that it is found from any directory."""
+    """Make a PEFT model save the absolute path of its base, so that it is found from any directory."""
     place = base.place if isinstance(base.place, str) else str((base.place / (base.gguf_file or "")).absolute())
     config = model.peft_config[_NAME]
     config.base_model_name_or_path, config.revision = place, base.revision
@@ -80,7 +80,7 @@ def _check_kind(directory: Path, config: Any) -> None:
 
 
 def _load(model: Any, directory: Path) -> None:
-    """Fill the adapter from its file. What PEFT passes over is found by what was there before: NaN.
+    """Load the adapter's tensors from its file. They are NaN before, so a tensor that PEFT skips is found.
 
     Raises:
         ModelError: a tensor is missing, has another shape, has no place, or isn't finite.
@@ -103,16 +103,16 @@ def _load(model: Any, directory: Path) -> None:
         raise ModelError(f"the adapter {directory} can't be loaded: {reason(error)}") from error
     if result.unexpected_keys:
         raise ModelError(
-            f"the adapter {directory} holds tensors that have no place in it: {_some(result.unexpected_keys)}"
+            f"the adapter {directory} holds tensors that have no place in it: {_join_names(result.unexpected_keys)}"
         )
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     missing = [name for name, tensor in own.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if missing:
-        raise ModelError(f"the adapter {directory} lacks tensors, or they aren't finite: {_some(missing)}")
+        raise ModelError(f"the adapter {directory} lacks tensors, or they aren't finite: {_join_names(missing)}")
 
 
 def _check_base_weights(model: Any, given: dict[str, Tensor], own: dict[str, Tensor], directory: Path) -> None:
-    """Embeddings saved with an adapter that doesn't train them must be the base's own: they aren't saved again."""
+    """Check that embeddings saved with an adapter that doesn't train them equal the base's: they aren't saved again."""
     base: nn.Module = model.get_base_model()
     weights = base.state_dict()
     for name, tensor in given.items():
@@ -131,7 +131,7 @@ def _check_base_weights(model: Any, given: dict[str, Tensor], own: dict[str, Ten
 
 @torch.no_grad()
 def _check_whole(model: Any, directory: Path) -> None:
-    """Training and measuring run the layers inside the PEFT model: they must do what the whole does."""
+    """Check that the model inside the PEFT model gives the same logits: training and evaluation run the inner one."""
     base = model.get_base_model()
     with evaluating(model):
         ids = torch.arange(1, 9, device=base.get_input_embeddings().weight.device)[None]
@@ -145,6 +145,6 @@ def _check_whole(model: Any, directory: Path) -> None:
         raise ModelError(f"the adapter {directory} is {kind}, which does more than change layers: {_MERGE}")
 
 
-def _some(names: Any) -> str:
+def _join_names(names: Any) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Make a student from a bigger model by keeping some of its layers; width, embeddings and head stay as they are."""
+"""Make a student from a bigger model by keeping some of its layers. Width, embeddings and head stay as they are."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from logitcache.utils.atomic import atomic_directory
 from logitcache.utils.progress import Report, silent
 from logitcache.utils.reasons import reason
 
-# Entries of a configuration that hold one value a layer, or count layers.
+# Entries of a configuration that are the number of layers.
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def even_layers(total: int, keep: int) -> tuple[int, ...]:
-    """``keep`` of ``total`` layers at even distances, the first and the last among them.
+    """Choose ``keep`` of ``total`` layers at even distances, with the first and the last.
 
     Raises:
         ConfigError: ``keep`` is not from 1 to ``total``.
@@ -52,11 +52,11 @@ def make_student(
         teacher: a directory, GGUF file or hub id of a causal language model, or of one for image and text, whose text
             layers are cut.
         out: the student's directory; must not exist yet. It gets the teacher's tokenizer too.
-        layers: how many to keep, or which.
-        importance_cache: with a number of layers, keep those that change the hidden state most on this cache's text,
-            first and last included (block influence, 1 − cos(in, out): ShortGPT, arXiv 2403.03853), instead of
-            layers at even distances.
-        importance_tokens: how much of that text to run.
+        layers: how many layers to keep, or their indices.
+        importance_cache: with a number of layers, keep the layers that change the hidden state most on this cache's
+            text, and the first and last, instead of layers at even distances (block influence, 1 − cos(in, out):
+            ShortGPT, arXiv 2403.03853).
+        importance_tokens: how many tokens of that text to run.
         report: called with progress in tokens.
 
     Returns:
@@ -64,9 +64,9 @@ def make_student(
 
     Raises:
         OutputExistsError: ``out`` exists.
-        ModelError: the teacher can't be loaded, its layers aren't a plain list, or what is left of it doesn't load
-            again as the same model: its layers need each other.
-        ConfigError: more layers than there are, a layer that isn't there, or a list of them with ``importance_cache``.
+        ModelError: the teacher can't be loaded, its layers aren't a plain list, or the saved student doesn't load as
+            the same model because its layers depend on removed ones.
+        ConfigError: there are fewer layers, or a list of layers was given with ``importance_cache``.
     """
     out = Path(out)
     if out.exists():
@@ -78,7 +78,7 @@ def make_student(
         raise ModelError(f"the teacher {teacher} is an adapter: merge it into its base, and cut that")
     stack = find_layers(model)
     if not isinstance(layers, int):
-        kept = _checked(layers, len(stack))
+        kept = _check_layers(layers, len(stack))
     elif importance_cache is not None:
         even_layers(len(stack), layers)
         influence = block_influence(model, importance_cache, importance_tokens, report)
@@ -91,10 +91,10 @@ def make_student(
 
 
 def find_layers(model: Any) -> nn.ModuleList:
-    """The model's stack of layers: those that text runs through, and not a vision tower's.
+    """The model's list of text layers, not those of a vision encoder.
 
     Raises:
-        ModelError: there is no list of as many modules as the configuration says there are layers.
+        ModelError: the model has no list of modules as long as the configuration's number of layers.
     """
     count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
@@ -107,7 +107,7 @@ def find_layers(model: Any) -> nn.ModuleList:
 
 
 def _modules_run(model: Any) -> set[nn.Module]:
-    """The modules that a few tokens of text run through."""
+    """The modules that run when the model gets a few tokens of text."""
     ran: set[nn.Module] = set()
     handles = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in model.modules()]
     try:
@@ -120,26 +120,26 @@ def _modules_run(model: Any) -> set[nn.Module]:
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """``[1, T, V]`` of a few tokens."""
+    """Logits ``[1, T, V]`` of a few tokens."""
     with evaluating(model):
         return run(model, probe_ids(model)[None])
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> None:
-    """Cut a model down to some of its layers, in place; the configuration follows."""
+    """Keep only some layers of a model, in place, and change its configuration to match."""
     stack = find_layers(model)
     total = len(stack)
     layers = [stack[index] for index in kept]
     del stack[:]
     stack.extend(layers)
     for index, layer in enumerate(layers):
-        # Attention layers know their own number, for the key-value cache.
+        # Attention layers store their own index, for the key-value cache.
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.__dict__["layer_idx"] = index
     config = model.config.get_text_config()
     for name, value in list(vars(config).items()):
-        # A list of token ids may happen to be as long.
+        # A list of token ids may have the same length by chance.
         if isinstance(value, (list, tuple)) and len(value) == total and "token" not in name:
             setattr(config, name, type(value)(value[index] for index in kept))
     for name in _COUNTS:
@@ -151,7 +151,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
 
 @torch.no_grad()
 def block_influence(model: Any, cache_path: str | Path, tokens: int, report: Report = silent) -> list[float]:
-    """How much each layer turns the hidden state: mean of 1 − cos(what goes in, what comes out) over some text."""
+    """How much each layer changes the hidden state: the mean of 1 − cos(input, output) over some text, per layer."""
     from logitcache.cache.opening import open_place
 
     stack = find_layers(model)
@@ -182,7 +182,7 @@ def block_influence(model: Any, cache_path: str | Path, tokens: int, report: Rep
 
 
 def most_influential(influence: Sequence[float], keep: int) -> tuple[int, ...]:
-    """First and last layer, and between them those of the largest influence, in their own order."""
+    """The first and the last layer, and between them the layers with the largest influence; ascending."""
     total = len(influence)
     if keep == 1:
         return (0,)
@@ -190,7 +190,7 @@ def most_influential(influence: Sequence[float], keep: int) -> tuple[int, ...]:
     return tuple(sorted({0, total - 1, *inner}))
 
 
-def _checked(layers: Sequence[int], total: int) -> tuple[int, ...]:
+def _check_layers(layers: Sequence[int], total: int) -> tuple[int, ...]:
     kept = tuple(layers)
     if not kept or any(not 0 <= layer < total for layer in kept) or list(kept) != sorted(set(kept)):
         raise ConfigError(
@@ -200,22 +200,22 @@ def _checked(layers: Sequence[int], total: int) -> tuple[int, ...]:
 
 
 def _save(model: Any, teacher: str | Path, out: Path) -> None:
-    """Written aside, loaded again, and renamed, so that nothing half-written or wrong looks like a model."""
+    """Write a temporary directory, load it again, then rename it, so that no incomplete or wrong model is left."""
     tokenizer = load_student_tokenizer(find_student(teacher, "teacher"), "teacher")
     if tokenizer is None:
         raise ModelError(f"the teacher {teacher} has no tokenizer, and its student needs one: put its files beside it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(out) as aside:
-        save_model(model, aside)
-        tokenizer.save_pretrained(aside)
-        _check_again(model, aside)
+    with atomic_directory(out) as temporary:
+        save_model(model, temporary)
+        tokenizer.save_pretrained(temporary)
+        _check_saved(model, temporary)
 
 
-def _check_again(model: Any, saved: Path) -> None:
-    """What was saved must be the model that was cut: layers may share values, or take their kind from their number.
+def _check_saved(model: Any, saved: Path) -> None:
+    """Check that the saved student gives the same logits: layers may share values, or depend on their index.
 
     Raises:
-        ModelError: it isn't.
+        ModelError: it doesn't, or can't be loaded.
     """
     what = f"{type(model).__name__} can't be cut to these layers, which need others"
     try:

@@ -19,14 +19,14 @@ _MODEL_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*.safetensors.ind
 
 @dataclass(frozen=True)
 class StudentFiles:
-    """A student resolved to what transformers can load.
+    """Where a student's files are, in a form that transformers can load.
 
     Attributes:
-        name: as the user called it.
+        name: the name that the user gave.
         place: a directory, or a hub id.
-        gguf_file: the file's name in the directory ``place``, where the weights come from GGUF.
+        gguf_file: name of a GGUF file in the directory ``place``; None for other weights.
         revision: of a hub id.
-        base: the model that the adapter in ``place`` belongs to; None where ``place`` holds a whole model.
+        base: the base of the adapter in ``place``; None if ``place`` holds a whole model.
     """
 
     name: str
@@ -36,12 +36,12 @@ class StudentFiles:
     base: StudentFiles | None = None
 
     def load_kwargs(self) -> dict[str, Any]:
-        """What every ``from_pretrained`` needs to find these files."""
+        """Arguments that every ``from_pretrained`` needs to find these files."""
         given = {"gguf_file": self.gguf_file, "revision": self.revision}
         return {name: value for name, value in given.items() if value is not None}
 
     def tokenizer(self) -> StudentFiles | None:
-        """Where the tokenizer is: with the student, or else with its base; None if a local student has none."""
+        """Where the tokenizer is: in the student's directory, else in its base's; None if a local student has none."""
         if isinstance(self.place, str) or self.gguf_file is not None:
             return self
         if any((self.place / name).exists() for name in _TOKENIZER_FILES):
@@ -50,15 +50,15 @@ class StudentFiles:
 
 
 def find_student(name: str | Path, what: str = "student") -> StudentFiles:
-    """Resolve a student's name; nothing but small files is read, or fetched from the hub.
+    """Find a student's files by its name. Only small files are read or fetched from the hub.
 
     Args:
         name: a directory that ``save_pretrained`` wrote, of a model or of an adapter; a GGUF file; a hub id.
-        what: what it is to the caller, for messages.
+        what: what messages call it.
 
     Raises:
-        ModelError: it is none of these, or an adapter whose base isn't there.
-        MissingDependencyError: a GGUF file, and gguf isn't installed.
+        ModelError: it is none of these, or it is an adapter and its base isn't there.
+        MissingDependencyError: it is a GGUF file, and gguf isn't installed.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -96,7 +96,11 @@ def _from_hub(what: str, name: str, revision: str | None = None) -> StudentFiles
 
 
 def _holds_adapter(what: str, directory: Path) -> bool:
-    """True for an adapter. (Some trainers write the base's config.json beside it.)"""
+    """True if the directory holds an adapter. (Some trainers also write the base's config.json there.)
+
+    Raises:
+        ModelError: it holds both a model and an adapter.
+    """
     if not (directory / ADAPTER_CONFIG).is_file():
         return False
     weights = [path.name for pattern in _MODEL_WEIGHTS for path in directory.glob(pattern)]
@@ -110,37 +114,34 @@ def _holds_adapter(what: str, directory: Path) -> bool:
 
 
 def _base_of(what: str, directory: Path) -> StudentFiles:
-    """The base that an adapter names: an absolute path, one from the adapter's or the current directory, or a hub id.
+    """The base that an adapter names: a path (absolute, or from the adapter's or current directory), or a hub id.
 
     Raises:
-        ModelError: it isn't there, is an adapter itself, or could be two directories.
+        ModelError: it isn't there, it is an adapter itself, or two directories match.
     """
     try:
         settings = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{directory / ADAPTER_CONFIG} can't be read: {reason(error)}") from error
-    mend = f"put its path into base_model_name_or_path of {directory / ADAPTER_CONFIG}"
+    advice = f"put its path into base_model_name_or_path of {directory / ADAPTER_CONFIG}"
     if not isinstance(name, str) or not name:
-        raise ModelError(f"the adapter {directory} names no base model: {mend}")
+        raise ModelError(f"the adapter {directory} names no base model: {advice}")
     found = {place.resolve(): place for place in (directory / name, Path(name).expanduser()) if place.exists()}
     if len(found) > 1:
-        raise ModelError(f"the adapter {directory} names the base {name}, which could be {_listed(found)}: {mend}")
+        choices = " or ".join(str(place) for place in found)
+        raise ModelError(f"the adapter {directory} names the base {name}, which could be {choices}: {advice}")
     if found:
         base = find_student(next(iter(found)), f"base of the adapter {directory}")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"the adapter {directory} belongs to the base {name}, which does not exist: {mend}")
+        raise ModelError(f"the adapter {directory} belongs to the base {name}, which does not exist: {advice}")
     else:
         try:
             base = _from_hub("base", name, revision)
         except ModelError as error:
-            raise ModelError(f"the adapter {directory} needs its base: {error}; fetch it, or {mend}") from error
+            raise ModelError(f"the adapter {directory} needs its base: {error}; fetch it, or {advice}") from error
     if base.base is not None:
         raise ModelError(
             f"the base of the adapter {directory} is an adapter itself ({name}): merge that one into its base"
         )
     return base
-
-
-def _listed(places: dict[Path, Path]) -> str:
-    return " or ".join(str(place) for place in places)

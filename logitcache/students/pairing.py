@@ -1,4 +1,4 @@
-"""A student, and whether it goes with a cache: same tokens, a vocabulary large enough, targets to learn from."""
+"""Load a student, and check that it fits a cache: same token ids, a large enough vocabulary, targets to learn from."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Pairing:
 
     Attributes:
         model: the student, a transformers causal language model.
-        vocab_limit: ids below it are known to both heads.
-        notes: what the user should know about the pair; empty when it is perfect.
-        tokenizer: the files of the tokenizer to save with the student: its own where it differs from the cache's.
+        vocab_limit: both models have logits for the ids below it.
+        notes: what the user should know about the pair; empty if there is nothing.
+        tokenizer: files of the tokenizer to save with the student: its own if it differs, else the cache's.
     """
 
     model: Any
@@ -43,11 +43,11 @@ def load_student(
 ) -> Any:
     """Load a causal language model from a directory, a GGUF file or a hub id.
 
-    An adapter's directory gives a PEFT model: the adapter on its base, trainable as it is.
+    An adapter's directory gives a PEFT model: the adapter on its base. Only the adapter is trainable.
 
     Raises:
-        ModelError: it isn't there or can't be loaded as one.
-        MissingDependencyError: a package is needed to read it.
+        ModelError: it isn't there, or it isn't a causal language model.
+        MissingDependencyError: a package that is needed to read it isn't installed.
     """
     files = find_student(name, what)
     whole = files.base or files
@@ -61,17 +61,17 @@ def load_student(
 
 
 def pair(cache: Any, student: Any, tokenizer_source: str | Path | None, *, max_length: int | None = None) -> Pairing:
-    """Check that a student can learn from a cache, or be measured against it.
+    """Check that a student can learn from a cache, or be evaluated on it.
 
     Args:
         cache: an open cache.
         student: the loaded model.
-        tokenizer_source: the student's name, as :func:`load_student` takes it; None skips the comparison of tokenizers.
+        tokenizer_source: the student's name, as for :func:`load_student`; None skips the comparison of tokenizers.
         max_length: longer sequences of the cache are left out by the caller.
 
     Raises:
-        TokenizerMismatchError: the two tokenizers number tokens differently.
-        ModelError: the student's vocabulary is too small for the cache's tokenizer.
+        TokenizerMismatchError: the two tokenizers give different ids to tokens.
+        ModelError: the student's vocabulary is too small for the cache, or its tokenizer can't be read.
         ConfigError: a sequence of the cache is longer than the student takes.
         TargetsError: the cache has no targets.
     """
@@ -81,7 +81,7 @@ def pair(cache: Any, student: Any, tokenizer_source: str | Path | None, *, max_l
     known, differences, tokenizer = _compare(cache, tokenizer_source)
     notes = list(differences)
     has = _rows(student)
-    # A tokenizer may have more entries than the teacher has logits for; nothing in the cache can name those.
+    # A tokenizer may have more entries than the teacher has logits. No target in the cache can have those ids.
     if has < min(known, cache.vocab_size):
         raise ModelError(
             f"the student's vocabulary has {has:,} entries, the cache's tokenizer {known:,}: "
@@ -104,14 +104,14 @@ def pair(cache: Any, student: Any, tokenizer_source: str | Path | None, *, max_l
 
 
 def check_lengths(cache: Any, student: Any, max_length: int | None = None) -> None:
-    """Refuse sequences that are longer than what the student's configuration says it takes.
+    """Check that no sequence is longer than the student's configuration allows.
 
     Args:
         cache, student: as for :func:`pair`.
         max_length: longer sequences are left out by the caller.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: one is.
     """
     limit = longest(student.config)
     if limit is None or any(
@@ -129,13 +129,13 @@ def check_lengths(cache: Any, student: Any, max_length: int | None = None) -> No
 
 
 def _rows(student: Any) -> int:
-    """Ids that the student can both read and predict. Its logits may be fewer than the rows of its output layer."""
+    """Number of ids that the student can read and predict. It may have fewer logits than rows in its output layer."""
     model, refusal = without_adapter(student)
     return vocabulary(model) if refusal else min(vocabulary(model), find_head(model).vocab_size)
 
 
 def _beyond(cache: Any, has: int, known: int) -> str:
-    """A note on a head that is smaller than the teacher's; what it costs is counted on one shard."""
+    """A note on a head that is smaller than the teacher's. The positions it loses are counted in one shard."""
     arrays = cache.read_shard(0)
     kept_N = known_positions(arrays, has)
     return (
@@ -146,10 +146,10 @@ def _beyond(cache: Any, has: int, known: int) -> str:
 
 
 def _compare(cache: Any, source: str | Path | None) -> tuple[int, list[str], Mapping[str, bytes]]:
-    """How many ids both must know, what differs in words, and the files of the tokenizer to save with the student.
+    """Number of ids that both must have, texts of the differences, and files of the tokenizer to save with the student.
 
     Raises:
-        TokenizerMismatchError: they number tokens differently.
+        TokenizerMismatchError: they give different ids to tokens.
         ModelError: the student's tokenizer can't be read.
     """
     ours = cache.load_tokenizer()

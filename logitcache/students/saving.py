@@ -1,4 +1,4 @@
-"""Save a model as what it is now."""
+"""Save a model with its weights as they are now."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 def save_model(model: Any, out: Path, **kwargs: Any) -> None:
     """``save_pretrained``, for a transformers model or a PEFT model around one.
 
-    transformers undoes on saving what it did on loading. Weights that came quantised and were turned to full numbers
-    it would quantise again, under a configuration that doesn't say so: those are saved as they are.
+    When transformers saves a model, it reverses the conversions that it made on loading. Weights that were dequantised
+    on loading would be quantised again, but the configuration would not say so. So those are saved as they are.
 
     Args:
+        model: the model.
+        out: directory to write to.
         kwargs: for ``save_pretrained``.
     """
     if not hasattr(model, "peft_config") and _dequantised(model):
