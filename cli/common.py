@@ -1,4 +1,4 @@
-"""What every command shares: one console, one way to fail, one way to print JSON."""
+"""What every command shares: the consoles, JSON output, config files, and warnings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from logitcache.utils.reasons import reason
 from .text import printable
 
 console = Console()
-# Progress and notes go to stderr, so that stdout holds nothing but the answer.
+# Progress and notes go to stderr, so that stdout holds only the result.
 messages = Console(stderr=True)
 
 
@@ -31,7 +31,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def read_config(path: Path | None) -> dict[str, Any]:
-    """Read a YAML file of settings; keys are the flags' names with - or _.
+    """Read a YAML file of settings. Keys are the names of the flags, with - or _.
 
     Raises:
         ConfigError: the file is missing, isn't YAML, or isn't a mapping.
@@ -53,7 +53,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
 
 @contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """Our own warnings for people to act on, each once, without Python's file and line; other libraries' as ever."""
+    """Print warnings of logitcache once each, without Python's file and line. Other warnings are shown as usual."""
     with warnings.catch_warnings():
         usual, said = warnings.showwarning, set[str]()
 
@@ -73,7 +73,7 @@ def warnings_in_a_line() -> Iterator[None]:
 
 
 def read_assignments(flag: str, assignments: list[str] | None) -> dict[str, Any]:
-    """The values of a repeated ``name=value``; a value is read as YAML, so that false is no text.
+    """The values of a repeated ``name=value``. Each value is read as YAML, so false becomes a bool.
 
     Raises:
         ConfigError: one has no name, or its value isn't YAML.
@@ -87,6 +87,6 @@ def read_assignments(flag: str, assignments: list[str] | None) -> dict[str, Any]
             parsed = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{flag} {assignment!r}: the value can't be read: {reason(error)}") from error
-        # A date or a time stays the text that was written.
+        # A date or a time stays text.
         found[name.strip()] = parsed if isinstance(parsed, str | bool | int | float | list | dict) else value
     return found

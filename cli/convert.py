@@ -1,4 +1,4 @@
-"""`logitcache convert`: another shard format, another encoding, or fewer entries a position."""
+"""`logitcache convert`: another shard format, another encoding, or fewer entries per position."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def convert(
         float | None, typer.Option(help="Largest error of a stored log-prob, in nats, for compact and tiny.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Entries to keep at each position.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Shards at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of shards to convert at the same time.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a cache anew in another format or encoding, or with fewer entries a position. The cache itself stays.
+    """Write a new cache from a cache: in another format or encoding, or with fewer entries per position.
 
     Example: logitcache convert speech.cache --out small.cache --preset tiny --top-k 32
     """
@@ -46,7 +46,7 @@ def convert(
     change = made.bytes_after / max(made.bytes_before, 1)
     console.print(
         f"{escape(made.path)}  {made.digest}\n"
-        f"{made.bytes_after:,} bytes of shards, {change:.0%} of before; "
+        f"{made.bytes_after:,} bytes of shards, {change:.0%} of the old size; "
         f"log-probs within {made.max_error:g} nats of the teacher's",
         highlight=False,
         soft_wrap=True,

@@ -19,11 +19,11 @@ def diff(
     first: Annotated[str, typer.Argument(help="A cache: a directory or a URL.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
     values: Annotated[
-        bool, typer.Option("--values", help="Also compare the targets of sequences that both hold.")
+        bool, typer.Option("--values", help="Also compare the targets of sequences that are in both.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how two caches differ: in what they say, in shards and sequences, and with --values in their targets.
+    """Show how two caches differ: in manifests, shards and sequences, and with --values in their targets.
 
     Example: logitcache diff cache s3://bucket/caches@latest --values
     """
@@ -55,7 +55,7 @@ def _print(found: Difference) -> None:
 
 def _values(values: Any) -> str:
     if not values.sequences:
-        return "targets: no sequence that both hold lies in different shards"
+        return "targets: no common sequence is in different shards"
     line = f"targets: {values.differing:,} of {values.sequences:,} common sequences in different shards differ"
     if not values.targets:
         return line

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    cache: Annotated[str, typer.Option(help="The cache to measure against; best of text held out from training.")],
+    cache: Annotated[str, typer.Option(help="The cache to measure with; its text should not be training data.")],
     student: Annotated[
         str | None, typer.Option(help="The student: a model's or adapter's directory, a GGUF file or a hub id.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Name several students behind it.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare several students: --compare DIR DIR …")] = False,
     students: Annotated[list[str] | None, typer.Argument(help="Students to compare.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of a forward pass.")] = 8,
-    dtype: Annotated[str, typer.Option(help="The student's weights: fp32, bf16 or fp16.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a forward pass.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Data type of the student's weights: fp32, bf16 or fp16.")] = "fp32",
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison into this file (.png, .svg or .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
-    """Measure how close a student is to the teacher behind a cache; the teacher is not needed.
+    """Measure how close a student is to the teacher of a cache. The teacher isn't needed.
 
     Example: logitcache eval --cache held-out --compare student trained
     """

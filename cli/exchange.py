@@ -1,4 +1,4 @@
-"""`logitcache import` and `logitcache export`: from and to other programs' files."""
+"""`logitcache import` and `logitcache export`: from and to files of other programs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from .common import console, messages, print_json
 
 
 def import_files(
-    files: Annotated[list[str], typer.Argument(help="JSON lines; for distillkit Parquet files, or their directory.")],
+    files: Annotated[list[str], typer.Argument(help="JSON lines; for distillkit, Parquet files or their directory.")],
     out: Annotated[str, typer.Option(help="Directory of the cache to make.")],
-    kind: Annotated[Literal["openai", "vllm", "distillkit"], typer.Option(help="Who wrote the files.")],
+    kind: Annotated[Literal["openai", "vllm", "distillkit"], typer.Option(help="Program that wrote the files.")],
     tokenizer: Annotated[str, typer.Option(help="The teacher's tokenizer: a directory or a hub id.")],
-    teacher: Annotated[str, typer.Option(help="What to call the teacher.")],
+    teacher: Annotated[str, typer.Option(help="Name of the teacher in the manifest.")],
     top_k: Annotated[int, typer.Option(min=1, help="Entries kept for each position.")],
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="Length of the teacher's logit vector, if not the tokenizer's.")
     ] = None,
-    preset: Annotated[Literal["exact", "half", "compact", "tiny"], typer.Option(help="Encoding.")] = "compact",
+    preset: Annotated[
+        Literal["exact", "half", "compact", "tiny"], typer.Option(help="Encoding of log-probs.")
+    ] = "compact",
     shard_format: Annotated[Literal["zarr", "arrow"], typer.Option("--format", help="Format of the shards.")] = "zarr",
     shard_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which a shard ends.")] = 65_536,
     licence: Annotated[str | None, typer.Option(help="Licence of the cache, for its card.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a cache of log-probs that another program wrote: an OpenAI-style API, vLLM or DistillKit.
+    """Make a cache from log-probs that another program wrote: an OpenAI-style API, vLLM or DistillKit.
 
     Example: logitcache import answers.jsonl --kind openai --tokenizer teacher --teacher gpt --top-k 20 --out cache
     """
@@ -70,7 +72,7 @@ def export_cache(
     out: Annotated[str, typer.Argument(help="The Parquet file to write.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a cache as one plain Parquet file: a row a sequence, with its tokens and targets.
+    """Write a cache as one plain Parquet file. Each row is a sequence with its tokens and targets.
 
     Example: logitcache export cache cache.parquet
     """

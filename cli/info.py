@@ -61,19 +61,19 @@ def _sections(cache: Cache) -> list[tuple[str, dict[str, str]]]:
     if manifest.calibration is not None:
         sections.append(("Measured on the first shard", _measured(manifest.calibration)))
     card = manifest.card.model_dump(exclude_none=True)
-    sections.append(("Card", card if card else {"": "none: whoever made the cache gave no licence or purpose"}))
+    sections.append(("Card", card if card else {"": "none: the author of the cache gave no licence or purpose"}))
     return sections
 
 
 def recorded_tally(manifest: Manifest) -> Tally | None:
-    """What became of the corpus's rows; None where the cache doesn't say, as a merged or imported one."""
+    """Counts of the corpus's rows. None if the cache has none, such as a merged or imported cache."""
     recorded = manifest.provenance.settings.get(ROWS)
     return Tally.from_json(recorded) if isinstance(recorded, dict) and "read" in recorded else None
 
 
 def _content(cache: Cache) -> dict[str, str]:
     manifest, totals = cache.manifest, cache.manifest.totals
-    per_token = f", {totals.bytes / totals.tokens:.1f} a token" if totals.tokens else ""
+    per_token = f", {totals.bytes / totals.tokens:.1f} per token" if totals.tokens else ""
     bound = manifest.encoding.bound
     exactness = f"log-probs within {bound:.6g} nat ({_fraction(bound)})" if bound else "log-probs kept as float32"
     rows = {
@@ -90,8 +90,8 @@ def _content(cache: Cache) -> dict[str, str]:
 
 def _entries(cache: Cache) -> str:
     origin = cache.manifest.provenance
-    drawn = f" and {origin.tail_samples:,} drawn from the rest" if origin.tail_samples else ""
-    liked = f" and {origin.candidates:,} that a reference likes" if origin.candidates else ""
+    drawn = f" and {origin.tail_samples:,} drawn from the tail" if origin.tail_samples else ""
+    liked = f" and {origin.candidates:,} candidates of a reference" if origin.candidates else ""
     return f"top {cache.ranked:,}{drawn}{liked}"
 
 
@@ -124,9 +124,9 @@ def _short(digest: str | None) -> str | None:
 
 def _measured(measured: Calibration) -> dict[str, str]:
     ranks = {"–".join(map(str, sorted({part.first, part.last}))): part.mean for part in measured.by_rank}
-    mass = [f"{measured.mass_mean:.3f} in the mean"]
+    mass = [f"mean {measured.mass_mean:.3f}"]
     least = [(percent, measured.mass_percentiles.get(percent)) for percent in ("1", "10", "50")]
-    mass += [f"under {value:.3f} at {percent} %" for percent, value in least if value is not None]
+    mass += [f"under {value:.3f} at {percent} % of positions" for percent, value in least if value is not None]
     parts = sorted(measured.parts.items(), key=lambda part: -part[1])
     return {
         "targets": f"{measured.targets:,} of {measured.tokens:,} tokens",

@@ -1,4 +1,4 @@
-"""A command whose help ends with the names that it takes, those of installed packages included."""
+"""A command whose help ends with a list of names, including those from installed packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 
 def listing(what: str, names: Callable[[], list[str]]) -> type[TyperCommand]:
-    """A class of command; ``names`` is called when the help is shown, and not before."""
+    """A class of command. ``names`` is called only when the help is shown."""
 
     class Listing(TyperCommand):
         def get_help(self, ctx: Any) -> str:

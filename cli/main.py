@@ -1,4 +1,4 @@
-"""The `logitcache` command: gathers the commands, and turns errors into one line and an exit status."""
+"""The `logitcache` command: collects the commands, and turns errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -71,14 +71,15 @@ def main(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. Taken anywhere on the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error. May be anywhere on the command line.")
     ] = False,
     offline: Annotated[
         bool,
-        typer.Option("--offline", help="Of caches at URLs, use what is on this machine. Taken anywhere on the line."),
+        typer.Option("--offline", help="Use only local copies of caches. May be anywhere on the command line."),
     ] = False,
     trusted_keys: Annotated[
-        Path | None, typer.Option(help="Open only caches that a key of this file signed. Taken anywhere on the line.")
+        Path | None,
+        typer.Option(help="Open only caches that a key in this file signed. May be anywhere on the command line."),
     ] = None,
 ) -> None:
     """Dump a teacher's top-k logits once; distil many students from the cache."""
@@ -87,12 +88,12 @@ def main(
     if named := os.environ.get("LOGITCACHE_TRUSTED_KEYS"):
         from logitcache.signing.keys import read_trusted
 
-        # A file that isn't there must not pass unnoticed in a command that opens no cache.
+        # A missing file must be an error in a command that opens no cache as well.
         read_trusted(Path(named))
 
 
 def run() -> None:
-    """Entry point of the console script. Exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
+    """Entry point of the console script. Exit status: 0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C."""
     arguments = _to_the_front([argument for argument in sys.argv[1:] if argument not in ("--debug", "--offline")])
     if "--offline" in sys.argv[1:]:
         os.environ["LOGITCACHE_OFFLINE"] = "1"
@@ -111,7 +112,7 @@ def run() -> None:
 
 
 def _leave(arguments: list[str]) -> None:
-    """After Ctrl-C: at once, even if a transfer's thread still waits for an answer."""
+    """End at once after Ctrl-C, even if the thread of a transfer still waits for an answer."""
     resume = " with --resume" if "train" in arguments[:1] and "--resume" not in arguments else ""
     messages.print(f"[bold]interrupted[/]: run the same command again{resume} to go on")
     sys.stdout.flush()
@@ -120,7 +121,7 @@ def _leave(arguments: list[str]) -> None:
 
 
 def _to_the_front(arguments: list[str], name: str = "--trusted-keys") -> list[str]:
-    """A flag of every command, and its value, before the command: there is where it is declared."""
+    """Move a flag that every command takes, and its value, before the command, where typer expects it."""
     for place, argument in enumerate(arguments):
         if (argument == name and place + 1 < len(arguments)) or argument.startswith(f"{name}="):
             length = 2 if argument == name else 1

@@ -1,4 +1,4 @@
-"""What the commands that load students share: a table of metrics, and quiet."""
+"""What the commands that load students share: a table of metrics, and fewer messages of transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = (
 
 
 def comparison_table(students: Mapping[str, Metrics]) -> Table:
-    """One column a student, one row a metric; the best of each row in bold."""
+    """One column per student, one row per metric, the best value of each row in bold."""
     table = Table(title=None, box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in students:
@@ -41,7 +41,7 @@ def comparison_table(students: Mapping[str, Metrics]) -> Table:
 
 
 def quiet_transformers() -> None:
-    """One progress bar is enough: ours."""
+    """Turn off the progress bars and notes of transformers, because logitcache shows its own."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -13,19 +13,19 @@ from .transfers import print_transfer
 
 
 def merge(
-    caches: Annotated[list[str], typer.Argument(help="The caches, in the order their sequences will stand.")],
-    out: Annotated[str, typer.Option(help="Where to: a directory, s3://bucket/name or s3://bucket/caches@TAG.")],
+    caches: Annotated[list[str], typer.Argument(help="The caches, in the order of their sequences in the new cache.")],
+    out: Annotated[str, typer.Option(help="The new cache: a directory, s3://bucket/name or s3://bucket/caches@TAG.")],
     duplicates: Annotated[
         Literal["refuse", "drop", "keep"],
-        typer.Option(help="Sequences that occur twice: refuse to go on, drop the later ones, or keep all uncompared."),
+        typer.Option(help="Sequences that occur twice: stop (refuse), drop the later ones, or keep all unchecked."),
     ] = "refuse",
     move_tag: Annotated[
-        bool, typer.Option("--move-tag", help="Let the tag stand for the new cache from now on.")
+        bool, typer.Option("--move-tag", help="Move the tag to the new cache if it names another one.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Transfers at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Number of transfers at the same time.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Join caches of one teacher, tokenizer, K and encoding. Shards stay the same files, and don't move where they are.
+    """Join caches of one teacher, tokenizer, K and encoding. In one collection no shard is copied.
 
     Example: logitcache merge s3://bucket/caches@news s3://bucket/caches@code --out s3://bucket/caches@both
     """
@@ -37,5 +37,5 @@ def merge(
         print_json(merged.to_json())
         return
     print_transfer(merged.transfer, "merged")
-    looked = "nobody looked for duplicates" if merged.duplicates is None else f"{merged.duplicates:,} duplicates"
+    looked = "duplicates not checked" if merged.duplicates is None else f"{merged.duplicates:,} duplicates"
     console.print(f"{merged.sequences:,} sequences; {looked}", highlight=False)

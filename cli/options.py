@@ -1,4 +1,4 @@
-"""Options of a command from a configuration class, where each setting stands once."""
+"""Options of a command from a configuration class, where each setting is defined once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from logitcache.utils.validation import unknown_setting
 from .common import read_assignments
 
 Command = Callable[..., None]
-#: Longest placeholder of a value in `--help`; more choices stand behind the help text.
+#: Longest placeholder of a value in `--help`; longer lists of choices are added to the help text.
 _PLACE = 24
 
 
 def options_of(config: type[Config]) -> Callable[[Command], Command]:
-    """Give a typer command an option for each setting of ``config``, before the options that it names itself.
+    """Give a typer command an option for each setting of ``config``, before the options that it defines itself.
 
-    The command's first parameter gets the settings that stand on the command line, by name, as :func:`gather` takes
-    them. The default of each option is None, so that a setting which isn't there can be told from its default.
+    The command's first parameter gets the settings that are on the command line, by name, as :func:`gather` takes
+    them. The default of each option is None, so a setting that isn't given is different from one with its default.
     """
     shown = {setting.name: setting for setting in settings_of_class(config) if setting.flag}
 
@@ -63,7 +63,7 @@ def _option(setting: Setting) -> inspect.Parameter:
 
 
 def value_type(setting: Setting) -> Any:
-    """What typer reads for a setting; all further checks are the field's own."""
+    """The type that typer reads for a setting. The field makes all further checks."""
     kind = setting.type
     if kind is bool or is_model(kind):
         return bool
@@ -73,7 +73,7 @@ def value_type(setting: Setting) -> Any:
 
 
 def _help(setting: Setting) -> str:
-    """The field's help, and what the flag adds to it."""
+    """The field's help, with its choices and whether it is required."""
     text = escape(setting.flag_help)
     if len("|".join(setting.choices)) > _PLACE:
         text += f" One of {', '.join(setting.choices)}."
@@ -97,13 +97,13 @@ def _read(setting: Setting, value: Any) -> Any:
 
 
 def gather(config: type[Config], *sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of several sources, such as a file and flags, as ``config`` takes them; later sources win.
+    """Settings of several sources, such as a file and flags, as ``config`` takes them. Later sources override.
 
-    A nested model's settings may stand beside the others (``licence``, ``max_new_tokens``) or in a mapping of their
-    own. Mappings are joined name by name.
+    The settings of a nested model may be given like the others (``licence``, ``max_new_tokens``) or as a mapping.
+    Mappings are joined name by name.
 
     Raises:
-        ConfigError: a name is none of a setting, or a setting needs another that isn't given.
+        ConfigError: a name is unknown, or a setting needs another one that isn't given.
     """
     known = {name: setting for setting in settings_of_class(config) for name in setting.names}
     merged: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def gather(config: type[Config], *sources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nest(container: Setting, fields: dict[str, Any], inner: list[tuple[Setting, Any]]) -> None:
-    """Put the settings of a nested model, which stand apart in ``inner``, into its mapping in ``fields``."""
+    """Put the settings of a nested model, which are in ``inner``, into its mapping in ``fields``."""
     value = fields.pop(container.name, None)
     optional = container.field.default is None
     if inner and optional and not value:
@@ -131,6 +131,6 @@ def _nest(container: Setting, fields: dict[str, Any], inner: list[tuple[Setting,
         value = {}
     elif not value and not inner:
         return
-    # What is no mapping stays as it is, for the field's own check to refuse.
+    # A value that isn't a mapping stays unchanged: the field's own check refuses it.
     own = {setting.path[-1]: one for setting, one in inner}
     fields[container.name] = value if value and not isinstance(value, dict) else {**(value or {}), **own}

@@ -1,6 +1,6 @@
-"""`logitcache peek`: look at a sequence with the teacher's predictions under each of its tokens.
+"""`logitcache peek`: show a sequence with the teacher's predictions for each of its tokens.
 
-Shape legend: M positions of a sequence that have targets, K entries a position.
+Shape legend: M positions of a sequence that have targets, K entries per position.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .text import passage, printable
 
 DEFAULT_TOKENS = 24
 TOKEN_WIDTH = 14
-#: Least probability of the token that came next, its colour, and the mark that says the same without colour.
+#: Least probability of the next token, its colour, and the mark that shows the level without colour.
 LEVELS = ((0.5, "green", " "), (0.1, "yellow", " "), (0.01, "dark_orange", "!"), (0.0, "bold red", "‼"))
-#: Characters that would break a line or not be seen.
+#: Characters that would break a line or be invisible.
 VISIBLE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": "⇥", " ": "·"})
 
 
@@ -41,11 +41,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the teacher said at a position, and what came next.
+    """What the teacher predicted at a position, and the token that is really next.
 
     Attributes:
-        probability: the teacher's for the token that came next; None if it isn't among the top K.
-        rank: of that token among the teacher's, from 1; None likewise.
+        probability: the teacher's probability of the next token; None if it isn't among the top K.
+        rank: the rank of the next token in the teacher's list, from 1; None if it isn't among the top K.
         residual: probability of all tokens outside the top K.
     """
 
@@ -67,15 +67,15 @@ class Row:
 
 def peek(
     cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
-    sequence: Annotated[int, typer.Argument(help="Which sequence, from 0.", min=0)] = 0,
+    sequence: Annotated[int, typer.Argument(help="Number of the sequence, from 0.", min=0)] = 0,
     tokens: Annotated[
         str | None,
-        typer.Option(metavar="A:B", help=f"Tokens to show, as 100:150. The first {DEFAULT_TOKENS} if left out."),
+        typer.Option(metavar="A:B", help=f"Tokens to show, such as 100:150. Default: the first {DEFAULT_TOKENS}."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the teacher's candidates to show.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="How many of the teacher's predictions to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a sequence, coloured by how likely the teacher found each token, and what it expected instead."""
+    """Show a sequence with the teacher's predictions. Colours show the teacher's probability of each token."""
     opened = open_place(cache)
     if sequence >= len(opened):
         raise ConfigError(f"there is no sequence {sequence}: {cache} has {len(opened):,}, numbered from 0")
@@ -94,7 +94,7 @@ def _span(text: str | None, length: int) -> range:
         return range(min(DEFAULT_TOKENS, length))
     match = re.fullmatch(r"(-?\d*):(-?\d*)", text)
     if match is None or "-" in match.groups():
-        raise ConfigError(f"--tokens {text!r}: write first and past-the-last token as A:B, such as 100:150")
+        raise ConfigError(f"--tokens {text!r}: write the first token and the end as A:B, such as 100:150")
     bounds = slice(*(int(part) if part else None for part in match.groups()))
     span = range(*bounds.indices(length))
     if not span:
@@ -163,7 +163,7 @@ def _table(rows: list[Row]) -> Table:
     for name, width in widths.items():
         numeric = name in ("at", "p", "rank")
         table.add_column(name, width=width, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
-    # What is left of the line; a column's width doesn't count the space after it, which the last has too.
+    # The space that is left on the line. A column's width doesn't count the space after it, also for the last one.
     left = max(24, console.width - sum(widths.values()) - len(widths) - 1)
     table.add_column("the teacher expected", width=left, no_wrap=True, overflow="ellipsis")
     for row in rows:
@@ -184,13 +184,13 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _candidates(row: Row, width: int) -> Text:
-    """As many of the candidates as fit whole."""
+    """The first candidates, as many as fit on the line."""
     assert row.predicted is not None
     text = Text()
     for candidate in row.predicted.candidates:
-        came = candidate.token_id == row.token_id
+        is_next = candidate.token_id == row.token_id
         shown = f"{_visible(candidate.token)} {_percent(candidate.probability)}"
-        part = Text(f"[{shown}]" if came else shown, "bold" if came else "")
+        part = Text(f"[{shown}]" if is_next else shown, "bold" if is_next else "")
         if text and text.cell_len + 2 + part.cell_len > width:
             break
         text = Text.assemble(text, "  " if text else "", part)
@@ -210,8 +210,8 @@ def _percent(probability: float | None) -> str:
 
 
 def _legend() -> Text:
-    text = Text("p of the token that came: ", "dim")
+    text = Text("p of the next token: ", "dim")
     for (_, colour, mark), label in zip(LEVELS, ("50%", "10%", "1%", "less"), strict=True):
         text.append(f"{label} {mark}".strip() + "  ", colour)
-    text.append("[came]  rest: not in the top K", "dim")
+    text.append("[next]  rest: not in the top K", "dim")
     return text

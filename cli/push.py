@@ -16,20 +16,22 @@ def push(
     cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
     url: Annotated[
         str,
-        typer.Argument(help="Where to: s3://bucket/name for one cache, s3://bucket/caches@TAG for a collection."),
+        typer.Argument(help="The copy: s3://bucket/name for one cache, s3://bucket/caches@TAG for a collection."),
     ],
     collection: Annotated[
         bool, typer.Option("--collection", help="Add it to the collection at the URL without a tag.")
     ] = False,
-    move_tag: Annotated[bool, typer.Option("--move-tag", help="Let the tag stand for this cache from now on.")] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Replace another cache's push that was broken off under this name.")
+    move_tag: Annotated[
+        bool, typer.Option("--move-tag", help="Move the tag to this cache if it names another.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Transfers at a time.")] = 8,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace an interrupted push of another cache to this name.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of transfers at the same time.")] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be copied.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Copy a cache to a store. Only what is missing moves, and the manifest comes last.
+    """Copy a cache to a store. Only missing shards are copied, and the manifest is copied last.
 
     Example: logitcache push cache s3://bucket/caches@latest
     """

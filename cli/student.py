@@ -1,4 +1,4 @@
-"""`logitcache student`: make a student from a bigger model by keeping some of its layers."""
+"""`logitcache student`: make a student from a larger model by keeping some of its layers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from .measures import quiet_transformers
 
 def student(
     teacher: Annotated[str, typer.Option(help="The model to cut: a directory, a GGUF file or a hub id.")],
-    layers: Annotated[str, typer.Option(help="How many layers to keep, or which: 10, or 0,3,7,29.")],
+    layers: Annotated[str, typer.Option(help="How many layers to keep, such as 10, or which, such as 0,3,7,29.")],
     out: Annotated[Path, typer.Option(help="The student's directory; must not exist yet.")],
     importance: Annotated[
         str | None,
-        typer.Option(help="A cache; keep the layers that change the hidden state most on its text. [default: evenly]"),
+        typer.Option(
+            help="A cache: keep the layers that change the hidden state most on its text. Default: even distances."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was kept as JSON.")] = False,
 ) -> None:
-    """Make a student from a model by keeping some of its layers; width, embeddings and head stay.
+    """Make a student from a model by keeping some of its layers. Width, embeddings and head stay the same.
 
     Example: logitcache student --teacher SmolLM2-135M-Instruct --layers 10 --out student
     """

@@ -1,4 +1,4 @@
-"""`logitcache tag`: let a name stand for a cache of a collection."""
+"""`logitcache tag`: give a tag to a cache of a collection."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .common import console, print_json
 
 
 def tag(
-    cache: Annotated[str, typer.Argument(help="The cache: s3://bucket/caches@sha256:… or @ another of its tags.")],
+    cache: Annotated[str, typer.Argument(help="The cache: s3://bucket/caches@sha256:… or s3://bucket/caches@TAG.")],
     name: Annotated[str, typer.Argument(help="The tag, such as latest.")],
-    move_tag: Annotated[bool, typer.Option("--move-tag", help="The tag may stand for another cache now.")] = False,
+    move_tag: Annotated[bool, typer.Option("--move-tag", help="Move the tag if it names another cache.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Let a tag stand for a cache of a collection. Digests never change; tags may move.
+    """Give a tag to a cache of a collection. A digest always names the same cache; a tag can be moved.
 
     Example: logitcache tag s3://bucket/caches@draft latest --move-tag
     """
@@ -26,4 +26,4 @@ def tag(
     if as_json:
         print_json({"tag": name, "digest": digest})
     else:
-        console.print(f"{escape(name)} stands for {digest}", highlight=False, soft_wrap=True)
+        console.print(f"{escape(name)} now names {digest}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Text that comes from a cache may hold anything; a terminal must get letters only."""
+"""Text from a cache may hold any characters; a terminal must get no control characters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rich.text import Text
 
 
 def printable(text: str) -> str:
-    """The text with every control character but the newline replaced, so that it can't steer the terminal."""
+    """The text with every control character except the newline replaced, so that it can't control the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
 
 
 def passage(parts: Iterable[tuple[str, str, bool]]) -> Text:
-    """Text in stretches of a style each; what is to be predicted stands between brackets, so that no colour is needed.
+    """Text in parts with one style each. Tokens that are to be predicted are in brackets, so that no colour is needed.
 
     Args:
         parts: text, style, and whether it is to be predicted.

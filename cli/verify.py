@@ -19,11 +19,11 @@ def verify(
     cache: Annotated[str, typer.Argument(help="The cache: a directory, or a URL.")],
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every shard and check what it holds.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read; as many as there are processors if left out.")
+        int | None, typer.Option(min=1, help="Number of threads that read. Default: one per processor.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check every file of a cache and report every fault. Exit status 1 if there is one."""
+    """Check every file of a cache and report every fault. The exit status is 1 if there is a fault."""
     with progress_bars(messages, enabled=messages.is_terminal) as progress:
         report = verify_place(cache, deep=deep, workers=workers, progress=progress)
     if as_json:
@@ -39,8 +39,8 @@ def _print(report: VerifyReport) -> None:
         console.print(f"[bold red]{fault.kind}[/]  {escape(printable(fault.message))}", highlight=False, soft_wrap=True)
     checked = f"{report.files:,} files, {report.bytes:,} bytes" + (", every shard decoded" if report.deep else "")
     if report.ok:
-        console.print(f"[green]sound[/]  {report.digest}: {checked}", highlight=False, soft_wrap=True)
+        console.print(f"[green]no faults[/]  {report.digest}: {checked}", highlight=False, soft_wrap=True)
         return
     count = "1 fault" if len(report.faults) == 1 else f"{len(report.faults):,} faults"
-    advice = "Get the named files again, or make the cache anew."
+    advice = "Get the named files again, or make the cache again."
     console.print(f"{count} in {checked}. {advice}", highlight=False, soft_wrap=True)

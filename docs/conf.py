@@ -1,4 +1,4 @@
-"""Sphinx builds these pages: `make docs`. A warning is an error, and so is a reference to a thing that isn't there."""
+"""Sphinx builds these pages: `make docs`. A warning is an error, and so is a reference without a target."""
 
 import logitcache
 

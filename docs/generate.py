@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md and docs/reference/settings.md from the program itself, so that they can't drift apart.
+"""Write docs/reference/cli.md and docs/reference/settings.md from the program, so that pages and program always agree.
 
 python docs/generate.py          # write them
 python docs/generate.py --check  # exit 1 if a committed page is stale
@@ -25,22 +25,29 @@ from logitcache.utils.settings import Config, Setting, is_model, settings_of_cla
 REFERENCE = Path(__file__).parent / "reference"
 CLI_HEADER = """# Command line reference
 
-Generated from the program by `python docs/generate.py`. Each command has a guide with worked examples. Exit status: 0
-done, 1 an error that is explained in a line or two, 2 wrong usage (an option that there isn't, a value of the wrong
-kind), 130 ended by Ctrl-C (a dump ends after the shard at hand, with 1). `--debug`, anywhere on the line, shows the
-traceback of an error.
+Generated from the program by `python docs/generate.py`. Each command has a [guide](../how-to/index.md) with examples.
+
+| exit status | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error, explained in one or two lines; also a dump that was stopped by Ctrl-C, after its current shard |
+| 2 | wrong usage: an unknown option, or a value of the wrong kind |
+| 130 | stopped by Ctrl-C |
+
+`--debug` shows the traceback of an error. It may be anywhere on the command line.
 """
 
 
 SETTINGS_HEADER = """# Settings of dump and train
 
 Generated from the program by `python docs/generate.py`. A setting has the same name in Python (`lc.dump`, `lc.train`)
-and in a YAML file (`--config`, written with `-` or `_`), and a flag on the command line. A flag wins over the file. In
-Python the settings of generated answers and of the card go into mappings of their own:
+and in a YAML file (`--config`, written with `-` or `_`), and a flag on the command line. A flag overrides the file. In
+Python the settings of generated answers and of the card are given as mappings:
 `generate={"max_new_tokens": 64}`, `card={"licence": "CC0-1.0", "notes": "a trial"}`. A YAML file takes both forms.
 
-The last column says what happens when an unfinished run goes on. *same*: the value must be the same, and is recorded.
-*content*: what it stands for must be the same, such as a model's weights. *free*: it may change.
+The last column says what happens when an unfinished run is resumed. *same*: the value must be the same, and is
+recorded. *content*: the value may change, but its content must be the same, such as a model's weights. *free*: it may
+change.
 """
 LIMITS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
 

@@ -141,7 +141,7 @@ def test_info_of_an_empty_cache(shell: Shell, tmp_path: Path) -> None:
 
 def test_verify_of_a_sound_cache(shell: Shell, root: Path) -> None:
     assert shell("verify", root, "--deep", "--workers", 1) == 0
-    assert "sound" in shell.out
+    assert "no faults" in shell.out
     shown = shell.json("verify", root)
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     assert (shown["ok"], shown["faults"], shown["files"], shown["bytes"]) == (True, [], 8, size)
@@ -219,8 +219,8 @@ def test_peek_shows_colour_on_a_terminal(worded: Path, shell: Shell, monkeypatch
     ("arguments", "message"),
     [
         (["99"], "there is no sequence 99"),
-        (["0", "--tokens", "5"], "write first and past-the-last token as A:B"),
-        (["0", "--tokens", "a:b"], "write first and past-the-last token as A:B"),
+        (["0", "--tokens", "5"], "write the first token and the end as A:B"),
+        (["0", "--tokens", "a:b"], "write the first token and the end as A:B"),
         (["0", "--tokens", "900:950"], "selects nothing of a sequence of"),
     ],
 )

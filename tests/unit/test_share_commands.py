@@ -1,4 +1,4 @@
-"""The commands of sharing, in this process, on a directory as the store."""
+"""The commands that share caches, in this process, with a directory as the store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_json(*arguments: object) -> dict[str, Any]:
     return found
 
 
-def test_the_whole_of_it(tmp_path: Path) -> None:
+def test_all_commands(tmp_path: Path) -> None:
     one, two = make_cache(tmp_path / "one", range(4)), make_cache(tmp_path / "two", range(4, 7))
     store = f"file://{tmp_path}/store"
     assert run_json("push", "one", f"{store}@one", "--dry-run")["moved_shards"] == 4
@@ -55,7 +55,7 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
 
     merged = run_json("merge", f"{store}@one", f"{store}@two", "--out", f"{store}@both")
     assert (merged["sequences"], merged["duplicates"], merged["moved_shards"]) == (21, 0, 0)
-    assert "stands for" in run("tag", f"{store}@both", "latest")
+    assert "now names" in run("tag", f"{store}@both", "latest")
     assert run_json("info", store)["digest"] == merged["digest"]
     # A directory that is a collection lists like its URL.
     assert run_json("list", store.removeprefix("file://")) == run_json("list", store)
