@@ -1,4 +1,4 @@
-"""What a loss is: a frozen dataclass of settings that turns student logits and targets into one number a token.
+"""The base of all losses: a frozen dataclass of settings that computes one number for each token.
 
 Shape legend: N positions, V ids in the student's vocabulary, K entries in the targets, C ids that a loss reads.
 """
@@ -23,8 +23,8 @@ class Loss(ABC):
     """One distillation loss with its settings; call it for per-token values.
 
     ``loss(student_logits [N, V], targets, labels=None) -> [N]``, in nats (times a loss's own factors), float32, or
-    float64 for float64 logits, whatever the model's dtype. A label of -100 means *ignored*; see each loss for what
-    it then does. Nothing is averaged here: ``linear_loss`` averages over the positions that aren't ignored.
+    float64 for float64 logits. A label of -100 means *ignored*; each loss says what it does with such a position.
+    Nothing is averaged here: ``linear_loss`` averages over the positions that aren't ignored.
     """
 
     name: ClassVar[str]
@@ -36,7 +36,7 @@ class Loss(ABC):
 
     @property
     def reads_labels(self) -> bool:
-        """True if labels make a difference, so that each must be an id that the student has."""
+        """True if the loss uses labels when they are given. Each must then be an id that the student has."""
         return self.needs_labels
 
     def __call__(self, student_logits: Tensor, targets: TopK, labels: Tensor | None = None) -> Tensor:
@@ -45,7 +45,7 @@ class Loss(ABC):
         Args:
             student_logits: ``[N, V]``, any floating dtype, before any softmax.
             targets: the teacher's distributions, N rows.
-            labels: ``[N]`` int64, the token that really follows, or None where the loss needs none.
+            labels: ``[N]`` int64, the next token of the text, or None if the loss needs none.
 
         Raises:
             TargetsError: shapes don't fit, or the targets lack a statistic that the loss needs.
@@ -57,7 +57,11 @@ class Loss(ABC):
         return self.per_token(student_logits.to(wide), targets.in_dtype(wide), labels)
 
     def check_inputs(self, targets: TopK, labels: Tensor | None) -> None:
-        """Raise, or warn, before any arithmetic if the targets or labels can't serve this loss."""
+        """Check, before any arithmetic, that this loss can use the targets and labels; a loss may also warn here.
+
+        Raises:
+            TargetsError: they lack something that the loss needs.
+        """
         if self.needs_labels and labels is None:
             raise TargetsError(f"{self.name} needs labels: pass labels [N], the tokens that follow")
 
@@ -68,14 +72,14 @@ class Loss(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The few ids of each position whose student logits a sparse loss reads, and the teacher's side of them.
+    """The few ids of each position whose student logits a sparse loss reads, with the teacher's values for them.
 
     Attributes:
         ids_NC: int64; the gradient of the loss touches no other id.
         teacher_NC: teacher log-probs (up to a constant a row) at those ids, finite.
-        usable_NC: bool, False where the entry takes no part in the loss.
+        usable_NC: bool, False where the loss leaves out the entry.
         led: how many of the C are the teacher-led half of a two-way loss; they come first.
-        coverage_N: share of the student's top k that the targets hold, or None if the loss doesn't look for them.
+        coverage_N: share of the student's top k that the targets hold, or None if the loss doesn't use the top k.
     """
 
     ids_NC: Tensor
@@ -86,11 +90,11 @@ class Selection:
 
 
 class SparseLoss(Loss):
-    """A loss that reads, and sends gradient to, a few ids of each position: the fused head makes it cheap."""
+    """A loss that reads only a few ids of each position, so that the fused head computes it fast."""
 
     @abstractmethod
     def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
-        """Choose the ids, without gradient. ``logits_NV`` are finite, float32 or float64."""
+        """Choose the ids, without gradient. ``logits_NV`` is finite, float32 or float64."""
 
     @abstractmethod
     def at(self, student_NC: Tensor, selection: Selection) -> Tensor:
@@ -102,19 +106,27 @@ class SparseLoss(Loss):
 
 
 def check_shapes(logits: Tensor, targets: TopK, labels: Tensor | None) -> None:
-    """Raise ``TargetsError`` unless logits are ``[N, V]`` and targets and labels have N rows that fit V."""
+    """Check that logits are ``[N, V]``, and that targets and labels have N rows that fit V.
+
+    Raises:
+        TargetsError: they don't fit.
+    """
     if logits.dim() != 2 or not logits.dtype.is_floating_point:
         raise TargetsError(f"student logits are {logits.dtype} {tuple(logits.shape)}; they must be floating [N, V]")
     check_rows(logits.shape[0], logits.shape[1], targets, labels)
 
 
 def check_rows(rows: int, vocab_size: int, targets: TopK, labels: Tensor | None) -> None:
-    """The same for a student whose logits don't exist yet (the fused head)."""
+    """Check targets and labels for a student whose logits are not computed yet (the fused head).
+
+    Raises:
+        TargetsError: they don't fit.
+    """
     if len(targets) != rows:
         raise TargetsError(f"the student has {rows} positions, the targets {len(targets)}; each needs its own row")
     if labels is not None and (tuple(labels.shape) != (rows,) or labels.dtype != torch.int64):
         raise TargetsError(f"labels {labels.dtype} {tuple(labels.shape)} must be torch.int64 [N] = [{rows}]")
-    # A student may have fewer (padding) rows than the teacher; that only matters if a target names one of them.
+    # A student may have fewer ids than the teacher if the teacher's last ones are padding, which no target lists.
     if vocab_size < targets.vocab_size and rows and int(targets.ids.max()) >= vocab_size:
         raise TargetsError(
             f"the targets name id {int(targets.ids.max())}, but the student has only {vocab_size} logits; "
@@ -123,8 +135,12 @@ def check_rows(rows: int, vocab_size: int, targets: TopK, labels: Tensor | None)
 
 
 def check_labels(loss: Loss, labels: Tensor | None, vocab_size: int) -> None:
-    """Raise ``TargetsError`` if the loss reads labels and one is neither -100 nor an id below V."""
-    # Compiled code doesn't stop to look at values.
+    """Check that every label is -100 or an id below V, if the loss reads labels.
+
+    Raises:
+        TargetsError: one isn't.
+    """
+    # Compiled code can't look at values.
     if labels is None or not len(labels) or not loss.reads_labels or torch.compiler.is_compiling():
         return
     wrong_N = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= vocab_size))
@@ -135,21 +151,33 @@ def check_labels(loss: Loss, labels: Tensor | None, vocab_size: int) -> None:
 
 
 def check_positive(loss: str, **values: float) -> None:
-    """Raise ``ConfigError`` unless each value is a finite number above zero."""
+    """Check that each value is a finite number above zero.
+
+    Raises:
+        ConfigError: one isn't.
+    """
     for field, value in values.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ConfigError(f"{loss}: {field} = {value!r} is not allowed; it must be a number above 0")
 
 
 def check_not_negative(loss: str, **values: float) -> None:
-    """Raise ``ConfigError`` unless each value is a finite number, zero or above."""
+    """Check that each value is a finite number, zero or above.
+
+    Raises:
+        ConfigError: one isn't.
+    """
     for field, value in values.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise ConfigError(f"{loss}: {field} = {value!r} is not allowed; it must be a number, 0 or above")
 
 
 def check_count(loss: str, least: int, **values: int) -> None:
-    """Raise ``ConfigError`` unless each value is a whole number of at least ``least``."""
+    """Check that each value is a whole number of at least ``least``.
+
+    Raises:
+        ConfigError: one isn't.
+    """
     for field, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"{loss}: {field} = {value!r} is not allowed; it must be a whole number from {least}")

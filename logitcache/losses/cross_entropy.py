@@ -1,4 +1,4 @@
-"""Cross-entropy with the token that really follows: plain fine-tuning, for comparison and for mixes."""
+"""Cross-entropy with the next token of the text: ordinary fine-tuning, for comparison and for mixes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from logitcache.targets.topk import TopK
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """−log softmax(z_s)[label]. Reads nothing of the teacher; a position whose label is -100 gives 0."""
+    """−log softmax(z_s)[label]. It doesn't use the teacher; a position whose label is -100 gives 0."""
 
     name: ClassVar[str] = "cross_entropy"
 

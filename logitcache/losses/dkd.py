@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation, on normalised logits as the BiLD paper's comparison has it."""
+"""Decoupled knowledge distillation, on normalised logits as in the BiLD paper's comparison."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from logitcache.targets.topk import TopK
 
 @dataclass(frozen=True)
 class DKD(Loss):
-    """(T σ_t)² · (α KL of the split target / all others + β KL over the others alone), as Zhao et al. 2022.
+    """(T σ_t)² · (α KL between the target class and all others + β KL over the others alone), as Zhao et al. 2022.
 
     Both models' logits are normalised by T times their own σ first (see ``normkd``). The target class is the label, or
     the teacher's most probable id where the label is ignored (-100) or no labels are given. Truncated targets need
-    ``logit_std``; the tail is assumed to have the student's shape, a guess at any T, which a warning says.
+    ``logit_std``. The tail is assumed to have the student's shape; this is a guess at any T, and a warning says so.
     """
 
     name: ClassVar[str] = "dkd"

@@ -1,8 +1,9 @@
-"""Teacher values that a cache doesn't hold, estimated from those it does: kriging with a low-rank covariance.
+"""Estimate teacher values that a cache doesn't hold from those that it holds: kriging with a low-rank covariance.
 
-A language model's logits vary in few directions: a low-rank factor of their covariance, learnt once from a few hundred
-*audit rows* with every logit, says how any id's value moves with those of the listed ids. Given a row's K values, the
-missing ones follow as a Gaussian posterior mean. It costs nothing per token, and one V x R matrix per teacher.
+A language model's logits vary in few directions. A low-rank factor of their covariance is learnt once from a few
+hundred *audit rows* that hold every logit. It says how each id's value depends on the values of the listed ids: the
+missing values of a row are the Gaussian posterior mean, given its K listed values. The cache gets no larger; each
+teacher needs one V x R matrix.
 
 Shape legend: A audit rows, N positions, V ids of the vocabulary, K entries in the targets, C ids asked for, R rank.
 """
@@ -21,19 +22,19 @@ from torch import Tensor
 from logitcache.errors import TargetsError
 from logitcache.targets.topk import TopK
 
-_LEAST = -100.0  # nats, stands for the log of 0
-_LEAST_NOISE = 0.25  # nats²; keeps the posterior from trusting any one listed value to the last digit
-_LEVEL_VARIANCE = 1e4  # the row's overall level is unknown beforehand
+_LEAST = -100.0  # nats, used for the log of 0
+_LEAST_NOISE = 0.25  # nats²; so the posterior never depends on one listed value alone
+_LEVEL_VARIANCE = 1e4  # large, because the level of a row is not known
 
 
 @dataclass(frozen=True, eq=False)
 class Estimator:
-    """What audit rows teach of a teacher's logits.
+    """A model of a teacher's logits, learnt from audit rows.
 
     Attributes:
         mean_V: mean log-prob of each id, float32, nats.
         factor_VR: covariance ≈ factor @ factor.T + diag(noise), float32, nats.
-        noise_V: variance that the factor leaves over, float32, nats².
+        noise_V: variance that the factor doesn't explain, float32, nats².
     """
 
     mean_V: Tensor
@@ -45,7 +46,7 @@ class Estimator:
         """Learn from audit rows: tensors ``[A, V]`` of the teacher's logits or log-probs, a few hundred rows in all.
 
         Raises:
-            TargetsError: the rows aren't of one vocabulary, aren't finite (but for -inf), or are no more than ``rank``.
+            TargetsError: the rows differ in vocabulary, hold NaN or +inf, or are not more than ``rank``.
         """
         parts = [row.detach().float() for row in rows]
         if not parts or any(part.dim() != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
@@ -58,12 +59,12 @@ class Estimator:
         if not bool(logits_AV.isfinite().all()):
             raise TargetsError("audit rows hold NaN, +inf, or nothing but -inf: an estimator can't be learnt from them")
         mean_V = logits_AV.mean(0)
-        # Each row's level is free: only what differs within a row is learnt.
+        # The level of a row means nothing: only differences within a row are learnt.
         centred_AV = logits_AV - mean_V
         centred_AV = centred_AV - centred_AV.mean(1, keepdim=True)
         _, vectors_AA = torch.linalg.eigh((centred_AV @ centred_AV.T).double() / count)
         vectors_AR = vectors_AA[:, -rank:].float()
-        # A column is a principal direction over ids, as long as its standard deviation: 0 where rows repeat.
+        # A column is a principal direction over ids; its length is the standard deviation, 0 if rows repeat.
         factor_VR = centred_AV.T @ vectors_AR / count**0.5
         noise_V = (centred_AV.square().mean(0) - factor_VR.square().sum(1)).clamp_min(_LEAST_NOISE)
         return cls(mean_V, factor_VR, noise_V)
@@ -76,7 +77,7 @@ class Estimator:
         """
         if len(self.mean_V) < targets.vocab_size:
             raise TargetsError(f"the estimator knows {len(self.mean_V)} ids, the targets {targets.vocab_size}")
-        # Half precision has no digits to spare for a precision matrix.
+        # Half precision has too few digits for a precision matrix.
         with torch.autocast(ids_NC.device.type, enabled=False):
             return self._predict(targets, ids_NC)
 
@@ -88,12 +89,12 @@ class Estimator:
         prior_R1 = torch.ones(rank + 1, device=ids_NC.device)
         prior_R1[rank] = 1 / _LEVEL_VARIANCE
         precision_NR1R1 = known_NKR1.mT @ weighted_NKR1 + torch.diag(prior_R1)
-        # An entry of -inf says only that the id is impossible.
+        # An entry of -inf says nothing about other ids.
         possible_NK = targets.logprobs > -torch.inf
         surprise_NK = torch.where(possible_NK, targets.logprobs - self.mean_V[targets.ids], 0)
         evidence_NR11 = weighted_NKR1.mT @ surprise_NK.float()[:, :, None]
-        # A precision is positive definite; and torch's batched LU goes wrong, often silently, with several threads
-        # and some 160 unknowns.
+        # Cholesky, because a precision matrix is positive definite; and torch's batched LU gives wrong results, often
+        # without an error, with several threads and about 160 unknowns.
         state_NR1 = torch.cholesky_solve(evidence_NR11, torch.linalg.cholesky(precision_NR1R1))[:, :, 0]
         seen_NC = (self.factor_VR[ids_NC] @ state_NR1[:, :rank, None])[:, :, 0]
         estimate_NC: Tensor = self.mean_V[ids_NC] + seen_NC + state_NR1[:, rank:]
@@ -114,7 +115,7 @@ class Estimator:
         """Read what ``save`` wrote.
 
         Raises:
-            TargetsError: the file isn't one.
+            TargetsError: the file isn't an estimator file.
         """
         try:
             tensors = {name: value.float() for name, value in load_file(path).items()}

@@ -1,7 +1,7 @@
-"""How closely s-LD from a cache follows the exact one, measured on audit rows; and the fill that follows it best.
+"""Measure on audit rows how close the gradient of s-LD from a cache is to the exact one, and choose the best settings.
 
-Audit rows hold every logit of the teacher for a few hundred positions. Cut to the cache's K they give the gradient
-that training gets; whole, the one it would get with the teacher in memory.
+Audit rows hold every logit of the teacher for a few hundred positions. Cut to the cache's K, they give the gradient of
+training from the cache. Uncut, they give the gradient of training with the teacher in memory.
 
 Shape legend: A audit rows, V ids of the vocabulary, k ids a half compares.
 """
@@ -23,18 +23,18 @@ from logitcache.losses.estimator import Estimator
 from logitcache.losses.mix import Mix, parts_of
 from logitcache.targets.topk import TopK
 
-#: What is tried for ``offset`` and ``slope``, in nats.
+#: Values that are tried for ``offset`` and ``slope``, in nats.
 OFFSETS, SLOPES = (0.35, 0.65, 1.0, 1.5, 2.0), (0.0, 1.2, 2.4)
 
 
 @dataclass(frozen=True)
 class GradientMatch:
-    """Sums over audit rows that two cosines come from: gradients from the cache against the exact ones.
+    """Sums over audit rows, for the cosines between the gradients from the cache and the exact ones.
 
     Attributes:
-        dot, ours, exact: Σ ours · exact, Σ |ours|², Σ |exact|².
+        dot, ours, exact: Σ ours · exact, Σ |ours|², Σ |exact|²; ours are the gradients from the cache.
         cosines: Σ of each row's own cosine.
-        rows: how many.
+        rows: number of audit rows.
     """
 
     dot: float = 0.0
@@ -48,7 +48,7 @@ class GradientMatch:
 
     @property
     def cosine(self) -> float:
-        """Of the gradients of all rows together, as one step takes them: rows with large gradients count for more."""
+        """The cosine over all rows together, as in one step: rows with large gradients have more weight."""
         return self.dot / max(math.sqrt(self.ours * self.exact), 1e-30)
 
     @property
@@ -58,16 +58,16 @@ class GradientMatch:
 
 
 def s_ld_match(loss: SLD, student_AV: Tensor, full: TopK, k: int) -> GradientMatch:
-    """Compare s-LD from the teacher's top ``k`` with s-LD from all ids, on rows whose every id is listed.
+    """Compare s-LD from the teacher's top ``k`` with s-LD from all ids, on rows that list every id.
 
     Args:
-        loss: ``s_ld`` or ``bild``, of which the student-led half counts.
+        loss: ``s_ld`` or ``bild``; only its student-led half is compared.
         student_AV: ``[A, V]`` logits.
         full: A rows of full targets.
         k: K of the cache.
 
     Raises:
-        TargetsError: ``full`` isn't.
+        TargetsError: ``full`` doesn't list every id.
     """
     return _match(loss, student_AV, full.top(k), _exact(loss, student_AV, full))
 
@@ -75,15 +75,18 @@ def s_ld_match(loss: SLD, student_AV: Tensor, full: TopK, k: int) -> GradientMat
 def best_fill(
     loss: SLD, rows: Sequence[tuple[Tensor, TopK]], k: int, estimator: Estimator | None = None
 ) -> tuple[SLD, GradientMatch]:
-    """The settings of ``loss`` whose gradient follows the exact one best on audit rows, and how well it does.
+    """Choose the settings of ``loss`` whose gradient is closest to the exact one on audit rows.
 
-    ``offset`` and ``slope`` are chosen, and whether missing values are estimated with ``estimator``.
+    It chooses ``offset`` and ``slope``, and whether to estimate missing values with ``estimator``.
 
     Args:
         loss: ``s_ld`` or ``bild`` to start from.
-        rows: (student's logits ``[A, V]``, full targets) in parts; not those that the estimator was learnt from.
+        rows: (student's logits ``[A, V]``, full targets) in parts; not the rows that the estimator was learnt from.
         k: K of the cache.
-        estimator: None leaves that of ``loss``.
+        estimator: None keeps that of ``loss``.
+
+    Returns:
+        The loss with these settings, and how close its gradient is.
 
     Raises:
         TargetsError: the targets aren't full.
@@ -99,7 +102,7 @@ def best_fill(
 
 
 def _exact(loss: SLD, student_AV: Tensor, full: TopK) -> Tensor:
-    """``[A, k]``: the gradient that no fill takes part in."""
+    """``[A, k]``: the gradient from full targets, where no value is missing."""
     if not full.is_full:
         raise TargetsError(f"audit rows must list all {full.vocab_size} ids; these list {full.k}")
     return gradient(replace(_half(loss), estimator=None), student_AV, full)
@@ -115,7 +118,7 @@ def compare(ours_Ak: Tensor, exact_Ak: Tensor) -> GradientMatch:
         (left * right).double().sum(1)
         for left, right in ((ours_Ak, exact_Ak), (ours_Ak, ours_Ak), (exact_Ak, exact_Ak))
     )
-    # Where both gradients vanish they agree.
+    # Two gradients of 0 are equal: their cosine counts as 1.
     cosines_A = torch.where(exact_A > 0, dot_A / (ours_A * exact_A).sqrt().clamp_min(1e-30), (ours_A == 0).double())
     dot, ours, exact, cosines = (float(value.sum()) for value in (dot_A, ours_A, exact_A, cosines_A))
     return GradientMatch(dot, ours, exact, cosines, len(ours_Ak))
@@ -127,7 +130,7 @@ def _half(loss: SLD) -> SLD:
 
 
 def gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
-    """``[A, k]``, with respect to the student's logits at its top ids; at every other id it is zero."""
+    """The gradient ``[A, k]`` with respect to the student's logits at its top ids; it is zero at all other ids."""
     selection = loss.select(student_AV, targets)
     with torch.enable_grad():
         values_Ak = student_AV.gather(1, selection.ids_NC).detach().requires_grad_()
@@ -136,7 +139,7 @@ def gradient(loss: SLD, student_AV: Tensor, targets: TopK) -> Tensor:
 
 
 def total(matches: Iterable[GradientMatch]) -> GradientMatch:
-    """The sum over parts."""
+    """The sum of several matches."""
     result = GradientMatch()
     for match in matches:
         result = result.plus(match)
@@ -144,12 +147,12 @@ def total(matches: Iterable[GradientMatch]) -> GradientMatch:
 
 
 def student_led(loss: Loss) -> SLD | None:
-    """The part of a loss that has a student-led half: the one whose fill matters; None if there is none."""
+    """The part of a loss that has a student-led half; None if there is none."""
     return next((part for _, part in parts_of(loss) if isinstance(part, SLD)), None)
 
 
 def with_fill(loss: Loss, fill: SLD) -> Loss:
-    """The same loss or mix, with the student-led part's fill as ``fill`` has it."""
+    """The same loss or mix; its student-led part takes the settings for missing values from ``fill``."""
 
     def changed(part: Loss) -> Loss:
         if not isinstance(part, SLD):

@@ -20,8 +20,8 @@ from logitcache.targets.topk import TopK
 class JSD(Loss):
     """β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m) with m = β p_t + (1 − β) p_s, all at temperature T (Agarwal et al. 2024).
 
-    β = 0.5 is the symmetric Jensen-Shannon divergence, at most log 2 nats. Truncated targets: as ``forward_kl``; exact
-    with the tail as one bucket at T = 1, a guess elsewhere, which a warning says.
+    β = 0.5 is the symmetric Jensen-Shannon divergence, at most log 2 nats. Truncated targets are used as in
+    ``forward_kl``: at T = 1 the tail is one event; at other temperatures its shape is a guess, and a warning says so.
     """
 
     name: ClassVar[str] = "jsd"

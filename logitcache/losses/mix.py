@@ -1,4 +1,4 @@
-"""Weighted sums of losses, and the line of text that names one: ``bild=1.0,cross_entropy=0.1``."""
+"""Weighted sums of losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from logitcache.targets.topk import TopK
 
 @dataclass(frozen=True)
 class Mix(Loss):
-    """Σ weight · loss. A position that one part ignores still gets the others."""
+    """Σ weight · loss. A position that one part ignores still counts in the other parts."""
 
     name: ClassVar[str] = "mix"
     parts: tuple[tuple[float, Loss], ...]
@@ -37,5 +37,5 @@ class Mix(Loss):
 
 
 def parts_of(loss: Loss) -> tuple[tuple[float, Loss], ...]:
-    """The weighted parts of a mix; a single loss is a mix of itself."""
+    """The weighted parts of a mix; a single loss is one part of weight 1."""
     return loss.parts if isinstance(loss, Mix) else ((1.0, loss),)

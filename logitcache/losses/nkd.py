@@ -18,10 +18,10 @@ from logitcache.targets.topk import TopK
 class NKD(Loss):
     """−p_t(c) log p_s(c) − γ Σ over i ≠ c of p̃_t(i) log p̃_s(i), c the teacher's most probable id (Yang et al. 2023).
 
-    p is at temperature 1; p̃ is the softmax at temperature T over all ids but c. It is a cross-entropy: never negative,
-    but not 0 where student and teacher agree. Truncated targets: the first term is exact; in the second the tail is
-    assumed to have the student's shape (its mass is exact at T = 1; at other temperatures it is a guess, and a warning
-    says so).
+    p is at temperature 1; p̃ is the softmax at temperature T over all ids except c. It is a cross-entropy: never
+    negative, but not 0 if student and teacher are equal. Truncated targets: the first term is exact; in the second the
+    tail is assumed to have the student's shape (its mass is exact at T = 1; at other temperatures it is a guess, and a
+    warning says so).
     """
 
     name: ClassVar[str] = "nkd"

@@ -1,4 +1,4 @@
-"""NormKD: the temperature follows each sample's own spread of logits."""
+"""NormKD: the temperature depends on the standard deviation of each position's logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from logitcache.losses.divergence import kl
 from logitcache.losses.tail import finite_std, logit_std, warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
-# Below this spread a row of logits counts as constant, and its normalised logits as equal.
+# A row of logits with a smaller standard deviation counts as constant; its normalised logits are equal.
 _LEAST_STD = 1e-4
 
 
@@ -21,8 +21,8 @@ _LEAST_STD = 1e-4
 class NormKD(Loss):
     """(T σ_t)² · KL(softmax(z_t/(T σ_t)) ‖ softmax(z_s/(T σ_s))), σ the unbiased std of a model's own V logits.
 
-    The gradient flows through σ_s (Chi et al. 2023). Truncated targets need ``logit_std``, which the dump stores on
-    request; the tail then is assumed to have the student's shape, which is a guess at any T, and a warning says so.
+    The gradient flows through σ_s (Chi et al. 2023). Truncated targets need ``logit_std``, which a dump stores with
+    ``--statistics``. The tail is assumed to have the student's shape; this is a guess at any T, and a warning says so.
     A σ below 1e-4 counts as 1e-4.
     """
 
@@ -42,10 +42,10 @@ class NormKD(Loss):
 
 
 def normalised(logits_NV: Tensor, targets: TopK, loss: str, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher's and student's logits ``[N, V]``, each over T times its own σ, and T σ_t ``[N]``."""
+    """Teacher's and student's logits ``[N, V]``, each divided by T times its own σ; and T σ_t ``[N]``."""
     scale_N = temperature * logit_std(targets, loss).clamp_min(_LEAST_STD)
     teacher_NV = with_student_tail(targets, logits_NV)
-    # Differences are what counts; taking the maximum off first keeps a constant row exactly zero.
+    # Only differences matter; subtracting the maximum first makes a constant row exactly zero.
     teacher_NV = (teacher_NV - teacher_NV.amax(1, keepdim=True)) / scale_N[:, None]
     centred_NV = logits_NV - logits_NV.detach().amax(1, keepdim=True)
     student_NV = centred_NV / (temperature * _student_std(centred_NV))[:, None]
@@ -53,8 +53,8 @@ def normalised(logits_NV: Tensor, targets: TopK, loss: str, temperature: float) 
 
 
 def _student_std(logits_NV: Tensor) -> Tensor:
-    """σ ``[N]`` with gradient; of logits far from 0 it would lose digits."""
+    """σ ``[N]`` with gradient. The logits must be near 0, because σ loses digits far from it."""
     if not torch.isfinite(logits_NV).all():
         return finite_std(logits_NV).clamp_min(_LEAST_STD)
-    # The root's slope at 0 is infinite, so the floor goes under the root.
+    # The slope of the root at 0 is infinite, so the minimum is applied under the root.
     return logits_NV.var(1).clamp_min(_LEAST_STD**2).sqrt()

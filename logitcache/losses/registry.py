@@ -50,13 +50,13 @@ _SYNTAX = 'write it like "bild", "bild=1.0,cross_entropy=0.1" or "bild(k=8,tempe
 
 
 def register(loss: type[_AnyLoss]) -> type[_AnyLoss]:
-    """Let ``get``, ``parse``, ``linear_loss`` and ``lc.train`` take another loss; also a decorator of its class.
+    """Make another loss known to ``get``, ``parse``, ``linear_loss`` and ``lc.train``; also a decorator of its class.
 
-    A package that is installed needs no call: it names the class by an entry point of the group ``logitcache.losses``,
-    under the loss's own name.
+    An installed package needs no call: it names the class by an entry point of the group ``logitcache.losses``, under
+    the loss's own name.
 
     Args:
-        loss: a frozen dataclass that inherits from :class:`Loss` and whose ``name`` is free. Its fields are the
+        loss: a frozen dataclass that inherits from :class:`Loss`; its ``name`` must not be taken. Its fields are the
             settings; each has a default, and ``__post_init__`` refuses values that are not allowed.
 
     Raises:
@@ -67,7 +67,7 @@ def register(loss: type[_AnyLoss]) -> type[_AnyLoss]:
 
 
 def names() -> list[str]:
-    """The name of every loss, those of installed packages too, as ``get``, ``parse`` and ``linear_loss`` take it."""
+    """The names of all losses for ``get``, ``parse`` and ``linear_loss``, with those of installed packages."""
     return _LOSSES.names()
 
 
@@ -81,12 +81,16 @@ def parameters(name: str) -> dict[str, Any]:
 
 
 def describe(name: str) -> str:
-    """A loss's documentation: its formula, and what it assumes where the targets are truncated."""
+    """A loss's documentation: its formula, and what it assumes if the targets are truncated.
+
+    Raises:
+        ConfigError: there is no loss of this name.
+    """
     return (_LOSSES.get(name).__doc__ or "").strip()
 
 
 def get(name: str, **params: Any) -> Loss:
-    """A loss by name, with its settings; those not given take their defaults (see ``parameters``).
+    """A loss by name, with its settings; a setting that isn't given has its default (see ``parameters``).
 
     The result is a function ``fn(student_logits [N, V], targets, labels=None) -> [N]``; see ``Loss``.
 
@@ -104,7 +108,7 @@ def get(name: str, **params: Any) -> Loss:
 def parse(spec: str) -> Loss:
     """A loss, or a weighted mix, from a line of text: ``bild``, ``bild=1.0,cross_entropy=0.1``, ``bild(k=4)=2,tvd=1``.
 
-    Settings go in parentheses behind the name, the weight (1 if left out) behind an equals sign.
+    Settings are in parentheses after the name, the weight (by default 1) after an equals sign.
 
     Raises:
         ConfigError: the text isn't of this form, or ``get`` would refuse a part of it.
@@ -128,11 +132,15 @@ def parse(spec: str) -> Loss:
 
 
 def resolve(loss: str | Loss, **params: Any) -> Loss:
-    """A loss from a name with settings, a line of text, or a loss that is one already."""
+    """A loss from a name with settings, from a line of text, or from a loss, which is returned unchanged.
+
+    Raises:
+        ConfigError: there is no such loss or setting, or settings are given with a loss object.
+    """
     if isinstance(loss, str):
         return get(loss, **params) if params or loss in _LOSSES.names() else parse(loss)
     if params:
-        raise ConfigError(f"{', '.join(params)}: a loss that is built already takes no more settings")
+        raise ConfigError(f"{', '.join(params)}: a loss object takes no further settings")
     return loss
 
 
@@ -141,15 +149,15 @@ def _settings(text: str, spec: str) -> dict[str, Any]:
     for item in filter(None, (item.strip() for item in text.split(","))):
         field, equals, value = item.partition("=")
         if not equals:
-            raise ConfigError(f"loss {spec!r}: {item!r} is no setting; {_SYNTAX}")
+            raise ConfigError(f"loss {spec!r}: {item!r} is not a setting; {_SYNTAX}")
         if field.strip() in settings:
-            raise ConfigError(f"loss {spec!r}: the setting {field.strip()!r} stands there twice")
+            raise ConfigError(f"loss {spec!r}: the setting {field.strip()!r} is given twice")
         settings[field.strip()] = _value(value.strip())
     return settings
 
 
 def _value(text: str) -> int | float | str:
-    """A number if it reads as one, else the text."""
+    """A number if the text is one, else the text."""
     for kind in (int, float):
         try:
             return kind(text)

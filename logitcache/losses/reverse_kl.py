@@ -14,7 +14,7 @@ from logitcache.losses.divergence import kl, log_probs
 from logitcache.losses.tail import warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
-# The log of the least positive float32. A teacher's zero would make the divergence infinite.
+# The log of the smallest positive float32. Without it, a teacher's probability of 0 would make the loss infinite.
 _FLOOR = math.log(torch.finfo(torch.float32).tiny)
 
 
@@ -22,10 +22,10 @@ _FLOOR = math.log(torch.finfo(torch.float32).tiny)
 class ReverseKL(Loss):
     """KL(softmax(z_s/T) ‖ softmax(z_t/T)), without a T² factor.
 
-    Truncated targets: the ids that aren't listed share the residual mass as the student would, which at T = 1 is the
-    reverse KL with the tail as one bucket. At other temperatures the tail's shape is a guess, and a warning says so.
-    Where the teacher's probability is 0 the true value is infinite; a teacher log-prob counts as at least -87.3, the
-    log of the least positive float32.
+    Truncated targets: the residual mass is divided over the ids that aren't listed as in the student. At T = 1 this is
+    the reverse KL with the tail as one event. At other temperatures the tail's shape is a guess, and a warning says so.
+    Where the teacher's probability is 0, the true value is infinite; so a teacher log-prob counts as at least -87.3,
+    the log of the smallest positive float32.
     """
 
     name: ClassVar[str] = "reverse_kl"

@@ -1,4 +1,4 @@
-"""What the targets say of ids they don't list: looking teacher values up, and completing the tail.
+"""Teacher values at given ids, and guesses for the ids that the targets don't list.
 
 Shape legend: N positions, V ids in the student's vocabulary, K entries in the targets, C ids asked for.
 """
@@ -16,34 +16,34 @@ from logitcache.losses.divergence import log_probs
 from logitcache.targets.tail_sample import log_weights
 from logitcache.targets.topk import TopK
 
-# Comparing every id with every entry beats sorting as long as the [N, C, K] of booleans stays small.
+# Up to this K, comparing every id with every entry is faster than sorting: [N, C, K] of booleans is small.
 _COMPARE_UP_TO = 512
 
 
 def with_student_tail(targets: TopK, student_NV: Tensor) -> Tensor:
-    """Teacher log-probs ``[N, V]``, where the ids that aren't listed share the residual mass as the *student* would.
+    """Teacher log-probs ``[N, V]``; the residual mass is divided over the ids that aren't listed as in the *student*.
 
-    Within the tail the student's own shape is assumed; the tail's total is the teacher's. At temperature 1 the
-    divergences of this distribution then equal those in which the whole tail is one bucket, in value and in
-    gradient, so nothing is invented. At other temperatures the shape matters, and the student's is the one guess under
-    which a student that equals the teacher has loss 0. No gradient flows through the result.
+    The mass of the tail is the teacher's; its shape is assumed to be the student's. At temperature 1 a divergence of
+    this distribution equals the one with the whole tail as one event, in value and in gradient, so the guess has no
+    effect. At other temperatures the shape matters, and the student's shape is the only guess for which a student that
+    equals the teacher has loss 0. No gradient flows through the result.
     """
     student_NV = student_NV.detach()
     rest_N = student_NV.scatter(1, targets.ids, -math.inf).logsumexp(1)
-    # A tail without mass on either side stays -inf: -inf - -inf would be NaN.
+    # If teacher or student has no mass in the tail, it is -inf: -inf - -inf would be NaN.
     empty_N = (rest_N == -math.inf) | (targets.residual_logprob == -math.inf)
     shift_N = torch.where(empty_N, -math.inf, targets.residual_logprob - torch.where(empty_N, 0, rest_N))
     return (student_NV + shift_N[:, None]).scatter(1, targets.ids, targets.logprobs)
 
 
-def estimated(targets: TopK, temperature: float) -> Tensor:
-    """Log-probs ``[N, K]`` over the entries alone, the sampled ones standing for the whole tail; rows add up to 1.
+def represent_tail(targets: TopK, temperature: float) -> Tensor:
+    """Log-probs ``[N, K]`` over the entries alone; the sampled ones represent the whole tail. A row adds up to 1.
 
-    At temperature 1 the expectation over samples is the teacher's distribution at every id, listed or not. At other
-    temperatures it is that in the limit of many samples.
+    At temperature 1 the expectation over samples is the teacher's distribution at every id of the vocabulary. At other
+    temperatures this holds in the limit of many samples.
     """
     ranked_NR, drawn_NM = targets.logprobs.tensor_split([targets.ranked], 1)
-    # How much more than its own mass an entry stands for; -inf - -inf would be NaN.
+    # Log of an entry's weight over its own mass; -inf - -inf would be NaN.
     weights_NM = log_weights(drawn_NM, targets.residual_logprob)
     more_NM = torch.where(drawn_NM > -math.inf, weights_NM - drawn_NM, 0)
     return log_probs(torch.cat([ranked_NR / temperature, drawn_NM / temperature + more_NM], 1))
@@ -52,7 +52,7 @@ def estimated(targets: TopK, temperature: float) -> Tensor:
 def look_up(targets: TopK, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
     """Teacher log-probs ``[N, C]`` at the ids, and a bool ``[N, C]``: True where the targets list the id.
 
-    Where they don't, the value is 0 and means nothing.
+    Where the second is False, the value is 0 and has no meaning.
     """
     if targets.k <= _COMPARE_UP_TO:
         matches_NCK = ids_NC[:, :, None] == targets.ids[:, None, :]
@@ -65,13 +65,13 @@ def look_up(targets: TopK, ids_NC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logit_std(targets: TopK, loss: str) -> Tensor:
-    """σ ``[N]`` of the teacher's raw logits: the stored statistic, or computed where every id is listed.
+    """σ ``[N]`` of the teacher's raw logits: the stored statistic, or computed if every id is listed.
 
     Raises:
         TargetsError: the targets are truncated and hold no ``logit_std``.
     """
     if targets.logit_std is not None:
-        # A teacher that forbids ids with -inf has no finite spread; that of the entries it allows stands in.
+        # If the teacher has logits of -inf, σ isn't finite: take σ of its finite entries instead.
         return torch.where(torch.isfinite(targets.logit_std), targets.logit_std, finite_std(targets.logprobs))
     if targets.is_full:
         return finite_std(targets.logprobs)
@@ -92,7 +92,7 @@ def finite_std(logits_NV: Tensor) -> Tensor:
 
 
 def warn_of_tail(targets: TopK, loss: str, temperature: float, *, always: bool = False) -> None:
-    """Say that truncated targets don't determine this loss at this temperature (``always``: at no temperature)."""
+    """Warn that truncated targets don't determine this loss at this temperature (``always``: at any temperature)."""
     if targets.is_full or (temperature == 1 and not always):
         return
     advice = "Use residual_kl or bild, which don't depend on it" if always else "At temperature 1 it doesn't matter"

@@ -17,8 +17,8 @@ from logitcache.targets.topk import TopK
 class TopKL(SparseLoss):
     """At the teacher's k largest ids: KL(softmax(z_t/T) ‖ softmax(z_s/T)), renormalised over those k.
 
-    Exact for any targets with K ≥ k entries, at every temperature: the tail takes no part. With fewer entries all K
-    are used. It can't see how much mass the student puts elsewhere.
+    It is exact for any targets with K ≥ k entries, at every temperature: the tail isn't used. With fewer entries all K
+    are used. It doesn't measure how much probability the student gives to other ids.
     """
 
     name: ClassVar[str] = "top_kl"

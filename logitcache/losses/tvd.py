@@ -16,8 +16,8 @@ from logitcache.targets.topk import TopK
 class TVD(Loss):
     """½ Σ |softmax(z_t/T) − softmax(z_s/T)|, from 0 to 1.
 
-    Truncated targets: the ids that aren't listed share the residual mass as the student would; at T = 1 their part is
-    ½ |residual − the student's mass outside the list|. At other temperatures a guess, which a warning says.
+    Truncated targets: the residual mass is divided over the ids that aren't listed as in the student; at T = 1 their
+    part is ½ |residual − the student's mass of these ids|. At other temperatures it is a guess, and a warning says so.
     """
 
     name: ClassVar[str] = "tvd"

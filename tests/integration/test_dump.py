@@ -21,7 +21,7 @@ from transformers import (
 import logitcache as lc
 from logitcache.dump import LowMassWarning, config_path, plan_dump
 from logitcache.engines.transformers_engine import TransformersEngine
-from logitcache.losses.tail import estimated
+from logitcache.losses.tail import represent_tail
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +39,7 @@ def mixed_rows(tmp_path_factory: pytest.TempPathFactory, heldout_text: Path) -> 
         ],
         "pairs.jsonl": [{"prompt": text[:40], "completion": text[40:90]} for text in paragraphs[:5]],
         "ids.jsonl": [{"input_ids": list(range(100 + n, 150 + 2 * n))} for n in range(5)],
-        # Packed by whoever made the corpus: documents end to end, and the first word of each isn't to be predicted.
+        # Packed in the corpus itself: several documents in a row, and the first token of each isn't a target.
         "packed.jsonl": [
             {
                 "input_ids": [*range(300, 320), 0, *range(400, 430 + n), 0],
@@ -84,7 +84,7 @@ def test_mixed_rows(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path,
     check_every_row(cache, tiny_llama_dir, noise=1e-4)
 
 
-def test_batches_and_workers_leave_the_content_alone(
+def test_batches_and_workers_do_not_change_the_content(
     tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path
 ) -> None:
     def digest(name: str, **settings: Any) -> str:
@@ -98,7 +98,7 @@ def test_batches_and_workers_leave_the_content_alone(
 
 
 def test_a_sample_of_the_tail(smollm2_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
-    """Every drawn entry is the teacher's own value, and over many rows each id stands for as much as it has."""
+    """Every drawn entry has the teacher's value, and over many rows each id's weights add up to its probability."""
     text = tmp_path / "address.txt"
     text.write_text(heldout_text.read_text()[:4000])
     settings: dict[str, Any] = {"teacher": str(smollm2_dir), "data": [str(text)], "max_length": 128, "top_k": 24}
@@ -117,13 +117,13 @@ def test_a_sample_of_the_tail(smollm2_dir: Path, heldout_text: Path, tmp_path: P
             logits = model(input_ids=sequence.token_ids[None]).logits[0, sequence.positions]
         own, targets = logits.log_softmax(1).exp().double(), sequence.targets
         exact += torch.stack([own.scatter(1, targets.ids[:, :8], 0)[:, vocab % 8 == part].sum() for part in range(8)])
-        mass, drawn = estimated(targets, 1.0).exp().double()[:, 8:], targets.ids[:, 8:]
+        mass, drawn = represent_tail(targets, 1.0).exp().double()[:, 8:], targets.ids[:, 8:]
         found += torch.stack([mass[drawn % 8 == part].sum() for part in range(8)])
     assert float(exact.sum()) > 50  # probability outside the top 8, of all rows together
     torch.testing.assert_close(found, exact, rtol=0.06, atol=0)
 
 
-def test_statistics_give_raw_logits_back(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
+def test_statistics_restore_raw_logits(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
     settings = TINY | {"statistics": True, "preset": "exact"}
     cache = lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", **settings)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir).eval()
@@ -138,7 +138,7 @@ def test_statistics_give_raw_logits_back(tiny_llama_dir: Path, mixed_rows: list[
     torch.testing.assert_close(targets.logit_std, logits.std(1), atol=1e-4, rtol=1e-4)
 
 
-def test_low_mass_names_the_k_that_would_do(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
+def test_low_mass_names_a_sufficient_k(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
     settings: dict[str, Any] = TINY | {"min_mass": 0.5}
     with pytest.warns(LowMassWarning, match=r"the top 16 cover 0% .*; 50% need --top-k (\d+)") as caught:
         lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", **settings)
@@ -179,7 +179,7 @@ def test_command_line(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) 
 
 
 def test_two_processes_under_torchrun(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
-    """As one process a GPU would: each finds its rank in the environment, and gloo confirms what all ended with."""
+    """As with one process per GPU: each reads its rank from the environment, and gloo compares the results."""
     script = tmp_path / "both.py"
     script.write_text(
         "import os, sys, torch.distributed as dist, logitcache as lc\n"
@@ -213,7 +213,7 @@ def test_two_processes_under_torchrun(tiny_llama_dir: Path, heldout_text: Path, 
     assert lc.open(tmp_path / "two").digest == alone.digest
 
 
-def test_dry_run_writes_nothing_and_tells_the_truth(
+def test_dry_run_writes_nothing_and_is_right(
     tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = TINY | {"teacher": str(tiny_llama_dir), "data": mixed_rows, "out": tmp_path / "out"}

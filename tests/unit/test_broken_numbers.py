@@ -105,7 +105,7 @@ def test_logits_far_from_zero_keep_their_gradient(name: str) -> None:
 
 
 def test_settings_that_are_no_numbers_are_named() -> None:
-    with pytest.raises(lc.LogitCacheError, match="the setting 'k' stands there twice"):
+    with pytest.raises(lc.LogitCacheError, match="the setting 'k' is given twice"):
         losses.parse("bild(k=8,k=4)")
     _, targets, _ = random_case(k=12, dtype=torch.float32)
     hidden, weight = torch.randn(6, 4), torch.randn(40, 4)

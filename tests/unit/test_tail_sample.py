@@ -15,7 +15,7 @@ import logitcache as lc
 from logitcache.errors import TargetsError
 from logitcache.losses import metrics
 from logitcache.losses.bild import bound
-from logitcache.losses.tail import estimated
+from logitcache.losses.tail import represent_tail
 from logitcache.targets.tail_sample import log_weights
 
 V, K, M = 60, 12, 5
@@ -34,7 +34,7 @@ def all_draws(logits_V: Tensor, k: int, samples: int, steps: int) -> lc.TopK:
 def masses(targets: lc.TopK) -> Tensor:
     """``[N, V]``: the mass that every id stands for."""
     found_NV = torch.zeros(len(targets), targets.vocab_size, dtype=torch.float64)
-    return found_NV.scatter_(1, targets.ids, estimated(targets, 1.0).exp().double())
+    return found_NV.scatter_(1, targets.ids, represent_tail(targets, 1.0).exp().double())
 
 
 @settings(max_examples=200, deadline=None)
