@@ -134,6 +134,6 @@ def _measured(measured: Calibration) -> dict[str, str]:
         "mean by rank": ", ".join(f"{rank}: {mean:.4f}" for rank, mean in ranks.items()),
         "residual error": f"{measured.residual_max_error:.4f} nat at most, mean {measured.residual_mean_error:.4f}",
         "top-k mass": ", ".join(mass),
-        "bytes a token": f"{measured.bytes_per_token:.1f}: "
+        "bytes per token": f"{measured.bytes_per_token:.1f}: "
         + ", ".join(f"{name} {size:.1f}" for name, size in parts if size >= 0.05),
     }

@@ -110,11 +110,11 @@ def test_info_shows_what_matters(shell: Shell, root: Path) -> None:
         "1/64",
         "CC0-1.0",
         "float32 on transformers",
-        "bytes a token",
+        "bytes per token",
         "top-k mass",
     ):
         assert part in shell.out
-    for part in ("bytes a token", "top-k mass", "mean by rank"):
+    for part in ("bytes per token", "top-k mass", "mean by rank"):
         assert part in shell.out
     assert max(map(len, shell.out.splitlines())) <= 80
 
