@@ -16,14 +16,15 @@ from logitcache.errors import ConfigError
 from logitcache.losses.base import Selection, SparseLoss, check_count, check_not_negative, check_positive
 from logitcache.losses.divergence import kl
 from logitcache.losses.estimator import Estimator
-from logitcache.losses.student_top import student_top_ids
 from logitcache.losses.tail import look_up
+from logitcache.targets.largest import largest_ids
 from logitcache.targets.topk import TopK
 
 MISSING = ("bound", "drop")
-# How far a fill follows an estimate below the bound: little near the teacher, since ids that a student likes are more
-# probable than the estimate knows, and further where more ids are missing; of the slope so much is left. Fitted, like
-# the offsets, on text and students apart from those that benchmarks/sld_fidelity.py measures on.
+# How much of an estimate below the bound is used: little if few ids are missing, since ids in a student's top are more
+# probable than the estimate says, and more if more ids are missing. The last number is the share of the slope that is
+# kept. They were fitted, like the offset and the slope, on other text and students than benchmarks/sld_fidelity.py
+# uses.
 _TRUST, _TRUST_SLOPE, _SLOPE_SHARE = 0.2, 0.6, 0.75
 
 
@@ -31,10 +32,10 @@ _TRUST, _TRUST_SLOPE, _SLOPE_SHARE = 0.2, 0.6, 0.75
 class TLD(SparseLoss):
     """Teacher-led difference loss: at the teacher's k largest ids, KL between softmaxes over all pairwise differences.
 
-    Both models' logits at the ids, over T, in the teacher's order; all k(k−1)/2 differences z[i] − z[j], i < j;
-    softmax over the differences; KL(teacher ‖ student). No T² factor. Exact for any targets with K ≥ k entries, at
-    every temperature; with fewer, all K are compared (one entry has no pairs, and gives 0). An entry of -inf takes
-    the value of a missing one (see ``SLD``).
+    It takes both models' logits at these ids, divided by T, in the teacher's order; then all k(k−1)/2 differences
+    z[i] − z[j], i < j; then the softmax over the differences; then KL(teacher ‖ student). There is no T² factor. It is
+    exact for any targets with K ≥ k entries, at every temperature; with fewer, all K are compared (one entry has no
+    pairs, and gives 0). An entry of -inf gets the value of a missing one (see ``SLD``).
     """
 
     name: ClassVar[str] = "t_ld"
@@ -60,18 +61,18 @@ class TLD(SparseLoss):
 class SLD(SparseLoss):
     """Student-led difference loss: as ``t_ld``, at the *student's* k largest ids, in the student's order.
 
-    The gradient flows through the student's values, not through the choice of ids. Exact where the targets hold the
-    student's ids. Where one is missing, ``missing`` says what stands for the teacher's value:
+    The gradient flows through the student's values, not through the choice of ids. It is exact where the targets hold
+    the student's ids. Where one is missing, ``missing`` says what to use as the teacher's value:
 
     * ``bound``: b − ``offset`` − ``slope`` · (share of the k that is missing), in nats, where b = min(least listed
-      log-prob, log of the residual mass) is the most it can be: the more ids are missing, the further the student is
-      from the teacher, and the lower the values that the teacher gives them;
+      log-prob, log of the residual mass) is the largest possible value: if more ids are missing, the student is further
+      from the teacher, and the teacher's values for them are lower;
     * ``drop``: every pair with a missing value is left out.
 
-    ``estimator`` (an ``Estimator``, or the path of a saved one) gives an estimate e of each missing value; the fill is
-    then b − ``offset`` − 0.75 · ``slope`` · m − (0.2 + 0.6 m) · max(b − e, 0), where m is the share missing.
+    ``estimator`` (an ``Estimator``, or the path of a saved one) gives an estimate e of each missing value. The value
+    is then b − ``offset`` − 0.75 · ``slope`` · m − (0.2 + 0.6 m) · max(b − e, 0), where m is the missing share.
 
-    The bound is taken from the ranked entries; a sample of the tail and candidates hold lower values.
+    The bound is computed from the ranked entries: tail samples and candidates have lower values.
     """
 
     name: ClassVar[str] = "s_ld"
@@ -98,7 +99,7 @@ class SLD(SparseLoss):
             )
 
     def select(self, logits_NV: Tensor, targets: TopK) -> Selection:
-        ids_Nk = student_top_ids(logits_NV, min(self.k, logits_NV.shape[1]))
+        ids_Nk = largest_ids(logits_NV, min(self.k, logits_NV.shape[1]))
         teacher_Nk, listed_Nk = look_up(targets, ids_Nk)
         known_Nk = listed_Nk & (teacher_Nk != -math.inf)
         fill_Nk = self.fill(targets, ids_Nk, known_Nk)
@@ -107,7 +108,7 @@ class SLD(SparseLoss):
         return Selection(ids_Nk, torch.where(known_Nk, teacher_Nk, fill_Nk), usable_Nk, coverage_N=coverage_N)
 
     def fill(self, targets: TopK, ids_Nk: Tensor, known_Nk: Tensor) -> Tensor:
-        """What stands for the teacher's log-prob where it is missing: ``[N, k]``, or ``[N, 1]``, one value a row."""
+        """Values for missing teacher log-probs: ``[N, k]``, or ``[N, 1]`` with one value for each row."""
         missing_N1 = (~known_Nk).to(targets.logprobs.dtype).mean(1, keepdim=True)
         bound_N1 = bound(targets)[:, None]
         if self.estimator is None:
@@ -115,7 +116,7 @@ class SLD(SparseLoss):
         assert isinstance(self.estimator, Estimator)
         if self.estimator.mean_V.device != ids_Nk.device:
             object.__setattr__(self, "estimator", self.estimator.to(ids_Nk.device))
-        # Of ids that only the student knows there is no estimate.
+        # There is no estimate for ids that only the student has.
         shared_Nk = ids_Nk < len(self.estimator.mean_V)
         estimate_Nk = self.estimator.predict(targets, torch.where(shared_Nk, ids_Nk, 0))
         below_Nk = torch.where(shared_Nk, bound_N1 - estimate_Nk, 0).clamp_min(0)
@@ -128,9 +129,9 @@ class SLD(SparseLoss):
 
 @dataclass(frozen=True)
 class BiLD(SLD):
-    """t-LD + s-LD, equal weights, no T² factor; see ``t_ld`` and ``s_ld`` for each half and for what is assumed.
+    """t-LD + s-LD with equal weights, without a T² factor; see ``t_ld`` and ``s_ld`` for each half and what it assumes.
 
-    The defaults, k = 8 and T = 3, are the paper's. At most 2 k ids a position carry gradient.
+    The defaults, k = 8 and T = 3, are the paper's. At most 2 k ids of each position have a gradient.
     """
 
     name: ClassVar[str] = "bild"
@@ -156,10 +157,10 @@ class BiLD(SLD):
 
 
 def bound(targets: TopK) -> Tensor:
-    """The most ``[N]`` that the log-prob of an id outside the list can be: finite wherever any entry is.
+    """``[N]``, the largest possible log-prob of an id that isn't listed; finite if any entry of the row is.
 
-    min(least finite listed log-prob, log of the residual mass); a residual of 0 (-inf) bounds nothing usable. Only the
-    ranked entries are known to be larger than all that aren't listed.
+    min(least finite listed log-prob, log of the residual mass); a residual mass of 0 (-inf) is not used. Only the
+    ranked entries are known to be larger than all ids that aren't listed.
     """
     ranked_NR = targets.logprobs[:, : targets.ranked]
     least_N = torch.where(ranked_NR == -math.inf, 0, ranked_NR).amin(1)
@@ -168,13 +169,13 @@ def bound(targets: TopK) -> Tensor:
 
 
 def difference_kl(teacher_Nk: Tensor, student_Nk: Tensor, usable_Nk: Tensor, temperature: float) -> Tensor:
-    """KL ``[N]`` between the softmaxes over pairwise differences, without the pairs that have an unusable member."""
+    """KL ``[N]`` between the softmaxes over pairwise differences, without pairs that hold an unusable entry."""
     count = student_Nk.shape[1]
     first_P, second_P = torch.triu_indices(count, count, 1, device=student_Nk.device)
     if first_P.numel() == 0:
         return student_Nk.sum(1) * 0
     pair_NP = usable_Nk[:, first_P] & usable_Nk[:, second_P]
-    # A row without any usable pair compares equal things: KL 0, gradient 0.
+    # A row without a usable pair compares zeros: its KL and its gradient are 0.
     alone_N1 = ~pair_NP.any(1, keepdim=True)
 
     def log_softmax(values_Nk: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Chunks of tokens through the output layer and the loss, with gradients made on the way.
+"""Run chunks of tokens through the output layer and the loss, and compute the gradients in the forward pass.
 
-A sparse loss leaves, per position, C ids and the gradient at each; backward is then a gather and a scatter of C rows of
-the weight. A dense loss has a gradient for every logit; it is multiplied out chunk by chunk in the forward pass, while
-the chunk's logits are there. Either way the largest temporary is one chunk's ``[B, V]``.
+A sparse loss gives, for each position, C ids and the gradient at each; the backward pass is then a gather and a scatter
+of C rows of the weight. A dense loss has a gradient for every logit; it is multiplied with weight and hidden states
+chunk by chunk in the forward pass, while the chunk's logits are in memory. In both cases the largest temporary tensor
+is ``[B, V]`` of one chunk.
 
 Shape legend: N positions, D hidden width, V ids of the vocabulary, C ids a sparse loss reads, B positions of one chunk.
 """
@@ -19,11 +20,16 @@ from torch import Tensor
 from logitcache.losses.base import Loss, SparseLoss
 from logitcache.losses.sparse_rows import rows_times, scatter_rows
 from logitcache.models.finish import UNCHANGED, Finish
+from logitcache.models.product import add_product, gradient_operand, operand, product, wide
 from logitcache.targets.topk import TopK
+from logitcache.utils.device import DEVICES, Devices
 
-# Logits of one chunk, in bytes: large enough that the matrix product runs at full speed, small beside the weight.
+# Bytes of one chunk's logits: enough for a matrix product at full speed, and little compared with the weight.
 CHUNK_BYTES = 64 << 20
-_LEAST_CHUNK = 128
+# A GPU wants one to two thousand rows, if they take no more than this part of its memory. (All its memory counts, not
+# what is free now: otherwise two runs of the same job could have different chunks and differ in their last bits.)
+_GPU_SHARE = 1 / 64
+_LEAST_ROWS, _MOST_ROWS = 128, 2048
 
 
 @dataclass
@@ -36,13 +42,14 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """All that the autograd function needs beside its three tensors."""
+    """Everything that the autograd function needs besides its three tensors. Products read them in ``dtype``."""
 
     parts: tuple[tuple[float, Loss], ...]
     targets: TopK
     labels: Tensor | None
     scale: float
     tally: Tally
+    dtype: torch.dtype
     finish: Finish = UNCHANGED
 
     @property
@@ -72,8 +79,8 @@ class _SparseHead(torch.autograd.Function):
         job: Job,
         needs_gradient: bool,
     ) -> Tensor:
-        total, ids, gradients = _zero(hidden_ND), [], []
-        for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job.finish):
+        total, ids, gradients = _zero(hidden_ND, job), [], []
+        for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job):
             targets = job.targets[rows]
             for index, (factor, loss) in enumerate(job.parts):
                 assert isinstance(loss, SparseLoss)
@@ -129,7 +136,8 @@ class _DenseHead(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         leaves = hidden_ND, weight_VD, bias_V = ctx.saved_tensors
-        # Handed over, not kept: a scaled copy would mean two [V, D] at once. Who asks again waits again.
+        # The gradients are given away and not kept: a scaled copy would need a second [V, D]. A second backward pass
+        # computes them again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             _, gradients = _dense_pass(hidden_ND, weight_VD, bias_V, replace(ctx.job, tally=Tally()), ctx.wants)
@@ -144,13 +152,13 @@ def _dense_pass(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: Job, wants: list[bool]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The loss, and its gradients for hidden, weight and bias, each only if wanted."""
-    total, wide = _zero(hidden_ND), _wide(hidden_ND)
-    hidden_grad = torch.empty_like(hidden_ND, dtype=wide) if wants[0] else None
+    total, dtype = _zero(hidden_ND, job), wide(job.dtype)
+    hidden_grad = torch.empty_like(hidden_ND, dtype=dtype) if wants[0] else None
     # Sums over chunks are kept in float32: adding them up in bfloat16 would lose the small ones.
-    weight_grad = torch.zeros_like(weight_VD, dtype=wide) if wants[1] else None
-    bias_grad = torch.zeros_like(bias_V, dtype=wide) if wants[2] and bias_V is not None else None
-    weight_wide = weight_VD.detach().to(wide) if wants[0] else None
-    for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job.finish):
+    weight_grad = torch.zeros_like(weight_VD, dtype=dtype) if wants[1] else None
+    bias_grad = torch.zeros_like(bias_V, dtype=dtype) if wants[2] and bias_V is not None else None
+    read_VD = operand(weight_VD, job.dtype) if wants[0] else None
+    for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job):
         logits_BV.requires_grad_(any(wants))
         with torch.set_grad_enabled(any(wants)):
             value = chunk_loss(logits_BV, rows, job)
@@ -159,19 +167,20 @@ def _dense_pass(
             continue
         (gradient_BV,) = torch.autograd.grad(value, logits_BV)
         gradient_BV = job.finish.slope(gradient_BV, logits_BV.detach())
-        if hidden_grad is not None and weight_wide is not None:
-            torch.mm(gradient_BV, weight_wide, out=hidden_grad[rows])
-        if weight_grad is not None:
-            weight_grad.addmm_(gradient_BV.T, hidden_ND[rows].detach().to(wide))
         if bias_grad is not None:
             bias_grad += gradient_BV.sum(0)
+        read_BV = gradient_operand(gradient_BV, job.dtype)
+        if hidden_grad is not None and read_VD is not None:
+            product(read_BV, read_VD, out_MP=hidden_grad[rows])
+        if weight_grad is not None:
+            add_product(weight_grad, read_BV.T, operand(hidden_ND[rows], job.dtype))
     return total, (hidden_grad, weight_grad, bias_grad)
 
 
 def chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
-    """``scale · Σ loss`` of logits that exist, with their gradient; ``rows`` are theirs in the targets and labels."""
+    """``scale · Σ loss`` of logits in memory, with gradient; ``rows`` selects their rows of the targets and labels."""
     targets, labels_B = job.targets[rows], None if job.labels is None else job.labels[rows]
-    value = _zero(logits_BV)
+    value = _zero(logits_BV, job)
     for index, (factor, loss) in enumerate(job.parts):
         if isinstance(loss, SparseLoss):
             selection = loss.select(logits_BV.detach(), targets)
@@ -183,36 +192,32 @@ def chunk_loss(logits_BV: Tensor, rows: slice, job: Job) -> Tensor:
     return value
 
 
-def _chunks(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, finish: Finish
-) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: Job) -> Iterator[tuple[slice, Tensor]]:
     """Each chunk's rows and logits ``[B, V]``, float32 or float64. The memory of one chunk serves the next as well."""
-    wide = _wide(hidden_ND)
     positions, vocab_size = hidden_ND.shape[0], weight_VD.shape[0]
-    size = min(positions, max(_LEAST_CHUNK, CHUNK_BYTES // (4 * vocab_size)))
-    weight_VD = weight_VD.detach()
-    half_on_gpu = weight_VD.is_cuda and hidden_ND.dtype == weight_VD.dtype != wide
-    if not half_on_gpu:
-        weight_VD = weight_VD.to(wide)
-    bias_V = None if bias_V is None else bias_V.detach().to(wide)
-    buffer_BV = torch.empty(size, vocab_size, dtype=wide, device=hidden_ND.device)
+    size = min(positions, _chunk_rows(vocab_size, hidden_ND.device))
+    weight_DV, dtype = operand(weight_VD, job.dtype).T, wide(job.dtype)
+    bias_V = None if bias_V is None else bias_V.detach().to(dtype)
+    buffer_BV = torch.empty(size, vocab_size, dtype=dtype, device=hidden_ND.device)
     for start in range(0, positions, size):
         rows = slice(start, min(start + size, positions))
         logits_BV = buffer_BV.detach()[: rows.stop - start]
-        hidden_BD = hidden_ND[rows].detach()
-        if half_on_gpu:
-            # Half-precision operands with a float32 result: what tensor cores accumulate in anyway.
-            torch.mm(hidden_BD, weight_VD.T, out_dtype=wide, out=logits_BV)
-        else:
-            torch.mm(hidden_BD.to(wide), weight_VD.T, out=logits_BV)
+        product(operand(hidden_ND[rows], job.dtype), weight_DV, out_MP=logits_BV)
         if bias_V is not None:
             logits_BV += bias_V
-        finish.in_place(logits_BV)
+        job.finish.in_place(logits_BV)
         yield rows, logits_BV
 
 
+def _chunk_rows(vocab_size: int, device: torch.device, devices: Devices = DEVICES) -> int:
+    total_bytes = devices.total_bytes(device)
+    if total_bytes is None:
+        return max(_LEAST_ROWS, CHUNK_BYTES // (4 * vocab_size))
+    return min(_MOST_ROWS, max(_LEAST_ROWS, int(total_bytes * _GPU_SHARE) // (4 * vocab_size)))
+
+
 def _join(pieces: list[Tensor], parts: int) -> Tensor:
-    """Pieces in order of (chunk, part) to one ``[N, C]``."""
+    """Join pieces, which are in order of (chunk, part), to one ``[N, C]``."""
     rows = [torch.cat(pieces[start : start + parts], 1) for start in range(0, len(pieces), parts)]
     return torch.cat(rows)
 
@@ -227,9 +232,5 @@ def _add(tally: Tally, index: int, part: Tensor, coverage_N: Tensor | None) -> N
         tally.coverage = total if tally.coverage is None else tally.coverage + total
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _zero(tensor: Tensor) -> Tensor:
-    return torch.zeros((), dtype=_wide(tensor), device=tensor.device)
+def _zero(tensor: Tensor, job: Job) -> Tensor:
+    return torch.zeros((), dtype=wide(job.dtype), device=tensor.device)

@@ -1,4 +1,4 @@
-"""The fused head: hidden states and the head's weight go in, the mean loss comes out, and [N, V] never exists.
+"""The fused head: it computes the mean loss from hidden states and the head's weight, without ``[N, V]`` in memory.
 
 Shape legend: N positions, D hidden width, V ids of the vocabulary.
 """
@@ -20,20 +20,21 @@ from logitcache.losses.fused import Job, Tally, chunk_loss, fused_loss
 from logitcache.losses.mix import parts_of
 from logitcache.losses.registry import resolve
 from logitcache.models.finish import UNCHANGED, Finish
+from logitcache.models.product import product_dtype, wide
 from logitcache.targets.topk import TopK
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _as_it_is(function: _Function) -> _Function:
-    """Under ``torch.compile`` what is around the head compiles, and the head doesn't.
+def _uncompiled(function: _Function) -> _Function:
+    """Run a function of the head uncompiled under ``torch.compile``; the code around it is compiled.
 
-    It looks at values to check them, and its chunks come in several sizes, each of which would be compiled again.
+    The head checks values, which compiled code can't, and its chunks have several sizes, each compiled anew.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        # Not when this file is imported: the compiler takes a second or two to load, and few programs use it.
+        # Not when this file is imported: the compiler takes a second or two to import, and few programs use it.
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
         return function(*args, **kwargs)
@@ -41,7 +42,7 @@ def _as_it_is(function: _Function) -> _Function:
     return cast(_Function, run)
 
 
-@_as_it_is
+@_uncompiled
 def linear_loss(
     name: str | Loss,
     hidden: Tensor,
@@ -55,20 +56,20 @@ def linear_loss(
     reduction: Literal["mean", "sum"] = "mean",
     **params: Any,
 ) -> Tensor:
-    """The loss of ``softcap(logit_scale · (hidden @ weight.T + bias))``, without ever holding all logits.
+    """The loss of the logits ``softcap(logit_scale · (hidden @ weight.T + bias))``, without all logits in memory.
 
-    Equals ``get(name, **params)`` on those logits, averaged, in value and in gradients. Under ``torch.compile`` it runs
-    as it is, and what is around it compiles. Losses that read a few ids
-    of each position (bild, t_ld, s_ld, top_kl, and mixes of them) cost about a third of an ordinary head with
-    cross-entropy; the others about as much, in little memory.
+    It equals the mean of ``get(name, **params)`` on those logits, in value and in gradients. Under ``torch.compile`` it
+    is not compiled, but the code around it is. Losses that read a few ids of each position (bild, t_ld, s_ld, top_kl,
+    and mixes of them) take about a third of the time of an ordinary head with cross-entropy; the others take about the
+    same time, in little memory.
 
     Args:
-        name: a loss's name, with its settings in ``params``; or a line of text as ``parse`` reads; or a loss.
+        name: a loss's name, with its settings in ``params``; or a line of text for ``parse``; or a loss.
         hidden: ``[N, D]``, the last hidden states at the N positions, any floating dtype.
-        weight, bias: the head, ``[V, D]`` and ``[V]``. Half precision stays as it is; arithmetic is in float32.
+        weight, bias: the head, ``[V, D]`` and ``[V]``. They may be in half precision; sums are in float32.
         targets: N rows.
-        labels: ``[N]`` int64. Positions labelled -100 are left out, cost nothing, and don't count in the mean.
-        softcap: c > 0 makes logits ``c · tanh(logits / c)`` (Gemma 2 and 3).
+        labels: ``[N]`` int64. Positions labelled -100 are left out of the loss and of its mean.
+        softcap: c > 0 turns logits into ``c · tanh(logits / c)`` (Gemma 2 and 3).
         logit_scale: a factor on the logits, before the cap (Cohere; Granite's ``1 / logits_scaling``).
         reduction: mean or sum over the positions that aren't left out.
 
@@ -85,12 +86,12 @@ def linear_loss(
 
 @dataclass
 class HeadStats:
-    """What a step saw, for the log: detached tensors, so that a GPU need not be waited for.
+    """Numbers of a step for the log: detached tensors, so that the CPU doesn't wait for the GPU.
 
     Attributes:
-        tokens: the positions that counted.
-        parts: mean over them of each part of a mix, by name, before its weight.
-        coverage: share of the student's top k that the targets held, or None if the loss doesn't look for them.
+        tokens: number of positions that weren't left out.
+        parts: mean of each part of a mix over them, by name, without its weight.
+        coverage: share of the student's top k that the targets hold, or None if the loss doesn't use the top k.
     """
 
     tokens: int
@@ -98,7 +99,7 @@ class HeadStats:
     coverage: Tensor | None = None
 
 
-@_as_it_is
+@_uncompiled
 def head_loss(
     loss: Loss,
     hidden: Tensor,
@@ -110,17 +111,22 @@ def head_loss(
     labels: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Tensor, HeadStats]:
-    """``linear_loss`` for a loss that is built already, and what it saw on the way."""
+    """``linear_loss`` for a loss object; it also returns numbers for the log.
+
+    Raises:
+        ConfigError: a setting's value isn't allowed.
+        TargetsError: shapes don't fit, or the targets lack something that the loss needs.
+    """
     _check(hidden, weight, bias, finish, reduction)
     check_rows(hidden.shape[0], weight.shape[0], targets, labels)
     check_labels(loss, labels, weight.shape[0])
     loss.check_inputs(targets, labels)
-    hidden, targets, labels = _kept(hidden, targets, labels)
+    hidden, targets, labels = _without_ignored(hidden, targets, labels)
     if len(targets) == 0:
-        return _nothing(hidden, weight, bias), HeadStats(0)
-    wide = torch.promote_types(hidden.dtype, torch.float32)
+        return _zero_loss(hidden, weight, bias), HeadStats(0)
     scale = 1 / len(targets) if reduction == "mean" else 1.0
-    job = Job(parts_of(loss), targets.in_dtype(wide), labels, scale, Tally(), finish)
+    dtype = product_dtype(hidden, weight)
+    job = Job(parts_of(loss), targets.in_dtype(wide(dtype)), labels, scale, Tally(), dtype, finish)
     value = fused_loss(job, hidden, weight, bias)
     return value, _stats(job, len(targets))
 
@@ -133,22 +139,26 @@ def dense_loss(
     labels: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Tensor, HeadStats]:
-    """The same from logits ``[N, V]`` that exist already, for a model whose output layer isn't linear."""
+    """The same from logits ``[N, V]``, for a model whose output layer isn't linear.
+
+    Raises:
+        TargetsError: shapes don't fit, or the targets lack something that the loss needs.
+    """
     check_shapes(logits, targets, labels)
     check_labels(loss, labels, logits.shape[1])
     loss.check_inputs(targets, labels)
-    logits, targets, labels = _kept(logits, targets, labels)
+    logits, targets, labels = _without_ignored(logits, targets, labels)
     if len(targets) == 0:
-        return _nothing(logits), HeadStats(0)
-    wide = torch.promote_types(logits.dtype, torch.float32)
+        return _zero_loss(logits), HeadStats(0)
+    dtype = wide(logits.dtype)
     scale = 1 / len(targets) if reduction == "mean" else 1.0
-    job = Job(parts_of(loss), targets.in_dtype(wide), labels, scale, Tally())
-    value = chunk_loss(logits.to(wide), slice(None), job)
+    job = Job(parts_of(loss), targets.in_dtype(dtype), labels, scale, Tally(), dtype)
+    value = chunk_loss(logits.to(dtype), slice(None), job)
     return value, _stats(job, len(targets))
 
 
-def _kept(rows: Tensor, targets: TopK, labels: Tensor | None) -> tuple[Tensor, TopK, Tensor | None]:
-    """Without the positions that are labelled -100."""
+def _without_ignored(rows: Tensor, targets: TopK, labels: Tensor | None) -> tuple[Tensor, TopK, Tensor | None]:
+    """Leave out the positions that are labelled -100."""
     if labels is None:
         return rows, targets, None
     keep = labels != IGNORED_LABEL
@@ -158,7 +168,7 @@ def _kept(rows: Tensor, targets: TopK, labels: Tensor | None) -> tuple[Tensor, T
 def _stats(job: Job, tokens: int) -> HeadStats:
     stats, losses = HeadStats(tokens), [loss for _, loss in job.parts]
     for loss, total in zip(losses, job.tally.parts, strict=True):
-        # The same loss may be in a mix twice, with other settings.
+        # A mix may hold the same loss twice, with other settings.
         twins = sum(name.split("#")[0] == loss.name for name in stats.parts)
         stats.parts[f"{loss.name}#{twins + 1}" if twins else loss.name] = total / tokens
     if job.tally.coverage is not None:
@@ -166,8 +176,8 @@ def _stats(job: Job, tokens: int) -> HeadStats:
     return stats
 
 
-def _nothing(rows: Tensor, *others: Tensor | None) -> Tensor:
-    """0, connected to everything that may want a gradient: a step without targets must not stop a parallel run."""
+def _zero_loss(rows: Tensor, *others: Tensor | None) -> Tensor:
+    """0, with gradients of 0 for all tensors: in a parallel run, every rank must have gradients in every step."""
     zero = rows.sum().to(torch.promote_types(rows.dtype, torch.float32)) * 0
     for other in others:
         if other is not None:

@@ -1,4 +1,4 @@
-"""How close a student is to the targets, per token: for training logs and evaluation. No gradient.
+"""Measures per token of how close a student is to the targets, for training logs and evaluation; no gradient.
 
 Shape legend: N positions, V ids of the vocabulary, K entries in the targets, k ids compared.
 """
@@ -13,16 +13,16 @@ from torch.nn import functional
 
 from logitcache.losses.base import IGNORED_LABEL, check_shapes
 from logitcache.losses.residual_kl import ResidualKL
-from logitcache.losses.student_top import student_top_ids
 from logitcache.losses.tail import look_up
+from logitcache.targets.largest import largest_ids
 from logitcache.targets.topk import TopK
 
-_ENOUGH = 0.9
+_ENOUGH_COVERAGE = 0.9
 
 
 @torch.no_grad()
 def kl_with_residual(student_logits: Tensor, targets: TopK) -> Tensor:
-    """KL(teacher ‖ student) ``[N]`` in nats, with the ids that aren't listed as one event; at most the full KL."""
+    """KL(teacher ‖ student) ``[N]`` in nats, with all ids that aren't listed as one event; at most the full KL."""
     return ResidualKL()(student_logits, targets)
 
 
@@ -30,19 +30,19 @@ def kl_with_residual(student_logits: Tensor, targets: TopK) -> Tensor:
 def overlap_at_k(student_logits: Tensor, targets: TopK, k: int = 8) -> Tensor:
     """``|student's top k ∩ teacher's top k|`` / k ``[N]``, the BiLD paper's ranking metric. k is at most K.
 
-    Of targets with a sample of the tail, at most the ranked entries count.
+    Tail samples and candidates don't count.
     """
     check_shapes(student_logits, targets, None)
     k = min(k, targets.ranked)
-    _, listed_Nk = look_up(targets.top(k), student_top_ids(student_logits, k))
+    _, listed_Nk = look_up(targets.top(k), largest_ids(student_logits, k))
     return listed_Nk.float().mean(1)
 
 
 @torch.no_grad()
 def s_ld_coverage(student_logits: Tensor, targets: TopK, k: int = 8) -> Tensor:
-    """Share ``[N]`` of the student's top k that the targets hold; the rest of s-LD works on filled-in values."""
+    """Share ``[N]`` of the student's top k that the targets hold; s-LD needs substitute values for the rest."""
     check_shapes(student_logits, targets, None)
-    _, listed_Nk = look_up(targets, student_top_ids(student_logits, min(k, student_logits.shape[1])))
+    _, listed_Nk = look_up(targets, largest_ids(student_logits, min(k, student_logits.shape[1])))
     return listed_Nk.float().mean(1)
 
 
@@ -64,14 +64,15 @@ def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
 def coverage_advice(coverage: float, targets_k: int, k: int = 8, *, audited: bool = False) -> str | None:
     """A warning in one line if too many of the student's top k are missing from the targets, else None.
 
-    What s-LD loses depends on the share that it has to fill in: below 0.9 its gradient's cosine with the exact one
-    falls under about .96 (see docs/explanation/s-ld-from-a-cache.md). A doubling of K takes away about 0.3 of what is
-    missing, and more near the teacher; the K advised is where that reaches 0.9, at most eight times the present K.
-    Audit rows leave the cache as it is, so they are advised first, unless they are in use (``audited``).
+    The error of s-LD depends on the missing share: with a coverage below 0.9 the cosine between its gradient and the
+    exact one falls below about 0.96 (see docs/explanation/s-ld-from-a-cache.md). Twice the K reduces the missing share
+    by about 0.3 of it, and by more if the student is close to the teacher. The K in the advice is the one that reaches
+    a coverage of 0.9, at most eight times the present K. Audit rows don't change the cache, so they are advised first,
+    except if they are used already (``audited``).
     """
-    if coverage >= _ENOUGH:
+    if coverage >= _ENOUGH_COVERAGE:
         return None
-    doublings = math.ceil(math.log((1 - _ENOUGH) / (1 - coverage)) / math.log(0.7))
+    doublings = math.ceil(math.log((1 - _ENOUGH_COVERAGE) / (1 - coverage)) / math.log(0.7))
     wanted = targets_k * 2 ** min(doublings, 3)
     audit = "" if audited else "set its fill by audit rows (--audit), "
     return (

@@ -1,4 +1,4 @@
-"""The teacher's k most probable tokens at each position, and the mass they leave out.
+"""The teacher's k most probable tokens at each position, and the residual mass of all others.
 
 Shape legend: N positions, K entries kept for each, V ids in the vocabulary.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from logitcache.errors import TargetsError
 from logitcache.targets.beyond import Beyond
 from logitcache.targets.candidates import choose_candidates
+from logitcache.targets.largest import log_sum_exp, ranked_ids
 from logitcache.targets.narrow import ReadWide, id_dtype
 from logitcache.targets.tail_sample import draw_tail
 
@@ -24,12 +25,12 @@ _TensorMap = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """Top-k log-probabilities of N next-token distributions: the one type that crosses every border.
+    """Top-k log-probabilities of N next-token distributions: what engines give, shards store and losses take.
 
-    Ids and log-probs may be given in a narrower dtype. They stay so, also through :meth:`to`, until they are read.
+    Ids and log-probs may be given in a narrower dtype. They keep it, also in :meth:`to`, until they are read.
 
     Attributes:
-        ids: ``[N, K]`` int64, token ids, most probable first; equal values lie in ascending order of id. They may be
+        ids: ``[N, K]`` int64, token ids, most probable first; equal values are in ascending order of id. They may be
             given as uint16 (V up to 65,536) or int32 (V up to 2^31).
         logprobs: ``[N, K]`` float32 (float64 is kept), natural log of the probability at temperature 1, in nats.
         residual_logprob: ``[N]``, log of the probability mass of all ids that are not listed; -inf if K = V.
@@ -37,7 +38,7 @@ class TopK:
         log_partition: ``[N]`` or None, log Σ exp(logits): raw logits are ``logprobs + log_partition``.
         logit_std: ``[N]`` or None, the unbiased standard deviation of the V raw logits (NormKD and DKD need it).
         tail_samples, candidates: how many of the K entries, the last ones, were not chosen by rank (see ``Beyond``).
-            Every log-prob is that of its own id all the same.
+            Their log-probs are the teacher's too.
 
     Raises:
         TargetsError: the shapes or dtypes don't fit together.
@@ -115,46 +116,40 @@ class TopK:
         candidates: int = 0,
         reference: Tensor | None = None,
     ) -> TopK:
-        """Take the k largest of each row of raw logits; or fewer, and a sample or a reference's choice of the rest.
+        """Take the k largest raw logits of each row; or fewer, and a sample of the tail or candidates as well.
 
         Args:
-            logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or float64 if that is what comes in.
+            logits: ``[N, V]``, any floating dtype; arithmetic is in float32, or in float64 for float64 logits.
             k: entries to keep, 1 to V.
             statistics: also keep ``log_partition`` and ``logit_std``.
-            overwrite: work in ``logits`` itself, which holds nothing useful afterwards; saves a copy of ``[N, V]``.
-            tail_samples: how many of the k are drawn from what the others leave out, 0 to k − 1.
-            draws: ``[N]`` float64 in [0, 1), what decides which; needed with ``tail_samples``.
-            candidates: how many of the k are those that the reference likes best of what the others leave out.
-            reference: its logits ``[N, W]``; needed with ``candidates``.
+            overwrite: compute in the memory of ``logits``, which is useless after that; saves a copy of ``[N, V]``.
+            tail_samples: how many of the k are drawn from all ids below the others, 0 to k − 1.
+            draws: ``[N]`` float64 in [0, 1), the random numbers that decide which; needed with ``tail_samples``.
+            candidates: how many of the k are the ids below the others that have the reference's largest logits.
+            reference: the reference's logits ``[N, W]``; needed with ``candidates``.
 
         Raises:
             TargetsError: ``logits`` is not ``[N, V]``, or a number is out of range.
         """
-        if logits.dim() != 2:
-            raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
-        vocab_size = logits.shape[1]
-        if not 1 <= k <= vocab_size:
-            raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {vocab_size}")
+        _check_logits(logits, k)
         Beyond(tail_samples, candidates).check(k)
         for name, count, given in (("draws [N]", tail_samples, draws), ("reference [N, W]", candidates, reference)):
             if count and (given is None or len(given) != len(logits)):
                 raise TargetsError(f"what to keep beyond the top needs {name}, a row for each of the logits'")
         logits_NV = logits.detach()
-        ids_NK = _top_ids(logits_NV, k)
+        ids_NK = ranked_ids(logits_NV, k)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        work_NV = logits_NV if overwrite and logits_NV.dtype == wide else logits_NV.to(wide, copy=True)
-        logit_std_N = work_NV.std(1) if statistics else None
+        logit_std_N = logits_NV.to(wide).std(1) if statistics else None
         if draws is not None and tail_samples:
-            ids_NK = draw_tail(work_NV, ids_NK, tail_samples, draws)
+            ids_NK = draw_tail(logits_NV.to(wide), ids_NK, tail_samples, draws)
         if reference is not None and candidates:
-            ids_NK = choose_candidates(work_NV, ids_NK, candidates, reference)
-        values_NK = work_NV.gather(1, ids_NK)
+            ids_NK = choose_candidates(logits_NV.to(wide), ids_NK, candidates, reference)
+        values_NK = logits_NV.gather(1, ids_NK).to(wide)
         first_N = values_NK[:, 0]
         # The mass outside the list is summed on its own, as one minus the mass inside would cancel to noise; and
         # relative to its own largest, which may lie far below the list, or above candidates in it.
-        largest_N1 = work_NV.scatter_(1, ids_NK, -math.inf).amax(1, keepdim=True)
-        largest_N1 = torch.where(largest_N1.isfinite(), largest_N1, 0)
-        rest_N = work_NV.sub_(largest_N1).exp_().sum(1).log_() + (largest_N1[:, 0] - first_N)
+        rest_NV = logits_NV if overwrite else logits_NV.clone()
+        rest_N = log_sum_exp(rest_NV.scatter_(1, ids_NK, -math.inf), wide) - first_N
         values_NK = values_NK - first_N[:, None]
         # Log Σ exp relative to the first entry: at most log V, so that no log-prob loses digits to it.
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
@@ -162,7 +157,7 @@ class TopK:
             ids=ids_NK,
             logprobs=values_NK - log_partition_N[:, None],
             residual_logprob=rest_N - log_partition_N,
-            vocab_size=vocab_size,
+            vocab_size=logits_NV.shape[1],
             log_partition=log_partition_N + first_N if statistics else None,
             logit_std=logit_std_N,
             tail_samples=tail_samples,
@@ -171,7 +166,11 @@ class TopK:
 
     @classmethod
     def cat(cls, parts: Sequence[TopK]) -> TopK:
-        """Join positions of several TopK with equal K and vocabulary; a statistic stays if all parts have it."""
+        """Join positions of several TopK with equal K and vocabulary; a statistic is kept if all parts have it.
+
+        Raises:
+            TargetsError: there are no parts, or they differ in K, vocabulary, tail samples or candidates.
+        """
         if not parts:
             raise TargetsError("nothing to join: the list of TopK is empty")
         if len({(part.k, part.vocab_size, part.beyond) for part in parts}) > 1:
@@ -201,10 +200,10 @@ class TopK:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def top(self, k: int) -> TopK:
-        """Keep the first k entries; what is dropped joins the residual mass.
+        """Keep the first k entries; the mass of the others is added to the residual mass.
 
         Raises:
-            TargetsError: k is out of range, or would cut a sample of the tail, or candidates, in two.
+            TargetsError: k is out of range, or would keep only a part of the tail samples or candidates.
         """
         if not 1 <= k <= self.k:
             raise TargetsError(f"can't keep {k} entries of {self.k}")
@@ -226,15 +225,15 @@ class TopK:
         )
 
     def limited(self, vocab_size: int) -> TopK:
-        """The same targets over a smaller vocabulary. Positions that list an id beyond it have been left out before."""
+        """The same targets over a smaller vocabulary. The caller has left out positions that list an id outside it."""
         return replace(self, vocab_size=vocab_size)
 
     def pin_memory(self) -> TopK:
-        """Page-locked copies, which a GPU can fetch by itself."""
+        """Copy to page-locked memory, from which copies to a GPU run in the background."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def in_dtype(self, dtype: torch.dtype) -> TopK:
-        """Kept as they are read: ids as int64, all else in ``dtype``, which is float32 or float64."""
+        """Widened: ids to int64, all else to ``dtype``, which is float32 or float64."""
         floats: dict[str, Any] = {
             name: value.to(dtype)
             for name in ("logprobs", "residual_logprob", "log_partition", "logit_std")
@@ -249,14 +248,13 @@ class TopK:
         return replace(self, **changed)
 
 
-# After the class is made: a dataclass takes an attribute that stands in the class for the field's default.
+# Set after the class is made: inside the class, ``dataclass`` would take it for the field's default.
 TopK.ids = ReadWide("ids", torch.int64)  # type: ignore[assignment]
 TopK.logprobs = ReadWide("logprobs", torch.float32)  # type: ignore[assignment]
 
 
-def _top_ids(logits_NV: Tensor, k: int) -> Tensor:
-    """Ids ``[N, k]`` by descending logit; ties by ascending id, so that equal logits always give equal caches."""
-    values_NK, ids_NK = logits_NV.topk(k, dim=1)
-    ids_NK, by_id_NK = ids_NK.sort(dim=1)
-    by_value_NK = values_NK.gather(1, by_id_NK).sort(dim=1, descending=True, stable=True).indices
-    return ids_NK.gather(1, by_value_NK)
+def _check_logits(logits: Tensor, k: int) -> None:
+    if logits.dim() != 2:
+        raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
+    if not 1 <= k <= logits.shape[1]:
+        raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {logits.shape[1]}")

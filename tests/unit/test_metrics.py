@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from loss_cases import random_case
 from torch.nn import functional
 
-from logitcache import losses
 from logitcache.losses import metrics
+from logitcache.targets.largest import largest_ids
 
 
 def test_metrics_against_their_definitions() -> None:
@@ -36,7 +36,7 @@ def test_the_students_top_is_found_as_sorting_finds_it(v: int, k: int, seed: int
     logits = torch.randn(3, v, generator=torch.Generator().manual_seed(seed))
     logits = logits.round() if ties else logits
     k = min(k, v)
-    ids = losses.student_top.student_top_ids(logits, k)
+    ids = largest_ids(logits, k)
     torch.testing.assert_close(logits.gather(1, ids), logits.topk(k, 1).values)
     assert all(len(set(row.tolist())) == k for row in ids)
 

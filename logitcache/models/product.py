@@ -1,0 +1,58 @@
+"""Products of matrices in half precision with results in float32, as tensor cores add them up anyway.
+
+Shape legend: M, N, P rows and columns of the operands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Kinds of devices that multiply half-precision operands into float32 results. Elsewhere the operands are widened.
+NATIVE = frozenset({"cuda"})
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a product's result: float32, or float64 for float64 operands."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def product_dtype(*operands: Tensor) -> torch.dtype:
+    """The dtype in which a product reads its operands: autocast's where that is on, else the wider of theirs."""
+    kind = operands[0].device.type
+    if torch.is_autocast_enabled(kind) and wide(operands[0].dtype) == torch.float32:
+        return torch.get_autocast_dtype(kind)
+    dtype = operands[0].dtype
+    for operand in operands[1:]:
+        dtype = torch.promote_types(dtype, operand.dtype)
+    return dtype
+
+
+def operand(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix as :func:`product` reads it: rounded to ``dtype``, and widened again where the device needs that."""
+    rounded = matrix.detach().to(dtype)
+    return rounded if _native(rounded) else rounded.to(wide(dtype))
+
+
+def gradient_operand(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient as :func:`product` reads it: rounded to ``dtype`` only where the device has no other way."""
+    return gradient.to(dtype) if gradient.device.type in NATIVE else gradient
+
+
+def product(left_MN: Tensor, right_NP: Tensor, *, out_MP: Tensor | None = None) -> Tensor:
+    """``left @ right`` with a result of :func:`wide` dtype; both come from :func:`operand`, with the same dtype."""
+    if _native(left_MN):
+        return torch.mm(left_MN, right_NP, out_dtype=wide(left_MN.dtype), out=out_MP)
+    return torch.mm(left_MN, right_NP, out=out_MP)
+
+
+def add_product(total_MP: Tensor, left_MN: Tensor, right_NP: Tensor) -> None:
+    """Add ``left @ right`` to ``total``, which has the :func:`wide` dtype, in its memory."""
+    if _native(left_MN):
+        torch.addmm(total_MP, left_MN, right_NP, out_dtype=total_MP.dtype, out=total_MP)
+    else:
+        total_MP.addmm_(left_MN, right_NP)
+
+
+def _native(matrix: Tensor) -> bool:
+    return matrix.device.type in NATIVE and matrix.dtype != wide(matrix.dtype)
