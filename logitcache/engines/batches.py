@@ -31,6 +31,11 @@ def cut_into_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int
     return batches
 
 
+def padded_tokens(lengths: Sequence[int], batch_tokens: int) -> int:
+    """Tokens that the batches of some sequences hold, padding included."""
+    return sum(len(which) * lengths[which[0]] for which in cut_into_batches(lengths, batch_tokens))
+
+
 def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
     """``[B, L]`` token ids padded on the right, and the flat indices ``[N]`` of positions that have targets."""
     longest = max(len(sequence.token_ids_L) for sequence in batch)

@@ -26,6 +26,21 @@ def attach_adapter(base: Any, files: StudentFiles) -> Any:
         MissingDependencyError: peft isn't installed.
         ModelError: this kind of adapter isn't supported, or its file doesn't fit.
     """
+    directory = Path(files.place)
+    model = empty_adapter(base, files)
+    _load(model, directory)
+    _check_whole(model, directory)
+    assert files.base is not None
+    name_base(model, files.base)
+    return model
+
+
+def empty_adapter(base: Any, files: StudentFiles) -> Any:
+    """The same without the adapter's weights, which are those of a new adapter. ``base`` may be on the meta device.
+
+    Raises:
+        MissingDependencyError, ModelError: as :func:`attach_adapter` raises.
+    """
     try:
         from peft import PeftConfig, get_peft_model
     except ImportError as error:
@@ -46,10 +61,6 @@ def attach_adapter(base: Any, files: StudentFiles) -> Any:
         raise ModelError(
             f"the adapter {directory} is {_kind(config)}, which changes its ranks as it is trained: {_MERGE}"
         )
-    _load(model, directory)
-    _check_whole(model, directory)
-    assert files.base is not None
-    name_base(model, files.base)
     return model
 
 
