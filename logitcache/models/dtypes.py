@@ -1,4 +1,4 @@
-"""The data types in which a model's weights are held and computed with, by the names that settings use."""
+"""The data types of a model's weights and arithmetic, by the names that settings use."""
 
 from __future__ import annotations
 

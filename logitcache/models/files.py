@@ -1,4 +1,4 @@
-"""Which files of a model's directory hold its weights, and whether what they say of quantised weights is complete."""
+"""Find the files that hold a model's weights, and check that quantised weights have all their scales."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from logitcache.errors import MissingDependencyError, ModelError
 from logitcache.utils.reasons import reason
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# What transformers loads from a directory: the first of these that is there. An index names the files.
+# transformers loads the first of these that exists. An index names the files.
 _NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -23,10 +23,10 @@ _POINTER = b"version https://git-lfs"
 
 
 def weight_files(who: str, directory: Path) -> list[Path]:
-    """The files that transformers reads the weights from, in a fixed order, and no others that lie beside them.
+    """The files that transformers reads the weights from, in a fixed order.
 
     Raises:
-        ModelError: there are none, or an index names one that isn't there.
+        ModelError: there are none, or an index names a file that doesn't exist.
     """
     for name in (_named_in_config(directory), *_NAMES):
         if name and (directory / name).is_file():
@@ -38,10 +38,10 @@ def weight_files(who: str, directory: Path) -> list[Path]:
 
 
 def _named_in_config(directory: Path) -> str:
-    """The file of weights that config.json names itself; empty if it doesn't."""
+    """The file of weights that config.json names; empty if it names none."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever reads the configuration says so
+    except (OSError, ValueError):  # reported when the configuration is read
         return ""
     return str(config.get("transformers_weights") or "") if isinstance(config, dict) else ""
 
@@ -50,29 +50,29 @@ def _indexed(index: Path) -> list[Path]:
     """The files that an index of sharded weights names.
 
     Raises:
-        ModelError: it isn't such an index, or one of the files isn't there.
+        ModelError: it isn't such an index, or one of the files doesn't exist.
     """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index} is not an index of weights: {error or type(error).__name__}") from error
-    lacking = [name for name in names if not (index.parent / name).is_file()]
-    if lacking or not names:
-        raise ModelError(f"{index} names {lacking[0] if lacking else 'no file'}, which is not there")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing or not names:
+        raise ModelError(f"{index} names {missing[0] if missing else 'no file'}, which is not there")
     return [index.parent / name for name in names]
 
 
 def check_readable(who: str, directory: Path, *, plain: bool) -> None:
-    """Every file of safetensors must be whole, and hold numbers that a model computes with.
+    """Check that every safetensors file is complete, and that its weights are numbers that a model can compute with.
 
     Args:
         who: the model, for messages.
         directory: where its files are.
-        plain: the configuration doesn't say that weights are quantised. Integers and 8-bit floats, which transformers
-            would take as they are, without their scales, are refused then.
+        plain: True if the configuration doesn't say that weights are quantised. Then integers and 8-bit floats are
+            refused: transformers would use them without their scales.
 
     Raises:
-        ModelError: a file is missing, cut or something else, or a plain weight isn't of floating-point numbers.
+        ModelError: a file is missing, cut off or not safetensors, or a plain weight isn't floating-point.
     """
     for name, kind in _tensors(weight_files(who, directory)):
         if plain and name.endswith(".weight") and kind.split()[0] not in _FLOATS:
@@ -83,10 +83,10 @@ def check_readable(who: str, directory: Path, *, plain: bool) -> None:
 
 
 def check_quantised(who: str, directory: Path) -> None:
-    """A quantised weight stands with its scales; transformers takes one without them, or with some, as it is.
+    """Check that quantised weights have their scales. transformers loads a weight without them, and gives no error.
 
-    Modules at the same place in different layers whose weights have one dtype and shape must have the same tensors
-    beside them, of the same dtypes and shapes.
+    If the weights of a module have the same dtype and shape in several layers, the module must have the same tensors,
+    with the same dtypes and shapes, in all these layers.
 
     Raises:
         ModelError: two of them differ.
@@ -111,14 +111,14 @@ def check_quantised(who: str, directory: Path) -> None:
 
 
 def require_gguf(who: str, path: Path) -> None:
-    """The file must be GGUF, and the package that reads it must be there.
+    """Check that a file is GGUF, and that the package that reads it is installed.
 
     Raises:
-        MissingDependencyError: it isn't.
-        ModelError: the file is something else.
+        MissingDependencyError: the package isn't installed.
+        ModelError: the file isn't GGUF.
     """
     try:
-        import gguf  # noqa: F401 - transformers needs it, and says so less clearly
+        import gguf  # noqa: F401 - transformers needs it, but its message is less clear
     except ImportError as error:
         raise MissingDependencyError("a GGUF file needs the gguf package: pip install 'logitcache[gguf]'") from error
     with path.open("rb") as file:
@@ -127,7 +127,7 @@ def require_gguf(who: str, path: Path) -> None:
 
 
 def check_gguf(who: str, path: Path, model: nn.Module) -> None:
-    """transformers passes over tensors of a GGUF file that it has no place for; a bias among them changes the model.
+    """Check that the model has all biases of a GGUF file. transformers ignores tensors that the model doesn't have.
 
     Raises:
         ModelError: the file holds more biases than the model.
@@ -139,12 +139,12 @@ def check_gguf(who: str, path: Path, model: nn.Module) -> None:
     if held > placed:
         raise ModelError(
             f"{who} holds {held} biases, and a {type(model).__name__} made from its metadata has {placed}: "
-            "transformers doesn't read this file rightly"
+            "transformers doesn't read this file correctly"
         )
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, str]]:
-    """Name, and dtype with shape, of every tensor in files of safetensors; of other files none.
+    """Name, and dtype with shape, of every tensor in safetensors files; other files give none.
 
     Raises:
         ModelError: one of them can't be read.
@@ -152,21 +152,21 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, str]]:
     for path in files:
         if path.suffix == ".safetensors":
             try:
-                yield from _headed(path)
+                yield from _tensors_of_file(path)
             except SafetensorError as error:
-                raise ModelError(_unreadable(path, error)) from error
+                raise ModelError(_describe_unreadable(path, error)) from error
 
 
-def _headed(path: Path) -> Iterator[tuple[str, str]]:
+def _tensors_of_file(path: Path) -> Iterator[tuple[str, str]]:
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a dictionary
             piece = file.get_slice(name)
             yield name, f"{piece.get_dtype()} {piece.get_shape()}"
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _describe_unreadable(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         pointer = file.read(len(_POINTER)) == _POINTER
     if pointer:
-        return f"{path} is a pointer of Git LFS, and not the weights: fetch them with `git lfs pull`"
-    return f"{path} is cut, or not a file of safetensors ({reason(error)}): fetch it again"
+        return f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`"
+    return f"{path} is cut off, or not a safetensors file ({reason(error)}): fetch it again"

@@ -1,8 +1,9 @@
-"""Find a language model's body and output head by what they do, and prove that the two make the whole.
+"""Find a language model's body and output head by running it, and check that together they give its logits.
 
-A model is run on a few tokens while we look on. The body is a module that takes token ids and whose hidden states, sent
-through the head, give the model's own logits; the head is one module after it, or several. What isn't found so is
-computed by the model itself. Nothing here goes by a model's name.
+The model is run on a few tokens, and hooks record what its modules take and give. The body is a module that takes token
+ids, and whose hidden states give the model's own logits when they go through the head. The head is one module after the
+body, or several. If no such modules are found, the model itself computes the logits. The name or class of a model is
+never used.
 
 Shape legend: T tokens of the probe, D hidden width, V ids in the vocabulary.
 """
@@ -22,34 +23,34 @@ from logitcache.models.probe import difference, half, probe_ids, same, spread
 from logitcache.models.scaling import explain
 from logitcache.utils.reasons import reason
 
-# What rounding may change, as a share of the logits' spread. Half-precision kernels round differently with the number
-# of rows; a missed scale, cap, mask or position is far larger than this.
+# The difference that rounding may cause, as a share of the logits' standard deviation. Half-precision kernels round
+# differently with another number of rows. A missed scale, cap, mask or position makes a far larger difference.
 _TOLERANCE = {False: 1e-3, True: 0.05}
 _ORIGINAL = "original_max_position_embeddings"
 
 
 @torch.no_grad()
 def find_head(model: Any) -> Head:
-    """Take a transformers language model apart into body and head, and prove that the two make the whole.
+    """Find body and head of a transformers language model, and check that together they give its logits.
 
     Raises:
         ModelError: the model gives no logits for each token.
     """
     ids_T = probe_ids(model)
     with evaluating(model):
-        own_TV, trace = _watch(model, ids_T)
+        own_TV, trace = _record(model, ids_T)
         whole = Head(model, nn.Identity(), own_TV.shape[1], whole=True), own_TV
-        head, hidden_TD = next(_reproducing(model, ids_T, own_TV, trace), whole)
-        return _with_habits(head, ids_T, hidden_TD)
+        head, hidden_TD = next(_matching_heads(model, ids_T, own_TV, trace), whole)
+        return _with_body_facts(head, ids_T, hidden_TD)
 
 
 def tolerance(model: Any) -> float:
-    """The share of the logits' spread that rounding may change."""
+    """The difference that rounding may cause, as a share of the logits' standard deviation."""
     return _TOLERANCE[half(model)]
 
 
 class _Step:
-    """What one module was given first, and what it gave, in the model's own pass."""
+    """The first input and the output of one module in the model's own forward pass."""
 
     def __init__(self, module: nn.Module, given: Any, out: Any) -> None:
         self.module, self.given = module, given if isinstance(given, Tensor) else None
@@ -59,8 +60,8 @@ class _Step:
             self.out = None
 
 
-def _watch(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
-    """The model's own logits ``[T, V]``, and the steps of modules that take token ids or stand outside of such.
+def _record(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
+    """The model's own logits ``[T, V]``, and the steps of modules that aren't inside of one that takes token ids.
 
     Raises:
         ModelError: the model gives no logits, or not for each token.
@@ -69,11 +70,11 @@ def _watch(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
     within = {id(inner) for body in bodies for inner in body.modules()} - {id(body) for body in bodies}
     steps: list[_Step] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         steps.append(_Step(module, next((each for each in (*args, *kwargs.values())), None), out))
 
     seen = [module for module in model.modules() if module is not model and id(module) not in within]
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in seen]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in seen]
     try:
         own = run(model, ids_T[None])
     except Exception as error:
@@ -89,8 +90,8 @@ def _watch(model: Any, ids_T: Tensor) -> tuple[Tensor, list[_Step]]:
     return own[0], steps
 
 
-def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) -> Iterator[tuple[Head, Tensor]]:
-    """Heads that give the model's own logits, with the hidden states ``[T, D]``; the text's own body comes first."""
+def _matching_heads(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) -> Iterator[tuple[Head, Tensor]]:
+    """Heads that give the model's own logits, with the hidden states ``[T, D]``."""
     limit, precise = tolerance(model), not half(model)
     bodies = [step for step in steps if "input_ids" in parameters_of(step.module) and step.out is not None]
     for body in bodies:
@@ -102,13 +103,13 @@ def _reproducing(model: Any, ids_T: Tensor, own_TV: Tensor, steps: list[_Step]) 
             if done is None:
                 continue
             head = Head(body.module, output, own_TV.shape[1], done)
-            hidden_TD = _hidden_alone(head, ids_T)
+            hidden_TD = _run_body(head, ids_T)
             if hidden_TD is not None and same(head.logits(hidden_TD), own_TV, tolerance=limit):
                 yield head, hidden_TD
 
 
 def _outputs(model: Any, body: _Step, steps: list[_Step]) -> Iterator[tuple[nn.Module, Tensor]]:
-    """What may make logits of a body's hidden states, with the raw logits ``[1, T, V]`` that it makes of them."""
+    """Modules that may turn a body's hidden states into logits, with the raw logits ``[1, T, V]`` that they give."""
     assert body.out is not None
     own = model.get_output_embeddings()
     if isinstance(own, nn.Module) and (raw := _applied(own, body.out)) is not None:
@@ -122,7 +123,7 @@ def _outputs(model: Any, body: _Step, steps: list[_Step]) -> Iterator[tuple[nn.M
 
 
 def _applied(module: nn.Module, hidden: Tensor) -> Tensor | None:
-    """What a module makes of hidden states; None if it doesn't take them."""
+    """A module's output for hidden states; None if it doesn't take them."""
     try:
         out = module(as_weights(hidden, module))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
@@ -131,7 +132,7 @@ def _applied(module: nn.Module, hidden: Tensor) -> Tensor | None:
 
 
 def _paths(start: Tensor, steps: list[_Step], before: tuple[nn.Module, ...]) -> Iterator[tuple[nn.Module, ...]]:
-    """Chains of modules outside of any body, each given what the one before gave; at most four."""
+    """Chains of at most four modules outside of any body; each takes what the one before it gave."""
     for step in steps:
         if step.given is None or step.out is None or step.module in before or "input_ids" in parameters_of(step.module):
             continue
@@ -142,18 +143,18 @@ def _paths(start: Tensor, steps: list[_Step], before: tuple[nn.Module, ...]) -> 
                 yield from _paths(step.out, steps, path)
 
 
-def _hidden_alone(head: Head, ids_T: Tensor, **inputs: Tensor) -> Tensor | None:
-    """``[T, D]`` of the body run by itself; None if it needs what the model makes for it."""
+def _run_body(head: Head, ids_T: Tensor, **inputs: Tensor) -> Tensor | None:
+    """Hidden states ``[T, D]`` of the body run without the model around it; None if it can't run so."""
     try:
         return run(head.body, ids_T[None], **inputs)[0]
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return None
 
 
-def _with_habits(head: Head, ids_T: Tensor, hidden_TD: Tensor) -> Head:
-    """The head with what was seen of its body: how it counts positions, and whether rows of a batch stay apart."""
+def _with_body_facts(head: Head, ids_T: Tensor, hidden_TD: Tensor) -> Head:
+    """Add to a head how its body counts positions, and whether rows of a batch influence each other."""
     half_T = ids_T[: max(1, len(ids_T) // 2)]
-    filled_T = torch.cat([half_T, half_T[-1:].expand(len(ids_T) - len(half_T))])
+    padded_T = torch.cat([half_T, half_T[-1:].expand(len(ids_T) - len(half_T))])
     positions_1T = torch.arange(len(ids_T), device=ids_T.device)[None]
     limit = 0.1 if half(head.body) else 1e-3
     alone = hidden_TD, run(head.body, half_T[None])[0]
@@ -161,11 +162,11 @@ def _with_habits(head: Head, ids_T: Tensor, hidden_TD: Tensor) -> Head:
     def equal(one: Tensor, two: Tensor) -> bool:
         return difference(one[: len(two)], two) <= limit * spread(two)
 
-    counted = _hidden_alone(head, ids_T, position_ids=positions_1T)
+    counted = _run_body(head, ids_T, position_ids=positions_1T)
     counts = counted is not None and equal(counted, hidden_TD)
-    beside = run(head.body, torch.stack([ids_T, filled_T]))
-    apart = all(equal(one, two) for one, two in zip(beside, alone, strict=True))
-    return replace(head, alone=not apart, counts_positions=counts, turn=_turn(head.body))
+    beside = run(head.body, torch.stack([ids_T, padded_T]))
+    independent = all(equal(one, two) for one, two in zip(beside, alone, strict=True))
+    return replace(head, alone=not independent, counts_positions=counts, turn=_turn(head.body))
 
 
 def _turn(body: nn.Module) -> int | None:

@@ -1,6 +1,6 @@
-"""What a model does to the raw logits of its output layer: rows dropped at the end, a scale, a soft cap.
+"""How a model turns the raw logits of its output layer into logits: it drops rows, scales, and applies a soft cap.
 
-Shape legend: V ids that the model answers for, W rows of its output layer.
+Shape legend: V ids that the model has logits for, W rows of its output layer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Finish:
     Attributes:
         logit_scale: the factor before the cap.
         softcap: c, or None for no cap.
-        kept_rows: V, where the model drops the last rows of its output layer; None if it keeps all.
+        kept_rows: V, if the model drops the last rows of its output layer; None if it keeps all.
     """
 
     logit_scale: float = 1.0
@@ -41,11 +41,11 @@ class Finish:
             raw.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def slope(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient with respect to the raw logits, from that with respect to the finished ones, ``logits``."""
+        """Turn the gradient with respect to ``logits``, the finished ones, into that with respect to the raw logits."""
         if self.softcap is not None:
             gradient = gradient * (1 - (logits / self.softcap).square())
         return gradient * self.logit_scale if self.logit_scale != 1 else gradient
 
 
-#: Raw logits as they are.
+#: Logits are the raw logits.
 UNCHANGED = Finish()

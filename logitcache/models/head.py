@@ -1,4 +1,4 @@
-"""A language model taken apart: a body that gives hidden states, and a head that makes logits of them.
+"""The two parts of a language model: a body that gives hidden states, and a head that turns them into logits.
 
 Shape legend: B rows, L tokens of each, N positions, D hidden width, V ids in the vocabulary.
 """
@@ -21,19 +21,18 @@ from logitcache.utils.reasons import reason
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A model taken apart: ``body`` gives hidden states, ``output`` turns them into raw logits.
+    """A model's two parts: ``body`` gives hidden states, and ``output`` turns them into raw logits.
 
-    Where no such parts were found, ``body`` is the model itself, and what it gives are logits already: ``whole``.
+    If no such parts were found, ``whole`` is True: ``body`` is the model itself, and gives logits.
 
     Attributes:
-        body: the model without its head; what it returns first is ``[B, L, D]``.
-        output: the head's own module, ``[N, D]`` to ``[N, V]``; its bias, if any, is inside.
-        vocab_size: V, the length of the logit vector.
-        finish: what the model does to raw logits.
-        whole: True if the body gives logits, and D is V.
-        alone: True if a row's values change with the rows beside it, so that each must run by itself.
-        counts_positions: True if position ids 0, 1, 2, … are what the body takes where none are given.
-        turn: tokens beyond which the longest row of a batch sets the rotary frequencies of all; None if it never does.
+        body: the model without its head; its first output is ``[B, L, D]``. output: the head's module, from ``[N, D]``
+        to ``[N, V]``, with its bias if it has one. vocab_size: V, the length of the logit vector. finish: how the model
+        turns raw logits into logits. whole: True if the body gives logits, and D is V. alone: True if the other rows of
+        a batch change a row's values, so that each row must run alone. counts_positions: True if the body uses position
+        ids 0, 1, 2, … when none are given. turn: if a row of a batch is longer than this, in tokens, the rotary
+        frequencies of all rows change; None if that
+            never happens.
     """
 
     body: nn.Module
@@ -50,7 +49,7 @@ class Head:
         """``[V, D]``, the head's matrix.
 
         Raises:
-            ModelError: the output layer isn't linear, so that it is more than a matrix; see :attr:`why_dense`.
+            ModelError: the output layer is not a plain linear layer; see :attr:`why_dense`.
         """
         if self.why_dense:
             raise ModelError(self.why_dense)
@@ -68,7 +67,7 @@ class Head:
 
     @property
     def why_dense(self) -> str:
-        """Empty if weight and bias are all there is to the head, else one line that says what it is."""
+        """Empty if the head has only a weight and a bias, else one line that says what it is."""
         kind = type(self.output).__name__
         if self.whole:
             what = f"{type(self.body).__name__} can't be taken apart into hidden states and an output layer"
@@ -87,24 +86,25 @@ class Head:
     def cost(self) -> str:
         """Empty, or one line on why sequences run one at a time."""
         if self.alone:
-            return "what it says of a row changes with the rows beside it, so it runs one at a time, which is slower"
+            return "other rows of a batch change its values for a row, so it runs one row at a time, which is slower"
         if self.whole:
             return (
-                f"{type(self.body).__name__} can't be taken apart into hidden states and an output layer, so it makes "
-                "all logits itself, one sequence at a time, which takes more memory and time"
+                f"{type(self.body).__name__} can't be taken apart into hidden states and an output layer, so it "
+                "computes all logits itself, one sequence at a time, which takes more memory and time"
             )
         return ""
 
     def hidden(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """Last hidden states ``[B, L, D]``, what :meth:`logits` reads.
+        """Last hidden states ``[B, L, D]``, the input of :meth:`logits`.
 
         Args:
             input_ids: ``[B, L]``, on the device that :func:`device_of` names.
-            inputs: ``attention_mask``, ``position_ids`` and whatever else the body takes; position ids are dropped
-                where the body counts otherwise.
+            inputs: ``attention_mask``, ``position_ids`` and other inputs of the body; position ids are dropped if the
+                body counts positions differently.
 
         Raises:
-            ModelError: the body refuses such rows, for example their length; a long row would change those beside it.
+            ModelError: the body refuses the rows, for example because of their length; or a long row would change the
+                others.
         """
         self._check_turn(input_ids, inputs.get("position_ids"))
         if not self.counts_positions:
@@ -114,7 +114,7 @@ class Head:
                 return run(self.body, input_ids, **inputs)
             rows = range(len(input_ids))
             return torch.cat([run(self.body, input_ids[row : row + 1], **_row(inputs, row)) for row in rows])
-        except torch.OutOfMemoryError:  # whoever asked may try fewer rows
+        except torch.OutOfMemoryError:  # the caller may try fewer rows
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ModelError(
@@ -122,12 +122,12 @@ class Head:
             ) from error
 
     def hidden_at(self, input_ids: Tensor, index: Tensor, **inputs: Any) -> Tensor:
-        """Last hidden states ``[N, D]`` at some positions. Logits of other positions are not kept, nor made at once.
+        """Last hidden states ``[N, D]`` at some positions. A whole model gives logits, and runs one row at a time.
 
         Args:
             input_ids: ``[B, L]``.
             index: ``[N]`` int64, row · L + column.
-            inputs: as :meth:`hidden` takes them.
+            inputs: as for :meth:`hidden`.
 
         Raises:
             ModelError: as :meth:`hidden` does.
@@ -139,14 +139,18 @@ class Head:
         length, parts, places = input_ids.shape[1], [], []
         for row in range(len(input_ids)):
             place = (index // length == row).nonzero()[:, 0]
-            # A model with virtual tokens gives logits for them as well, before those of the row.
+            # A model with virtual tokens also gives logits for them, before those of the row.
             logits_LV = self.hidden(input_ids[row : row + 1], **_row(inputs, row))[0, -length:]
             parts.append(logits_LV.index_select(0, (index[place] % length).to(logits_LV.device)))
             places.append(place)
         return torch.cat(parts)[torch.cat(places).argsort().to(parts[0].device)]
 
     def _check_turn(self, input_ids: Tensor, position_ids: Tensor | None) -> None:
-        """Refuse to run a row beyond the turn beside another, or beside another document in it."""
+        """Refuse a row longer than ``turn`` if there is another row, or another document in it.
+
+        Raises:
+            ModelError: there is.
+        """
         if self.turn is None or input_ids.shape[1] <= self.turn:
             return
         several = len(input_ids) > 1
@@ -156,9 +160,9 @@ class Head:
                 return
         if several:
             raise ModelError(
-                f"{type(self.body).__name__} turns at other frequencies beyond {self.turn:,} tokens, and a longer row "
-                f"would change those beside it: one row at a time (--micro-batch-size 1, without --pack-tokens), or "
-                f"rows of at most {self.turn:,} (--max-length)"
+                f"{type(self.body).__name__} uses other rotary frequencies beyond {self.turn:,} tokens, and a longer "
+                "row would change the other rows: run one row at a time (--micro-batch-size 1, without --pack-tokens), "
+                f"or rows of at most {self.turn:,} (--max-length)"
             )
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
@@ -175,15 +179,15 @@ def _row(inputs: dict[str, Any], row: int) -> dict[str, Any]:
 
 
 def as_weights(hidden: Tensor, output: nn.Module) -> Tensor:
-    """Hidden states in the dtype of an output layer: some bodies give float32 whatever the weights are (Mamba)."""
+    """Hidden states in the dtype of an output layer: some bodies give float32 with weights of any dtype (Mamba)."""
     dtype = next((value.dtype for value in output.parameters() if value.is_floating_point()), None)
     return hidden if dtype is None else hidden.to(dtype)
 
 
 def run(module: nn.Module, input_ids: Tensor, **inputs: Any) -> Tensor:
-    """What a module makes of tokens: its logits, or its last hidden states, ``[B, L, …]``.
+    """A module's logits, or its last hidden states, ``[B, L, …]``, for token ids.
 
-    No cache is filled. Position ids are left out where the module's forward doesn't name them.
+    It uses no key-value cache. Position ids are left out if the module's forward doesn't take them.
     """
     takes = parameters_of(module)
     given = {"use_cache": False, **inputs}
@@ -199,10 +203,10 @@ def parameters_of(module: nn.Module) -> frozenset[str]:
 
 
 def first_tensor(out: Any) -> Tensor:
-    """The logits of a model's answer, or its last hidden states, or the first thing that it gives.
+    """The logits of a model's output, or its last hidden states, or its first item.
 
     Raises:
-        TypeError: that isn't a tensor.
+        TypeError: it isn't a tensor.
     """
     for name in ("logits", "last_hidden_state"):
         if isinstance(found := getattr(out, name, None), Tensor):
@@ -214,7 +218,7 @@ def first_tensor(out: Any) -> Tensor:
 
 
 def without_adapter(model: Any) -> tuple[Any, str]:
-    """The language model within a PEFT wrapper, and a reason if its body alone would not do what the whole does."""
+    """The language model inside a PEFT wrapper; and a reason if it can't be used without the wrapper, else empty."""
     if not hasattr(model, "peft_config"):
         return model, ""
     prompt_learning = [config for config in model.peft_config.values() if config.is_prompt_learning]
@@ -225,10 +229,10 @@ def without_adapter(model: Any) -> tuple[Any, str]:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model takes its token ids."""
+    """The device on which the model takes its token ids."""
     try:
         device = model.get_input_embeddings().weight.device
-    except (AttributeError, NotImplementedError):  # not every model says where its embeddings are
+    except (AttributeError, NotImplementedError):  # some models don't say which module is their embedding
         device = next(model.parameters()).device
     assert isinstance(device, torch.device)
     return device
@@ -236,7 +240,7 @@ def device_of(model: Any) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout; afterwards each of its modules is as it was, frozen ones too."""
+    """Set a model to evaluation mode, without dropout; after that restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

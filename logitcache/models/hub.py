@@ -1,4 +1,4 @@
-"""Models named by a hub id: fetched, or refused in one line without waiting for a hub that is not there."""
+"""Download a model from a hub by its id."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from logitcache.utils.reasons import reason
 
 
 def fetch(what: str, name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The directory of a hub's model on this machine, with the files that match.
+    """The directory of a hub's model on this machine, with the files that match; downloads those that are missing.
 
     Args:
-        what: what the model is to the caller, for the message: teacher, student …
+        what: the model's role, for the message: teacher, student …
         name: its id.
         patterns: file names, with wildcards.
         revision: a branch, tag or commit.
 
     Raises:
-        ModelError: the hub doesn't give it, and it wasn't fetched before.
+        ModelError: the hub doesn't have it or can't be reached, and it wasn't downloaded before.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -1,8 +1,8 @@
-"""Find out what a model does to the raw logits of its output layer, by comparing the two on a few tokens.
+"""Find out how a model turns the raw logits of its output layer into logits, by comparing both on a few tokens.
 
-What the configuration explains is taken from there, exactly.
+If a setting in the configuration explains a scale or a cap, its exact value is used.
 
-Shape legend: T tokens, V ids that the model answers for, W rows of its output layer.
+Shape legend: T tokens, V ids that the model has logits for, W rows of its output layer.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 from logitcache.models.finish import Finish
 from logitcache.models.probe import difference, same
 
-# A factor measured on the probe is a setting's value if it is within this share of it: rounding, no more.
+# A measured factor counts as a setting's value if it differs by at most this share, which allows for rounding.
 _ROUNDING = {False: 1e-5, True: 2e-3}
 
 
 def explain(raw_TW: Tensor, own_TV: Tensor, config: Any, *, half: bool, tolerance: float) -> Finish | None:
-    """How a model's own logits come from the raw ones; None if not by a scale, a cap and dropped rows.
+    """Find the scale, cap and dropped rows that turn raw logits into the model's own; None if there are none.
 
     Args:
-        raw_TW: what the output layer gives.
-        own_TV: what the model gives.
+        raw_TW: logits of the output layer.
+        own_TV: logits of the model.
         config: its configuration.
-        half: the numbers are less precise than float32.
-        tolerance: of the comparison, as a share of the logits' spread.
+        half: the logits are less precise than float32.
+        tolerance: of the comparison, as a share of the logits' standard deviation.
     """
-    rows, words = raw_TW.shape[-1], own_TV.shape[-1]
-    if rows < words or raw_TW.shape[:-1] != own_TV.shape[:-1]:
+    rows, vocab_size = raw_TW.shape[-1], own_TV.shape[-1]
+    if rows < vocab_size or raw_TW.shape[:-1] != own_TV.shape[:-1]:
         return None
-    kept = None if rows == words else words
+    kept = None if rows == vocab_size else vocab_size
     raw_TW, own_TV = raw_TW.double(), own_TV.double().to(raw_TW.device)
     settings = dict(_numbers(config.to_dict()))
     for caps in _caps(settings):
@@ -41,11 +41,12 @@ def explain(raw_TW: Tensor, own_TV: Tensor, config: Any, *, half: bool, toleranc
         for cap in caps:
             if cap is not None and bool(own_TV.abs().max() > cap * (1 + 1e-2)):
                 continue
-            candidate = Finish(_scale(raw_TW[..., :words], own_TV, cap, settings, half), cap, kept)
+            candidate = Finish(_scale(raw_TW[..., :vocab_size], own_TV, cap, settings, half), cap, kept)
             ours_TV = candidate.of(raw_TW)
             if same(ours_TV, own_TV, tolerance=tolerance):
                 fitting.append((difference(ours_TV, own_TV), candidate))
-        # A wide cap changes small logits by less than rounding: of those that fit alike the first, a named one.
+        # A large cap changes small logits less than rounding does. If several caps fit, the first is taken: those that
+        # a setting names as caps come first.
         if fitting:
             least = min(error for error, _ in fitting)
             return next(candidate for error, candidate in fitting if error <= 2 * least + 1e-9)
@@ -53,14 +54,14 @@ def explain(raw_TW: Tensor, own_TV: Tensor, config: Any, *, half: bool, toleranc
 
 
 def _caps(settings: dict[str, float]) -> tuple[list[float | None], list[float | None]]:
-    """Settings that are called soft caps, and no cap at all; and for the rest of cases any other setting."""
+    """Caps to try: first the settings that are called soft caps, and no cap; then all other settings."""
     named = {name: value for name, value in settings.items() if "softcap" in name or "soft_cap" in name}
     of_logits = [value for name, value in named.items() if "attn" not in name and "attention" not in name]
     return [*dict.fromkeys(of_logits), None], [*dict.fromkeys(settings.values())]
 
 
 def _scale(raw: Tensor, own: Tensor, cap: float | None, settings: dict[str, float], half: bool) -> float:
-    """The factor between the two, by least squares: a setting's value, or one over it, where it is as near as that."""
+    """The factor between the two by least squares; if a setting's value or its inverse is near, that value."""
     if cap is not None:
         inner = own.abs() < 0.95 * cap
         raw, own = raw[inner], torch.atanh(own[inner] / cap) * cap
@@ -74,7 +75,7 @@ def _scale(raw: Tensor, own: Tensor, cap: float | None, settings: dict[str, floa
 
 
 def _numbers(config: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every positive number of a configuration and its parts, by name; token ids aside."""
+    """Every positive number of a configuration and its parts, by name, except for token ids."""
     for name, value in config.items():
         if not isinstance(name, str):
             continue  # names of labels by number

@@ -1,4 +1,4 @@
-"""What a checkpoint gave a model: nothing may be missing or of another shape, and what was left unread is said."""
+"""Check that a checkpoint gave a model all weights in the right shape, and warn of tensors that were not loaded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from logitcache.errors import LogitCacheWarning, ModelError
 
 
 def check_loaded(what: str, name: str, model: Any, found: dict[str, Any]) -> None:
-    """Refuse a model that isn't wholly from its files.
+    """Refuse a model if not all of its weights are from its files.
 
     Args:
         what, name: the model, for messages.
         model: as loaded.
-        found: what ``from_pretrained`` says with ``output_loading_info``.
+        found: what ``from_pretrained`` returns with ``output_loading_info``.
 
     Raises:
         ModelError: a weight of the model is not in the files, has another shape there, or the files hold more layers,
-            or a weight or bias of a loaded module, that the model has no place for.
+            or a weight or bias of a loaded module, that the model doesn't have.
     """
     if found.get("error_msgs"):
         raise ModelError(f"{what} {name}: its weights can't be loaded: {str(found['error_msgs'][0]).strip()[:300]}")
@@ -38,7 +38,11 @@ def check_loaded(what: str, name: str, model: Any, found: dict[str, Any]) -> Non
 
 
 def _check_unread(what: str, name: str, model: Any, unexpected: Collection[str]) -> None:
-    """A bias that the configuration denies changes the model; a part that the model lacks is named in a warning."""
+    """Refuse a weight or bias that the configuration rules out; warn of other tensors that the model doesn't have.
+
+    Raises:
+        ModelError: a loaded module lacks a weight or bias of the files, or the files hold more layers.
+    """
     modules, prefixes = dict(model.named_modules()), Counter[str]()
     _check_more_layers(what, name, modules, unexpected)
     buffers = {key.rsplit(".", 1)[-1] for key, _ in model.named_buffers()}
@@ -62,7 +66,11 @@ def _check_unread(what: str, name: str, model: Any, unexpected: Collection[str])
 
 
 def _check_more_layers(what: str, name: str, modules: dict[str, nn.Module], unexpected: Collection[str]) -> None:
-    """Further layers of the kind that the model has are a part of it; those that predict several tokens have more."""
+    """Refuse files with more layers of the model's kind. (Layers that predict several tokens have other weights.)
+
+    Raises:
+        ModelError: there are such layers.
+    """
     beyond: dict[str, set[str]] = defaultdict(set)
     for key in unexpected:
         prefix = _first_unknown(key, modules)
@@ -81,7 +89,7 @@ def _check_more_layers(what: str, name: str, modules: dict[str, nn.Module], unex
 
 
 def _first_unknown(key: str, modules: Collection[str]) -> str:
-    """The shortest part of a tensor's name that names nothing in the model."""
+    """The shortest prefix of a tensor's name that no module of the model has."""
     parts = key.split(".")
     for end in range(1, len(parts)):
         if (prefix := ".".join(parts[:end])) not in modules:
@@ -90,7 +98,7 @@ def _first_unknown(key: str, modules: Collection[str]) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """At most three of them, and how many more."""
+    """The first three names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return ", ".join(listed[:3]) + more
