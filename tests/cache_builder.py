@@ -25,7 +25,7 @@ TOKENIZER = {"tokenizer.json": b'{"a": 1}', "tokenizer_config.json": b'{"b": 2}'
 def make_arrays(
     seed: int, lengths: Sequence[int] = (6, 0, 1, 9), *, vocab: int = VOCAB, k: int = TOP_K, statistics: bool = False
 ) -> ShardArrays:
-    """A shard of sequences of these lengths; about one position in four has no targets."""
+    """A shard with sequences of these lengths; about one position in four has no targets."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = random.integers(0, vocab, int(offsets[-1])).astype(np.uint32)

@@ -31,7 +31,7 @@ def trl_templates() -> Path:
 
 
 def template(name: str) -> str:
-    """A template of the tests' own, or else of TRL's."""
+    """A template from the tests' data, else from TRL."""
     own = OURS / f"{name}.jinja"
     return (own if own.exists() else trl_templates() / f"{name}.jinja").read_text()
 

@@ -28,7 +28,7 @@ def _lz4(data: bytes) -> bytes:
 
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    # Without a time of day: the bytes stand in the names of tests, which must be the same in every process.
+    # Without a time: the bytes are part of the tests' names, which must be the same in every process.
     ".gz": partial(gzip.compress, mtime=0),
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
@@ -80,7 +80,7 @@ WRITERS: dict[str, Callable[..., Any]] = {
 
 
 def write(rows: Rows, path: Path, parts: int = 1) -> None:
-    """Write rows as the path's suffixes say; compressed content is split into ``parts`` members, cut anywhere."""
+    """Write rows in the format of the path's suffixes. Compressed content has ``parts`` members, split at any byte."""
     suffix, compressor = path.suffixes[0], COMPRESSORS.get(path.suffix)
     if suffix in (".parquet", ".arrow", ".ipc"):
         WRITERS[suffix](pa.Table.from_pylist(rows), path)

@@ -1,4 +1,4 @@
-"""What the tests of dumps share: settings of a tiny one, a check of all its rows, and refusals."""
+"""Shared by tests of dumps: settings of a tiny dump, a check of all its rows, and a check of errors."""
 
 from __future__ import annotations
 

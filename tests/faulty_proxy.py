@@ -65,7 +65,7 @@ class FaultyProxy:
             return fault
 
     def between(self, low: int, high: int) -> int:
-        """A random number, from ``low`` up to, but without, ``high``."""
+        """A random number from ``low`` up to ``high``, which isn't included."""
         with self._lock:
             return self._random.randrange(low, max(low + 1, high))
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             return self._reset()
         status, headers, body = self._forward(sent)
-        if fault == "lost":  # done, but nobody learns of it
+        if fault == "lost":  # done, but the client gets no answer
             return self._reset()
         if status != 200 or len(body) < 2:
             fault = ""
@@ -146,6 +146,6 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _handle

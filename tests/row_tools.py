@@ -1,4 +1,4 @@
-"""What the tests of rows share: one row to its sequences and counts, and tokenizers that begin texts with BOS."""
+"""Shared by tests of rows: sequences and counts of one row, and tokenizers that begin texts with BOS."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def tokenise(tokenizer: Any, row: dict[str, Any], **options: Any) -> tuple[list[
 
 
 def spoken(tokenizer: Any, sequence: Any) -> str:
-    """The tokens that are to be predicted, as text."""
+    """The targets, as text."""
     return str(tokenizer.decode(sequence.token_ids_L[1:][sequence.target_mask_L[:-1]]))

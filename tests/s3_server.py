@@ -40,7 +40,7 @@ class S3Server:
         }
 
     def place(self) -> str:
-        """A URL that nobody used before."""
+        """A URL that wasn't used before."""
         return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
     def http(self, url: str) -> str:

@@ -1,4 +1,4 @@
-"""What the tests of sharing have in common."""
+"""Shared by tests of push, pull, merge and others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
 
 
 def make_cache(root: Path, seeds: range, shard_format: ShardFormatName = "zarr", **provenance: object) -> str:
-    """A cache of one small shard a seed; caches whose seeds overlap share those shards."""
+    """A cache with one small shard per seed. Caches with a common seed have that shard in common."""
     return build_cache(root, shard_format, [make_arrays(seed, (20, 5, 30)) for seed in seeds], **provenance)
 
 

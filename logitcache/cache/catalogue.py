@@ -95,7 +95,7 @@ def _remote(url: str) -> list[Listed]:
         raise ConfigError(f"{reference}: list takes the collection's URL, without @{reference.tag or reference.digest}")
     store = Store(url)
     if store.scheme in ("http", "https", "hf"):
-        raise ConfigError(f"{store.url}: {store.scheme}:// can't list what it holds; ask for a cache by name")
+        raise ConfigError(f"{store.url}: {store.scheme}:// can't list its caches; give the name of one")
     tags = _tags(store)
     found: list[Listed] = []
 

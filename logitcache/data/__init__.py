@@ -1,4 +1,4 @@
-"""Rows of text, chat or token ids to sequences with a supervision mask."""
+"""Read rows of text, chat or token ids, and make token sequences with a supervision mask."""
 
 from logitcache.data.chat import ChatTemplate
 from logitcache.data.files import Row, Source, find_sources, hash_file, read_rows

@@ -1,4 +1,4 @@
-"""Rows longer than the limit: several sequences, a cut one, or none.
+"""Make sequences from rows. A row longer than the limit becomes several sequences, a truncated one, or none.
 
 Shape legend: L tokens of one sequence.
 """
@@ -17,7 +17,7 @@ LongRows = Literal["auto", "split", "truncate", "drop"]
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """One sequence as the teacher will see it.
+    """One sequence as the teacher reads it.
 
     Attributes:
         token_ids_L: uint32.
@@ -30,12 +30,12 @@ class TokenSequence:
 
 @dataclass(frozen=True, eq=False)
 class Tokenised:
-    """A whole row.
+    """A tokenised row.
 
     Attributes:
         token_ids: its tokens.
-        is_target_L: token ``t`` is to be predicted, so position ``t - 1`` is kept.
-        has_context: some of it is there to be read only, as in a chat; such a row isn't split unless asked.
+        is_target_L: bool, True where token ``t`` is a target, so that position ``t - 1`` is kept.
+        has_context: some of its tokens aren't targets, as in a chat. Such a row is split only on request.
     """
 
     token_ids: list[int]
@@ -50,8 +50,8 @@ class Pieces:
     Attributes:
         max_length: longest sequence, in tokens.
         overlap: tokens that the next piece of a split row repeats as context.
-        long_rows: ``split``, ``truncate`` or ``drop``; ``auto`` splits documents, and truncates rows with context,
-            as the later pieces of a chat would have lost what they answer.
+        long_rows: ``split``, ``truncate`` or ``drop``. ``auto`` splits documents and truncates rows with context,
+            because later pieces of a chat would not have the question that they answer.
     """
 
     max_length: int
@@ -59,7 +59,7 @@ class Pieces:
     long_rows: LongRows = "auto"
 
     def choice(self, row: Tokenised) -> LongRows | None:
-        """What is done with a row; None if it fits."""
+        """What to do with a row that is too long; None for other rows."""
         if len(row.token_ids) <= self.max_length:
             return None
         if self.long_rows == "auto":
@@ -67,12 +67,12 @@ class Pieces:
         return self.long_rows
 
     def cut(self, row: Tokenised, before: tuple[int, ...]) -> Iterator[TokenSequence]:
-        """The row's sequences that have a position to predict.
+        """Cut a row into sequences. Those without a target are left out.
 
         Args:
             row: the row.
-            before: tokens that begin the row, and must begin each of its pieces (BOS). Their own predictions are kept
-                once, in the first piece.
+            before: tokens that begin the row and must begin each of its pieces (BOS). Only the first piece keeps the
+                predictions at these tokens.
         """
         choice = self.choice(row)
         if choice == "drop":
@@ -87,7 +87,7 @@ class Pieces:
             start = stop - self.overlap
             stop = min(start + self.max_length - len(begin_P), len(ids_L))
             is_target_L = row.is_target_L[start:stop].copy()
-            # What the piece before has predicted already is context; the first token has no context that it belongs to.
+            # Targets of the piece before are context here. Without an overlap, the first token has no context.
             is_target_L[: max(self.overlap, 1)] = False
             yield from _sequence(
                 np.concatenate([begin_P, ids_L[start:stop]]),
@@ -96,7 +96,7 @@ class Pieces:
 
 
 def _sequence(ids_L: NDArray[np.uint32], is_target_L: NDArray[np.bool_]) -> Iterator[TokenSequence]:
-    """One sequence, if it has a position to predict."""
+    """One sequence, if it has a target."""
     target_mask_L = np.zeros(len(ids_L), dtype=np.bool_)
     target_mask_L[:-1] = is_target_L[1:]
     if target_mask_L.any():

@@ -1,4 +1,4 @@
-"""Rows to prompts, for a teacher that answers them itself."""
+"""Make prompts from rows, for a teacher that generates the answers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from logitcache.data.pieces import TokenSequence
 from logitcache.data.row_kinds import ChatRow, Document, PairRow, RowKind, RowReader
 from logitcache.data.special_tokens import NONE, SpecialTokens
 from logitcache.data.tally import EMPTY, Tally
-from logitcache.data.token_rows import prompt_of
-from logitcache.data.tokenise import Positions, checked_text
+from logitcache.data.token_rows import prompt_ids
+from logitcache.data.tokenise import Positions, check_text
 from logitcache.errors import RowError
 
 
 class PromptTokeniser:
-    """Turns rows into prompts; an answer that a row brings along is left out, for the teacher to give its own.
+    """Makes prompts from rows. If a row has an answer, it is left out, because the teacher generates its own.
 
     Args:
         tokenizer: a fast transformers tokenizer.
         vocab_size: ids of tokenised rows must be below it.
         max_length: longest prompt, in tokens.
-        drop_long: leave longer prompts out and count them, instead of stopping.
-        positions: ``all`` keeps the prompt's positions too; else those that predict the answer.
-        text_column: the column to read; None finds out from the columns' names.
+        drop_long: leave longer prompts out and count them. If False, a longer prompt is an error.
+        positions: ``all`` keeps the prompt's positions too; else only those that predict the answer.
+        text_column: the column to read; with None it is found by the columns' names.
         chat: the chat template; by default the tokenizer's.
         tally: where rows are counted.
     """
@@ -56,11 +56,11 @@ class PromptTokeniser:
         self.saw_masked = positions != "all"
 
     def sequences(self, row: Row, where: str) -> list[TokenSequence]:
-        """The row's prompt, its last position marked; nothing if it is empty, which is counted.
+        """The row's prompt, with its last position marked. An empty prompt is left out and counted.
 
         Raises:
             DataError: the column isn't there.
-            RowError: it holds the wrong kind of value, or a prompt that is too long.
+            RowError: the column holds the wrong kind of value, or a prompt that is too long.
         """
         kind = self._reader.kind(row, where)
         ids = [] if kind is None else self._tokenise(kind, where)
@@ -91,13 +91,15 @@ class PromptTokeniser:
             return self._chat.encode_prompt(messages, where, tools=kind.tools, extra=kind.extra)
         if isinstance(kind, Document | PairRow):
             return self._text(kind.text if isinstance(kind, Document) else kind.prompt, where)
-        return prompt_of(kind)
+        return prompt_ids(kind)
 
     def _text(self, text: str, where: str) -> list[int]:
-        """A prompt's tokens, without an end that the tokenizer would put after it."""
+        """A prompt's tokens, without end tokens that the tokenizer adds."""
         if not text:
             return []
-        ids, twice = self._special.once(list(self._tokenizer(checked_text(text, where), verbose=False)["input_ids"]))
+        ids, twice = self._special.remove_second_beginning(
+            list(self._tokenizer(check_text(text, where), verbose=False)["input_ids"])
+        )
         if twice:
             self.tally.note("the text begins with the tokenizer's own beginning (BOS); it is kept once", where)
         after = self._special.after

@@ -1,4 +1,4 @@
-"""What a row holds, found by its columns: a document, token ids, a chat, or a prompt with its completion."""
+"""Find out from its columns what a row holds: a document, token ids, a chat, or a prompt with its completion."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from logitcache.data.chat import Message, from_sharegpt
 from logitcache.data.files.sources import Row
-from logitcache.data.shown import listed
+from logitcache.data.shorten import list_values
 from logitcache.data.tally import Tally
-from logitcache.data.token_rows import BESIDE, TokenRow, token_row
+from logitcache.data.token_rows import EXTRA_COLUMNS, TokenRow, token_row
 from logitcache.errors import DataError, RowError
 
-#: Columns of a chat. `text` often stands beside them, as the same chat already rendered.
+#: Columns of a chat. Such rows often also have `text`, which is the same chat already rendered.
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 TOKEN_COLUMNS = ("input_ids", "token_ids")
-#: Question, further input, and answer, as public data sets name them.
+#: Columns of question, further input and answer, as public data sets name them.
 _PAIRS = (
     ("prompt", None, "completion"),
     ("prompt", None, "response"),
@@ -25,20 +25,20 @@ _PAIRS = (
 )
 #: Columns that hold the system message of a chat whose messages have none.
 _SYSTEM = ("system", "system_prompt")
-#: Columns that reach the chat template.
+#: Columns that the chat template can read.
 _OF_CHATS = ("tools", "chat_template_kwargs", "documents", *_SYSTEM)
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """Plain text, all of it to be predicted."""
+    """Plain text; all of it is a target."""
 
     text: str
 
 
 @dataclass(frozen=True, eq=False)
 class ChatRow:
-    """Messages; assistant turns count from message ``supervised_from`` on."""
+    """Messages; the assistant's turns from message ``supervised_from`` on are targets."""
 
     messages: list[Message]
     supervised_from: int = 0
@@ -48,7 +48,7 @@ class ChatRow:
 
 @dataclass(frozen=True, eq=False)
 class PairRow:
-    """Text to read, and the text that follows it, which is to be predicted."""
+    """A prompt, which is context, and its completion, which is the target."""
 
     prompt: str
     completion: str
@@ -62,10 +62,10 @@ class RowReader:
     """Finds what the rows of one corpus hold.
 
     Attributes:
-        text_column: the column to read; None goes by the columns' names.
-        has_template: the teacher's tokenizer has a chat template, so a question with its answer is a chat.
-        prompts: rows may hold a prompt alone, for a teacher that answers it.
-        tally: where it is counted how rows were read.
+        text_column: the column to read; with None it is found by the columns' names.
+        has_template: True if the tokenizer has a chat template; then a question with its answer is read as a chat.
+        prompts: True if a row may hold only a prompt, for a teacher that generates the answer.
+        tally: counts how rows were read.
     """
 
     text_column: str | None
@@ -78,7 +78,7 @@ class RowReader:
         """What the row holds; None if it holds nothing.
 
         Raises:
-            DataError: no column is known, or the wanted one isn't there.
+            DataError: the row has no known column, or ``text_column`` isn't there.
             RowError: a column holds the wrong kind of value.
         """
         name = self._column(row, where)
@@ -93,7 +93,7 @@ class RowReader:
         return kind
 
     def _column(self, row: Row, where: str) -> str | None:
-        """The column that says what the row is; None if there is nothing in it."""
+        """The column that says what the row is; None if all such columns are empty."""
         if self.text_column is not None:
             if self.text_column not in row:
                 raise DataError(f"{where}: there is no column {self.text_column!r}; {columns_of(row)}")
@@ -107,7 +107,7 @@ class RowReader:
         if filled[0] != known[0]:
             self.tally.note(f"column {known[0]} is empty, {filled[0]} is read instead", where)
         if filled[0] in (*CHAT_COLUMNS, *TOKEN_COLUMNS) and isinstance(row[filled[0]], str):
-            # Taken as a document it would teach its own notation.
+            # As a document it would teach the model to write JSON.
             raise RowError(
                 f"{where}: column {filled[0]!r} holds text, not a list (JSON that wasn't decoded?); decode it, or "
                 f"choose --text-column {filled[0]} to take it as plain text"
@@ -115,12 +115,12 @@ class RowReader:
         return filled[0]
 
     def _known(self, row: Row) -> list[str]:
-        """The row's columns that can be read, the first choice first; of a pair, the question's."""
-        asked = [first for first, _, answer in _PAIRS if first in row and (answer in row or self._alone(first))]
+        """The row's columns that can be read, first choice first. For a pair it is the column of the question."""
+        asked = [first for first, _, answer in _PAIRS if first in row and (answer in row or self._may_be_alone(first))]
         names = [*CHAT_COLUMNS, *dict.fromkeys(asked), *TOKEN_COLUMNS, "text"]
         return [name for name in names if name in row]
 
-    def _alone(self, first: str) -> bool:
+    def _may_be_alone(self, first: str) -> bool:
         return self.prompts and first == "prompt"
 
     def _value(self, row: Row, name: str, where: str) -> RowKind | None:
@@ -137,7 +137,7 @@ class RowReader:
                 return self._chat(_messages(items, where), 0, row, where)
             if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
                 return token_row(items, row, where)
-            held = f"a list of {listed(sorted({type(item).__name__ for item in items}))}"
+            held = f"a list of {list_values(sorted({type(item).__name__ for item in items}))}"
         else:
             held = type(value).__name__
         raise RowError(f"{where}: column {name!r} holds {held}; it must be text, a list of token ids, or messages")
@@ -158,16 +158,18 @@ class RowReader:
         if rest is not None and not isinstance(rest, str):
             raise RowError(f"{where}: {further} holds {type(rest).__name__}; it must be text")
         if not self.has_template:
-            self.tally.tell("an instruction with its answer, read in the form that Alpaca was published with", where)
+            self.tally.note_choice(
+                "an instruction with its answer, read in the form that Alpaca was published with", where
+            )
             return PairRow(_alpaca(question, rest or ""), reply or "")
-        self.tally.tell("an instruction with its answer, read as a chat", where)
+        self.tally.note_choice("an instruction with its answer, read as a chat", where)
         asked = f"{question}\n\n{rest}" if rest else question
         return self._chat(
             [{"role": "user", "content": asked}, {"role": "assistant", "content": reply or ""}], 1, row, where
         )
 
     def _chat(self, messages: list[Message], supervised_from: int, row: Row, where: str) -> ChatRow:
-        """A chat with what other columns say of it; a system message in a column of its own comes first."""
+        """A chat with its tools and template variables. A system message in its own column becomes the first one."""
         name = next((name for name in _SYSTEM if _is_filled(row.get(name))), None)
         if name is not None:
             said = row[name]
@@ -182,16 +184,16 @@ class RowReader:
     def _note_unread(self, row: Row, columns: tuple[str | None, ...], kind: RowKind, where: str) -> None:
         found = (columns, type(kind), *row)
         if found not in self._unread:
-            beside = BESIDE if isinstance(kind, TokenRow) else _OF_CHATS if isinstance(kind, ChatRow) else ()
-            unread = [name for name in row if name not in columns and name not in beside]
-            self._unread[found] = f"columns that aren't read: {listed(unread)}" if unread else ""
+            known = EXTRA_COLUMNS if isinstance(kind, TokenRow) else _OF_CHATS if isinstance(kind, ChatRow) else ()
+            unread = [name for name in row if name not in columns and name not in known]
+            self._unread[found] = f"columns that aren't read: {list_values(unread)}" if unread else ""
         if self._unread[found]:
-            self.tally.tell(self._unread[found], where)
+            self.tally.note_choice(self._unread[found], where)
 
 
 def columns_of(row: Row) -> str:
-    """What to tell the user about a row in which something is missing."""
-    return f"the columns are {listed(row)}" if row else "the row is empty"
+    """The row's columns as text, for an error about a missing column."""
+    return f"the columns are {list_values(row)}" if row else "the row is empty"
 
 
 def _unknown(row: Row) -> str:
@@ -211,7 +213,7 @@ def _is_filled(value: Any) -> bool:
 
 
 def _messages(items: list[Any], where: str) -> list[Message]:
-    """Messages by role and content; share-GPT's spelling is turned into it."""
+    """Messages with role and content; share-GPT's form is converted."""
     if not all(isinstance(item, Mapping) for item in items):
         raise RowError(f"{where}: a message must be an object with a role and a content")
     if any("from" in item and "role" not in item for item in items):
@@ -230,7 +232,7 @@ def _extra(row: Row, where: str) -> Mapping[str, Any]:
 
 
 def _alpaca(instruction: str, rest: str) -> str:
-    """The prompt of the Stanford Alpaca data set, for models that have no chat template."""
+    """The prompt of the Stanford Alpaca data set, for models without a chat template."""
     if rest:
         head = "Below is an instruction that describes a task, paired with an input that provides further context. "
         body = f"### Instruction:\n{instruction}\n\n### Input:\n{rest}\n\n### Response:\n"

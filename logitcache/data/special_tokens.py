@@ -1,4 +1,4 @@
-"""Which tokens stand before and after a text: what the tokenizer adds itself, and the end of a document."""
+"""The tokens before and after a text: those that the tokenizer adds, and the end of a document."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from logitcache.data.chat import ChatTemplate
 from logitcache.errors import ConfigError, DataError
 
-#: What pretraining puts after a document, in the vocabularies that name it so. They are asked only where the
-#: tokenizer's end token ends a turn of a chat instead.
+#: Tokens that end a document in pretraining, in some vocabularies. They are used only if the tokenizer's own end token
+#: ends a turn of a chat instead.
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
 
 AUTO, NONE = "auto", "none"
@@ -21,10 +21,10 @@ class SpecialTokens:
     """A tokenizer's tokens around a text.
 
     Attributes:
-        before: what it puts before every text, such as BOS; often nothing.
-        after: what it puts after every text; mostly nothing.
-        end: its end token, which ends a completion.
-        end_of_text: what ends a plain document; None adds nothing.
+        before: ids that it adds before every text, such as BOS; often none.
+        after: ids that it adds after every text; mostly none.
+        end: id of its end token, which ends a completion; None if it has none.
+        end_of_text: id of the token that ends a plain document; with None none is added.
     """
 
     before: tuple[int, ...]
@@ -34,7 +34,7 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, tokenizer: Any, end_of_text: str = AUTO) -> SpecialTokens:
-        """Find them.
+        """Find a tokenizer's special tokens.
 
         Args:
             tokenizer: a fast transformers tokenizer.
@@ -49,18 +49,18 @@ class SpecialTokens:
         before, after = (whole[:start], whole[start + len(bare) :]) if starts else ([], [])
         return cls(tuple(before), tuple(after), tokenizer.eos_token_id, _end_of_text(tokenizer, end_of_text))
 
-    def starts(self, ids: Sequence[int]) -> bool:
-        """True if the tokens begin with what the tokenizer puts before a text."""
+    def begins(self, ids: Sequence[int]) -> bool:
+        """True if the ids begin with those that the tokenizer adds before a text."""
         return bool(self.before) and tuple(ids[: len(self.before)]) == self.before
 
-    def once(self, ids: list[int]) -> tuple[list[int], bool]:
-        """The tokens of a text, without a second beginning where the text held one itself; True if it did."""
+    def remove_second_beginning(self, ids: list[int]) -> tuple[list[int], bool]:
+        """The ids of a text without a second beginning, which a text may contain itself; and True if it did."""
         size = len(self.before)
-        twice = self.starts(ids) and self.starts(ids[size:])
+        twice = self.begins(ids) and self.begins(ids[size:])
         return (ids[size:] if twice else ids), twice
 
-    def ended(self, ids: list[int], end: int | None) -> tuple[list[int], int]:
-        """The tokens with ``end`` after them, and how many of the last ones mark the end: never two ends."""
+    def add_end(self, ids: list[int], end: int | None) -> tuple[list[int], int]:
+        """The ids with ``end`` after them if they have no end, and how many of the last ids aren't from the text."""
         if self.after and tuple(ids[-len(self.after) :]) == self.after:
             return ids, len(self.after)
         if end is None or (ids and ids[-1] == end):
@@ -92,11 +92,11 @@ def _end_of_text(tokenizer: Any, wanted: str) -> int | None:
 
 
 def _ends_turns(tokenizer: Any) -> bool:
-    """True if the end token stands in the tokenizer's own chats."""
+    """True if the chat template writes the end token."""
     if not getattr(tokenizer, "chat_template", None):
         return False
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         return tokenizer.eos_token_id in ChatTemplate(tokenizer).encode(turn, 0, "a short chat").token_ids
     except DataError:
-        return False  # a template that wants more than a turn says so when a row needs it
+        return False  # a template that needs more messages raises its error when a row is encoded

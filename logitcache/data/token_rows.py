@@ -1,4 +1,4 @@
-"""Rows of token ids, with the columns beside them that say what is padding and what is to be predicted."""
+"""Read rows of token ids, and the columns that say which tokens are padding and which are targets."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from logitcache.data.files.sources import Row
-from logitcache.data.shown import shown
+from logitcache.data.shorten import shorten
 from logitcache.errors import RowError
 
-#: Columns that say which tokens are to be predicted, as trainers name them.
+#: Columns that say which tokens are targets, as trainers name them.
 MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
-#: All columns that are read beside the ids.
-BESIDE = ("attention_mask", "position_ids", "labels", *MASKS)
+#: All columns that are read in addition to the ids.
+EXTRA_COLUMNS = ("attention_mask", "position_ids", "labels", *MASKS)
 _NOT_PREDICTED = -100
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRow:
-    """Token ids; ``predicted`` says which of them are to be predicted, None where the row doesn't say."""
+    """Token ids; ``predicted`` is True for each target, or None if the row doesn't say which are."""
 
     token_ids: list[int]
     predicted: list[bool] | None
 
 
 def token_row(ids: list[int], row: Row, where: str) -> TokenRow:
-    """Token ids without their padding, and which of them are to be predicted.
+    """The row's token ids without padding, and which of them are targets.
 
     Raises:
-        RowError: a column beside the ids has another length, holds something else, or contradicts them.
+        RowError: one of these columns has another length, holds wrong values, or contradicts the ids.
     """
     span = _unpadded(row.get("attention_mask"), ids, where)
     kept = ids[span]
-    positions = _beside(row, "position_ids", ids, span, where)
+    positions = _column(row, "position_ids", ids, span, where)
     if positions is not None and any(b != a + 1 for a, b in itertools.pairwise(positions)):
         raise RowError(f"{where}: position_ids begin again inside the row: give each document a row of its own")
     predicted: list[bool] | None = None
-    labels = _beside(row, "labels", ids, span, where)
+    labels = _column(row, "labels", ids, span, where)
     if labels is not None:
         predicted = [label != _NOT_PREDICTED for label in labels]
         for place, (label, token) in enumerate(zip(labels, kept, strict=True)):
             if label not in (_NOT_PREDICTED, token):
                 raise RowError(
-                    f"{where}: labels[{span.start + place}] is {shown(label)} where the token is {shown(token)}: "
+                    f"{where}: labels[{span.start + place}] is {shorten(label)} where the token is {shorten(token)}: "
                     "labels must repeat the tokens (not shifted), or be -100"
                 )
     for name in MASKS:
-        if (mask := _beside(row, name, ids, span, where)) is not None:
+        if (mask := _column(row, name, ids, span, where)) is not None:
             before = [True] * len(kept) if predicted is None else predicted
             predicted = [bool(marked) and was for marked, was in zip(mask, before, strict=True)]
     return TokenRow(kept, predicted)
 
 
-def prompt_of(row: TokenRow) -> list[int]:
-    """The tokens before the last stretch that is to be predicted: that is the answer which the row brings along.
+def prompt_ids(row: TokenRow) -> list[int]:
+    """The tokens before the last run of targets, which is the row's own answer.
 
-    All of them if the row doesn't say what is to be predicted, or nothing stands before that stretch.
+    All tokens if the row doesn't say which are targets, or if the run is at the beginning.
     """
     if row.predicted is None or True not in row.predicted:
         return row.token_ids
@@ -66,10 +66,10 @@ def prompt_of(row: TokenRow) -> list[int]:
 
 
 def _unpadded(attention: Any, ids: list[int], where: str) -> slice:
-    """The tokens that an attention mask leaves visible.
+    """The range of the tokens that aren't padding, by the attention mask.
 
     Raises:
-        RowError: it has another length, or hides tokens between others.
+        RowError: the mask has another length, or masks tokens between others.
     """
     if attention is None:
         return slice(0, len(ids))
@@ -82,8 +82,8 @@ def _unpadded(attention: Any, ids: list[int], where: str) -> slice:
     return span
 
 
-def _beside(row: Row, name: str, ids: list[int], span: slice, where: str) -> list[Any] | None:
-    """The values of a column that has one for each token, without those of the padding; None if there is no column."""
+def _column(row: Row, name: str, ids: list[int], span: slice, where: str) -> list[Any] | None:
+    """The values of a column with one value per token, without those of padding; None if there is no column."""
     values = row.get(name)
     if values is None:
         return None

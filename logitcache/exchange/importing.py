@@ -134,7 +134,7 @@ def _provenance(kind: Kind, teacher: str, tokenizer: str, top_k: int, vocab_size
             software={"logitcache": importlib.metadata.version("logitcache")},
         )
     except ValidationError as error:
-        raise ConfigError(f"teacher {teacher!r} can't stand in a manifest: {first_fault(error)}") from error
+        raise ConfigError(f"teacher {teacher!r} can't be written into a manifest: {first_fault(error)}") from error
 
 
 def _rows(kind: Kind, files: list[Path], tokenizer: Any) -> Iterator[Row]:

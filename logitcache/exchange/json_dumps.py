@@ -102,7 +102,7 @@ def _content(choice: dict[str, Any], where: str) -> list[dict[str, Any]]:
             {"token": token, "top_logprobs": [{"token": name, "logprob": value} for name, value in (top or {}).items()]}
             for token, top in pairs
         ]
-    raise DataError(f"{where}: choices[0] has no logprobs.content (was logprobs=true asked for?)")
+    raise DataError(f"{where}: choices[0] has no logprobs.content (was the request made with logprobs=true?)")
 
 
 def _prompt(value: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
@@ -116,7 +116,7 @@ def _prompt(value: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if isinstance(value.get("prompt"), str):
         return list(tokenizer(value["prompt"])["input_ids"])
-    raise DataError(f"{where}: needs messages or prompt, what the completion was asked for with")
+    raise DataError(f"{where}: needs messages or prompt, from which the completion was generated")
 
 
 def _first_choice(value: Any, where: str) -> dict[str, Any]:

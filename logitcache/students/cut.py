@@ -72,7 +72,7 @@ def make_student(
     if out.exists():
         raise OutputExistsError(f"{out} exists: choose another --out, or remove it")
     if not isinstance(layers, int) and importance_cache is not None:
-        raise ConfigError("importance chooses layers, so it goes with a number of them, not with a list")
+        raise ConfigError("importance chooses layers itself: give a number of layers, not a list")
     model = load_student(teacher, what="teacher")
     if hasattr(model, "peft_config"):
         raise ModelError(f"the teacher {teacher} is an adapter: merge it into its base, and cut that")
@@ -203,7 +203,10 @@ def _save(model: Any, teacher: str | Path, out: Path) -> None:
     """Write a temporary directory, load it again, then rename it, so that no incomplete or wrong model is left."""
     tokenizer = load_student_tokenizer(find_student(teacher, "teacher"), "teacher")
     if tokenizer is None:
-        raise ModelError(f"the teacher {teacher} has no tokenizer, and its student needs one: put its files beside it")
+        raise ModelError(
+            f"the teacher {teacher} has no tokenizer, and its student needs one: put the tokenizer's files into the "
+            "same directory"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(out) as temporary:
         save_model(model, temporary)

@@ -107,8 +107,8 @@ def _holds_adapter(what: str, directory: Path) -> bool:
     own = sorted(name for name in weights if not name.startswith("adapter_"))
     if own:
         raise ModelError(
-            f"the {what} {directory} holds a model ({own[0]}) and an adapter ({ADAPTER_CONFIG}): give each a directory "
-            "of its own, and name the one that is meant"
+            f"the {what} {directory} holds a model ({own[0]}) and an adapter ({ADAPTER_CONFIG}): give each its own "
+            "directory, and name the one to use"
         )
     return True
 

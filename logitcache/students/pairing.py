@@ -90,7 +90,7 @@ def pair(cache: Any, student: Any, tokenizer_source: str | Path | None, *, max_l
     if has > cache.vocab_size:
         notes.append(
             f"the student's head has {has:,} rows, the teacher's {cache.vocab_size:,}: the {has - cache.vocab_size:,} "
-            "rows beyond (padding) take no part"
+            "additional rows (padding) aren't used"
         )
     elif has < cache.vocab_size:
         notes.append(_beyond(cache, has, known))
@@ -140,7 +140,7 @@ def _beyond(cache: Any, has: int, known: int) -> str:
     kept_N = known_positions(arrays, has)
     return (
         f"the student's head has {has:,} rows, the teacher's {cache.vocab_size:,} (the tokenizer needs {known:,}): "
-        "positions whose targets name an id beyond the student's, or that follow such a token, are left out "
+        "positions whose targets have an id that the student lacks, or that come after such a token, are left out "
         f"({int((~kept_N).sum()):,} of {len(kept_N):,} in the first shard)"
     )
 
@@ -157,12 +157,12 @@ def _compare(cache: Any, source: str | Path | None) -> tuple[int, list[str], Map
         return len(ours), [], _files(cache)
     theirs = load_student_tokenizer(find_student(source))
     if theirs is None:
-        note = f"{source} has no tokenizer to compare with the cache's; the cache's is taken as its own"
+        note = f"{source} has no tokenizer to compare with the cache's; the cache's tokenizer is used"
         return len(ours), [note], _files(cache)
     found = compare_numbering(ours, theirs, "the student's", str(source), "the cache")
     if not found.differences:
         return found.shared_ids, [], _files(cache)
-    note = f"the tokenizers differ, and number alike what both have: {'; '.join(found.differences)}"
+    note = f"the tokenizers differ, but give the same ids to tokens that both have: {'; '.join(found.differences)}"
     return found.shared_ids, [f"{note}. The student keeps its own"], tokenizer_files(theirs)
 
 

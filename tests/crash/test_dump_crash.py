@@ -1,4 +1,4 @@
-"""A dump that is killed at any moment, and started again with any number of workers, gives the undisturbed cache.
+"""A dump that is killed at any moment, and started again with any number of workers, gives the same cache.
 
 Set LOGITCACHE_FULL_CRASH=1 for a hundred kills instead of a handful.
 """
@@ -69,7 +69,7 @@ def settings(tiny_llama_dir: Path, heldout_text: Path, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def undisturbed(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
-    """Digest of a run that nobody disturbs, and how long a run takes once the processes are warm."""
+    """Digest of an uninterrupted run, and the time of a run after the first one."""
     root = tmp_path_factory.mktemp("undisturbed")
     assert join([start(settings | {"out": root / "warm"})]) == [0]
     began = time.monotonic()
@@ -101,7 +101,7 @@ def test_killed_and_started_again(
     finished_before = workers == 1 and codes == [4]
     assert finished_before or codes == [0] * workers
     assert open_cache(tmp_path / "out").digest == digest
-    assert before <= set((tmp_path / "out" / "shards").glob("*"))  # nothing finished was done anew
+    assert before <= set((tmp_path / "out" / "shards").glob("*"))  # nothing finished was done again
     assert not (tmp_path / "out" / ".dump").exists()
 
 
@@ -113,7 +113,7 @@ def test_four_workers_at_once_two_of_one_rank(
     assert open_cache(tmp_path / "out").digest == undisturbed[0]
 
 
-def test_dead_worker_is_taken_over_by_the_living(
+def test_another_worker_takes_over_from_a_dead_one(
     settings: dict[str, Any], undisturbed: tuple[str, float], tmp_path: Path
 ) -> None:
     settings = settings | {"out": tmp_path / "out"}

@@ -1,4 +1,4 @@
-"""Pushes and pulls killed at random moments: nothing half-visible, and the rerun moves only what is missing."""
+"""Pushes and pulls killed at random moments leave no incomplete cache, and the rerun copies only what is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARDS = 80
 
 @pytest.fixture(scope="module")
 def context() -> multiprocessing.context.ForkServerContext:
-    """Children begin from a process that has imported everything and opened nothing."""
+    """Children are forks of a process that has imported everything and opened nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["logitcache.share.pushing", "logitcache.share.pulling", "obstore.store"])
     return context
@@ -51,7 +51,7 @@ def kill_at(
     later: float,
     *arguments: object,
 ) -> bool:
-    """Kill a child once it has moved so many bytes, and a little later; True if it was still at work."""
+    """Kill a child a little after it has moved this many bytes; True if it was still running."""
     names = ("AWS_", "LOGITCACHE_")
     environment = {name: value for name, value in os.environ.items() if name.startswith(names)}
     receiving, sending = context.Pipe(duplex=False)

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a dump's settings or input gets one clear error, and nothing that looks finished."""
+"""Wrong settings or input of a dump give one clear error, and nothing that looks like a cache."""
 
 from __future__ import annotations
 

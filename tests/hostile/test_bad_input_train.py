@@ -245,7 +245,7 @@ def test_layers_that_are_not_there(student_dir: Path, tmp_path: Path) -> None:
     for layers in (0, 3, [0, 2], [1, 0], [0, 0], []):
         with pytest.raises(ConfigError, match="layers"):
             make_student(student_dir, tmp_path / "out", layers=layers)
-    with pytest.raises(ConfigError, match="goes with a number of them, not with a list"):
+    with pytest.raises(ConfigError, match="give a number of layers, not a list"):
         make_student(student_dir, tmp_path / "out", layers=[0, 1], importance_cache=tmp_path / "cache")
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputExistsError):

@@ -1,4 +1,4 @@
-"""Damage of every kind to every file of a cache: always found, by reading and by ``verify``, and the file is named."""
+"""Every kind of damage to every file of a cache is found by reading and by ``verify``, and the file is named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def assert_found(root: Path, *names: str) -> None:
     """Reading stops with an error that names one of the files, and verify names one of them too."""
     with pytest.raises((CorruptCacheError, CacheFormatError)) as caught:
         read_all(root)
-    # manifest.json and its digest file vouch for each other: damage to one may be told as damage to the other.
+    # manifest.json and its digest file are compared, so damage to one may be reported as damage to the other.
     accepted = set(names) | (set(MANIFEST_PAIR) if set(names) & set(MANIFEST_PAIR) else set())
     assert any(name in str(caught.value) for name in accepted), caught.value
     faults = verify_cache(root, workers=1).faults
@@ -53,7 +53,7 @@ def assert_found(root: Path, *names: str) -> None:
 
 @contextmanager
 def changed(path: Path, change: Callable[[bytes], bytes]) -> Iterator[None]:
-    """Change a file for a while."""
+    """Change a file while the context lasts."""
     whole = path.read_bytes()
     path.write_bytes(change(whole))
     try:
@@ -62,7 +62,7 @@ def changed(path: Path, change: Callable[[bytes], bytes]) -> Iterator[None]:
         path.write_bytes(whole)
 
 
-def test_the_cache_is_sound_to_begin_with(root: Path) -> None:
+def test_the_cache_is_correct_before_any_damage(root: Path) -> None:
     read_all(root)
     assert verify_cache(root, deep=True).ok
 
@@ -204,7 +204,7 @@ def test_an_unreadable_file_is_one_fault_among_others(root: Path, monkeypatch: p
     }
 
 
-def test_left_over_scratch_is_a_fault_to_verify_and_none_to_reading(root: Path) -> None:
+def test_left_scratch_is_a_fault_for_verify_but_not_for_reading(root: Path) -> None:
     (root / ".dump").mkdir()
     read_all(root)
     assert [(fault.path, fault.kind) for fault in verify_cache(root).faults] == [(".dump", "extra")]
@@ -223,7 +223,7 @@ def test_a_cache_without_its_manifest(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link to a copy", "link to nothing", "link to zeros", "pipe", "directory", "loop"])
-def test_a_file_that_is_no_plain_file(root: Path, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_a_regular_file(root: Path, tmp_path: Path, kind: str) -> None:
     for name in files_of(root):
         path, away = root / name, tmp_path / "away"
         path.rename(away)

@@ -1,4 +1,4 @@
-"""Cut and damaged input files: an error of one line, or rows that the file's own format can't tell from good ones."""
+"""Cut and damaged input files give an error of one line, or rows that the file's format can't recognise as damaged."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_cut_at_any_byte(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(content[:size])
         if (rows := read(tmp_path / name)) is not None:
             taken.append(rows)
-    # What ends between two members is a whole file of its own.
+    # A file that ends between two members is complete.
     assert taken == ([ROWS[:6]] if name.startswith("x.jsonl.") else [])
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a dump's output, or with the work it goes on with: one clear error, and nothing lost."""
+"""Problems with a dump's output, or with an unfinished dump, give one clear error, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_writer_thread_fails(dump: Any, tmp_path: Path, monkeypatch: pytest.Monk
         assert dump(out=out).digest == undisturbed
 
 
-def test_scratch_that_others_still_look_into(dump: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one worker clears up, another may create a claim: the directory isn't empty after all."""
+def test_scratch_that_other_workers_still_use(dump: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one worker removes the directory, another may create a claim in it."""
     real, refusals = shutil.rmtree, 2
 
     def rmtree(path: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""A store that fails: on a fifth of the requests all still comes out right, on all of them a clear error soon."""
+"""A store that fails a fifth of the requests gives right results; one that fails all gives a clear error soon."""
 
 from __future__ import annotations
 

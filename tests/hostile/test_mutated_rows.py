@@ -1,4 +1,4 @@
-"""Rows of every kind, damaged at random: a corpus that says what it left out, or one clear error, never a traceback."""
+"""Rows of every kind with random damage: they are counted as left out, or give one clear error, never a traceback."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def read(job: Job, path: Path, **changed: Any) -> Corpus | lc.LogitCacheError:
     return corpus
 
 
-def test_sound_rows_are_all_taken(job: Job) -> None:
+def test_correct_rows_are_all_used(job: Job) -> None:
     assert job.sources[0].path is not None
     corpus = read(job, job.sources[0].path)
     assert isinstance(corpus, Corpus), corpus
@@ -129,7 +129,7 @@ def test_damaged_rows_are_counted_or_one_clear_error(job: Job, tmp_path: Path, r
 
 
 @pytest.mark.parametrize("depth", [400, 900, 100_000])
-def test_deep_values_are_taken_or_one_clear_error(job: Job, tmp_path: Path, depth: int) -> None:
+def test_deep_values_are_used_or_one_clear_error(job: Job, tmp_path: Path, depth: int) -> None:
     deep = "[" * depth + "]" * depth
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     called = {**said[1], "tool_calls": [{"function": {"name": "f", "arguments": deep}}]}
@@ -145,7 +145,7 @@ def test_deep_values_are_taken_or_one_clear_error(job: Job, tmp_path: Path, dept
         assert isinstance(whole, Corpus) or "nested too deep" in str(whole)
 
 
-def test_a_dump_of_damaged_rows_says_what_it_left_out(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_dump_of_damaged_rows_counts_what_it_left_out(tiny_llama_dir: Path, tmp_path: Path) -> None:
     rows = [
         SOUND[0],
         {"messages": [{"role": "user", "content": "Well?"}]},

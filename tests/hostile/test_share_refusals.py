@@ -1,4 +1,4 @@
-"""Wrong arguments to the commands of sharing: one clear line, exit status 1, and nothing new on the disk."""
+"""Wrong arguments to push, pull, merge and others give one clear line, exit status 1, and nothing new on the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW = '{"prompt_token_ids": [5, 6], "prompt_logprobs": [null, {"6": {"logprob": 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two caches, a store, and things that are neither."""
+    """Two caches, a store, and other files."""
     root = tmp_path_factory.mktemp("plä ce")
     make_cache(root / "a", range(3))
     make_cache(root / "b", range(3, 5))
@@ -136,7 +136,7 @@ def test_refused_in_one_line_and_nothing_is_left(
 
 
 def listing(root: Path) -> list[str]:
-    """All there is, but for the local cache of remote caches."""
+    """All files except those of the local cache."""
     return sorted(str(path) for path in root.rglob("*") if "local" not in path.relative_to(root).parts[:1])
 
 
@@ -168,7 +168,7 @@ def test_directories_that_may_not_be_written(place: Path, tmp_path: Path, monkey
             CliRunner().invoke(app, command, catch_exceptions=False)
 
 
-def test_trusted_keys_stand_anywhere_on_the_line(place: Path) -> None:
+def test_trusted_keys_may_be_anywhere_on_the_line(place: Path) -> None:
     """The real program: exit status 1, one line on stderr, nothing on stdout."""
     command = [str(Path(sys.executable).with_name("logitcache"))]
     for line in (["info", "--trusted-keys", "key.pub", "a"], ["info", "a", "--trusted-keys=key.pub"]):

@@ -1,4 +1,4 @@
-"""An adapter's directory as the student: trained on as it is, saved as one again, or refused with the reason."""
+"""An adapter's directory as the student: it is trained, and saved as an adapter again, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_another_task_is_refused(adapter: Path, settings: dict[str, Any], tmp_pa
         ({"lora_targets": ("q_proj",)}, "lora_targets"),
     ],
 )
-def test_settings_repeat_what_the_adapter_is(settings: dict[str, Any], asked: dict[str, Any], refused: str) -> None:
+def test_settings_that_agree_with_the_adapter(settings: dict[str, Any], asked: dict[str, Any], refused: str) -> None:
     if refused:
         with pytest.raises(ConfigError, match=rf"{refused}.*is an adapter \(LORA\)"):
             lc.train(**settings, **asked)
@@ -155,7 +155,7 @@ def test_settings_repeat_what_the_adapter_is(settings: dict[str, Any], asked: di
         assert losses_of(lc.train(**settings, **asked)) == losses_of(plain)
 
 
-def test_a_second_run_goes_on_where_the_first_ended(
+def test_a_second_run_continues_from_the_first(
     cache: Cache, student_dir: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     first = lc.train(**{**settings, "student": student_dir, "out": tmp_path / "first", "lora_rank": 4})
@@ -213,7 +213,7 @@ def test_a_tensor_that_is_not_the_adapters_is_refused(
 def test_embeddings_saved_beside_an_adapter(
     adapter: Path, student_dir: Path, settings: dict[str, Any], tmp_path: Path, same: bool
 ) -> None:
-    """They aren't trained, so they aren't saved again: only the base's own may lie there."""
+    """They aren't trained, so they aren't saved again. They must equal the base's."""
     given = shutil.copytree(adapter, tmp_path / "given")
     file, name = given / "adapter_model.safetensors", "model.embed_tokens.weight"
     own = AutoModelForCausalLM.from_pretrained(student_dir).state_dict()[name]
@@ -263,7 +263,7 @@ def test_a_base_that_is_not_there(
 def test_a_model_and_an_adapter_in_one_place_are_refused(
     adapter: Path, student_dir: Path, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """transformers would load both without a word. The base's config.json alone is no model."""
+    """transformers would load both without an error. The base's config.json alone isn't a model."""
     both = shutil.copytree(student_dir, tmp_path / "both")
     for path in adapter.glob("adapter_*"):
         shutil.copy(path, both)

@@ -1,4 +1,4 @@
-"""The teacher answers prompts itself: the cache holds what it would say, whoever computes it, in whatever order."""
+"""The teacher answers prompts: the cache holds its own answers, for any worker and any order."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_greedy_answers_are_the_teachers_own(dump: Any, tiny_llama_dir: Path) ->
     assert cache.manifest.provenance.settings["generate"]["temperature"] == 0
 
 
-def test_samples_depend_on_the_seed_and_the_prompt_alone(dump: Any) -> None:
+def test_samples_depend_only_on_the_seed_and_the_prompt(dump: Any) -> None:
     sampled = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
     first = dump("first", generate=sampled)
     shuffled = dump("shuffled", rows=PROMPTS[::-1], generate=sampled, shard_tokens=32, batch_tokens=128)
@@ -94,12 +94,12 @@ def test_samples_follow_the_distribution(dump: Any, tiny_llama_dir: Path) -> Non
     assert cache[0].positions.tolist() == [0, 1, 2]
 
 
-def test_top_p_keeps_the_likeliest(dump: Any) -> None:
+def test_top_p_keeps_the_most_probable(dump: Any) -> None:
     nearly_greedy = dump("narrow", generate={"max_new_tokens": 8, "temperature": 1.0, "top_p": 1e-9})
     assert answers(nearly_greedy) == answers(dump("greedy", generate={"max_new_tokens": 8}))
 
 
-def test_what_can_not_be(dump: Any) -> None:
+def test_impossible_settings_are_refused(dump: Any) -> None:
     with pytest.raises(DataError, match=r"the prompt has 3 tokens; 2 leave room for the answer"):
         dump("long", rows=PROMPTS[4:], generate={"max_new_tokens": 10}, max_length=12)
     with pytest.raises(ConfigError, match="max_new_tokens 128 must be below max_length 128"):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory, heldout_text: Path) -> Path:
-    """Twenty sentences, one a row."""
+    """Twenty sentences, one per row."""
     path = tmp_path_factory.mktemp("rows") / "text.jsonl"
     rows = heldout_text.read_text().split(".")[:20]
     path.write_text("".join(json.dumps({"text": text.strip()}) + "\n" for text in rows))

@@ -1,4 +1,4 @@
-"""Evaluation against a cache: the numbers are those of a plain computation over whole logits, and always the same."""
+"""Evaluation on a cache: the numbers equal a simple computation over full logits, and are always the same."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cache(place: Path) -> Cache:
     )
 
 
-def test_every_measure_is_what_a_plain_computation_gives(place: Path, cache: Cache) -> None:
+def test_every_measure_equals_a_simple_computation(place: Path, cache: Cache) -> None:
     student = AutoModelForCausalLM.from_pretrained(place / "student").eval()
     teacher = AutoModelForCausalLM.from_pretrained(place / "teacher").eval()
     sums = dict.fromkeys(("kl", "cross_entropy", "top1", "overlap", "coverage"), 0.0)
@@ -101,7 +101,7 @@ def test_a_loaded_student_keeps_its_mode_and_its_weights(place: Path, cache: Cac
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
-def test_a_loaded_adapter_is_measured_as_its_whole(place: Path, cache: Cache) -> None:
+def test_a_loaded_adapter_is_measured_with_its_base(place: Path, cache: Cache) -> None:
     student = AutoModelForCausalLM.from_pretrained(place / "student")
     plain = lc.evaluate(cache, student)
     adapted = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
@@ -126,7 +126,7 @@ def random_cache(place: Path, root: Path, vocab_size: int, k: int) -> Cache:
 
 
 def test_a_tokenizer_may_have_more_entries_than_both_heads(place: Path, tmp_path: Path) -> None:
-    """As Gemma 3's has one for images; the text doesn't use it."""
+    """For example, Gemma 3's has an entry for images, which the text doesn't use."""
     student = AutoModelForCausalLM.from_pretrained(place / "student")
     words = student.config.vocab_size
     student.resize_token_embeddings(words - 3)
@@ -134,7 +134,7 @@ def test_a_tokenizer_may_have_more_entries_than_both_heads(place: Path, tmp_path
     assert lc.evaluate(cache, student).positions == 5
 
 
-def test_a_cache_of_every_id_asks_for_a_head_with_all_of_them(place: Path, tmp_path: Path) -> None:
+def test_a_cache_of_every_id_needs_a_head_with_all_ids(place: Path, tmp_path: Path) -> None:
     student = AutoModelForCausalLM.from_pretrained(place / "student")
     words = student.config.vocab_size
     cache = random_cache(place, tmp_path / "cache", vocab_size=words + 8, k=words + 8)

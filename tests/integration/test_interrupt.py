@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a transfer: the command ends at once, says so, and the next run goes on."""
+"""Ctrl-C during a transfer: the command ends at once and says so, and the next run continues."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = ["s3"]
         (["convert", "cache"], "again to go on"),
     ],
 )
-def test_what_goes_on_after_an_interruption(
+def test_commands_that_continue_after_an_interruption(
     command: list[str], again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training is the one command that wants a flag to go on."""
+    """Only training needs a flag to continue."""
 
     def pressed(args: list[str]) -> None:
         assert args == command
@@ -66,12 +66,12 @@ os._exit(0)
 
 
 def heed_interrupts() -> None:
-    """In the process to be: one that was started in the background may have been told to ignore Ctrl-C."""
+    """Runs in the new process, because a process that was started in the background may ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_signal_that_reaches_another_thread_ends_the_work_too() -> None:
-    """The system chooses who gets it; the waiting main thread isn't woken then."""
+    """The system chooses the thread that gets the signal; the waiting main thread may not wake up."""
     done = subprocess.run(
         [sys.executable, "-c", _HANDED_ELSEWHERE],
         capture_output=True,
@@ -83,7 +83,7 @@ def test_a_signal_that_reaches_another_thread_ends_the_work_too() -> None:
 
 
 def test_interrupted_pull(s3: S3Server, tmp_path: Path) -> None:
-    """Through a proxy that drips bodies so slowly that each shard would take most of a minute."""
+    """Through a proxy that sends bodies so slowly that each shard would take most of a minute."""
     make_cache(tmp_path / "cache", range(12))
     url = s3.place()
     push(tmp_path / "cache", url)

@@ -1,4 +1,4 @@
-"""Eight processes of one node read one remote cache through a local cache of a quarter of its size."""
+"""Eight processes of one node read one remote cache through a local cache with a quarter of its size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPOCHS = 2
 
 
 def read_as_rank(rank: int, url: str, environment: dict[str, str], start: object, out: Path) -> None:
-    """Stream the cache as one rank of eight, and write a digest of all that came."""
+    """Stream the cache as one rank of eight, and write a digest of all its data."""
     os.environ.update(environment)
     cache = lc.open(url)
     start.wait()  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def watch(directory: Path, sizes: list[int], stopped: threading.Event) -> None:
         time.sleep(0.002)
 
 
-def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:
+def test_a_locked_shard_is_not_removed(tmp_path: Path) -> None:
     pool = ShardPool(tmp_path, 100)
     payloads = {f"shards/{name}": name.encode() * 40 for name in "abc"}
 
@@ -110,7 +110,7 @@ def test_what_is_held_is_not_evicted(tmp_path: Path) -> None:
     read("shards/b")
     with pool._shared_lock("shards/a") as held:
         assert held is not None
-        read("shards/c")  # b goes, though a is older
+        read("shards/c")  # b is removed, although a is older
         assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["a", "c"]
     time.sleep(0.01)
     read("shards/b")
@@ -135,7 +135,7 @@ def test_threads_fetch_a_shard_once(s3: S3Server, tmp_path: Path) -> None:
     assert_same_content(cache, lc.open(tmp_path / "cache"))
 
 
-def test_forked_worker_reads_what_is_here_and_says_what_it_can_not(s3: S3Server, tmp_path: Path) -> None:
+def test_forked_worker_reads_local_shards_and_refuses_others(s3: S3Server, tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", range(2))
     url = s3.place()
     push(tmp_path / "cache", url)

@@ -1,4 +1,4 @@
-"""Stores that are no S3: web servers, the hub's way of serving, directories."""
+"""Stores other than S3: web servers, the hub's URLs, directories."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_plain_web_server(s3: S3Server, tmp_path: Path) -> None:
 
 
 def test_hub_url_reads_as_the_hub_serves(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No hub here: a web server with the hub's paths. What the hub itself answers is not tested."""
+    """A web server with the hub's paths is used. The hub itself isn't tested."""
     digest = make_cache(tmp_path / "datasets" / "me" / "it" / "resolve" / "main" / "cache", range(2))
     handler = functools.partial(_QuietHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -75,4 +75,4 @@ def test_file_url_is_a_store_too(s3: S3Server, tmp_path: Path) -> None:
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""

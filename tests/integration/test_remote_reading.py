@@ -1,4 +1,4 @@
-"""Reading a cache in a real S3 server: offline, damaged, moved under the reader's hands, and with secrets."""
+"""Reading a cache in a real S3 server: offline, damaged, with a tag that moves, and with secrets."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_secrets_stay_secret(s3: S3Server, tmp_path: Path, monkeypatch: pytest.M
         assert "hunter2" not in everything_said(caught.value)
 
 
-def test_password_of_a_url_is_used_and_never_told(
+def test_password_of_a_url_is_used_and_never_shown(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -178,7 +178,7 @@ def make_other(root: Path) -> Path:
 
 
 def refusals(url: str, place: Path) -> list[str]:
-    """What is said of a URL with a password where it is of no use."""
+    """Errors about a URL with a password."""
     jobs: list[Callable[[], object]] = [
         lambda: push(place / "copy", url),
         lambda: push(place / "copy", f"{url}@{'sha256:' + 'ab' * 32}"),
@@ -201,17 +201,17 @@ def refusals(url: str, place: Path) -> list[str]:
 
 
 def everything_said(error: BaseException | None) -> str:
-    """Its message, and those of all that caused it: what --debug shows."""
+    """The messages of an error and its causes, as --debug shows them."""
     return "" if error is None else f"{error!r} {error}\n" + everything_said(error.__cause__ or error.__context__)
 
 
 class _Guarded(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
-        """Answer whoever knows the password."""
+        """Answer requests with the right password."""
         if self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:hunter2").decode():
             super().do_GET()
         else:
             self.send_error(401)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""

@@ -1,4 +1,4 @@
-"""What became of the rows is told wherever a person looks: preview, dry run, dump, JSON, manifest, info and peek."""
+"""Counts of rows are shown everywhere: preview, dry run, dump, JSON, manifest, info and peek."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_preview_as_json(asked: list[str]) -> None:
 
 def test_counts_are_the_same_everywhere(asked: list[str], tmp_path: Path) -> None:
     out = tmp_path / "cache"
-    told = logitcache(*asked, "--out", out)
-    assert "warning: 1 of 4 rows: no assistant turn" in told
-    assert "rows: 4 read, 1 left out, 2 longer than the limit" in told
-    assert "too long: truncated (1 row, " in told
-    assert "too long: split into several sequences (documents) (1 row; the first is rows.jsonl row 3)" in told
+    printed = logitcache(*asked, "--out", out)
+    assert "warning: 1 of 4 rows: no assistant turn" in printed
+    assert "rows: 4 read, 1 left out, 2 longer than the limit" in printed
+    assert "too long: truncated (1 row, " in printed
+    assert "too long: split into several sequences (documents) (1 row; the first is rows.jsonl row 3)" in printed
     counts = lc.open(out).manifest.provenance.settings["rows"]
     assert isinstance(counts, dict)
     assert counts["left_out"] == {LEFT_OUT: {"rows": 1, "first": "rows.jsonl row 2"}}
@@ -85,7 +85,7 @@ def _json_of(text: str) -> str:
     return text[text.index("{") : text.rindex("}") + 1]
 
 
-def test_peek_marks_what_is_to_be_predicted(asked: list[str], tmp_path: Path) -> None:
+def test_peek_marks_the_targets(asked: list[str], tmp_path: Path) -> None:
     logitcache(*asked, "--out", tmp_path / "cache")
     shown = logitcache("peek", tmp_path / "cache", "0", "--tokens", "0:40")
     assert "⟦Paris.<|im_end|>⟧" in shown

@@ -1,4 +1,4 @@
-"""Caches in a real S3 server: push, open, pull, merge, take a part."""
+"""Caches in a real S3 server: push, open, pull, merge, select a part."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_push_open_pull(s3: S3Server, tmp_path: Path, shard_format: ShardFormatN
     assert verify(url, deep=True).ok
 
 
-def test_pull_goes_on_and_repairs(s3: S3Server, tmp_path: Path) -> None:
+def test_pull_continues_and_repairs(s3: S3Server, tmp_path: Path) -> None:
     make_cache(tmp_path / "cache", range(8))
     url = s3.place()
     push(tmp_path / "cache", url)

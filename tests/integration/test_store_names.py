@@ -1,4 +1,4 @@
-"""Names in a real S3 server: what two people may do at once, tags, pins, the catalogue."""
+"""Names in a real S3 server: two processes at the same time, tags, digests, and the list of caches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_two_caches_given_one_tag_at_once(s3: S3Server, tmp_path: Path) -> None:
         assert lc.open(url).digest == won[0]
 
 
-def test_broken_off_push_keeps_the_name_until_it_is_taken_over(s3: S3Server, tmp_path: Path) -> None:
+def test_interrupted_push_keeps_the_name_until_it_is_taken_over(s3: S3Server, tmp_path: Path) -> None:
     make_cache(tmp_path / "one", range(3))
     digest = make_cache(tmp_path / "two", range(3, 6))
     url = s3.place()
@@ -79,8 +79,8 @@ def test_broken_off_push_keeps_the_name_until_it_is_taken_over(s3: S3Server, tmp
         push(tmp_path / "one", url, take_over=True)
 
 
-def test_push_broken_off_half_way_and_another_cache_pushed_there(s3: S3Server, tmp_path: Path) -> None:
-    """What the first push left stays as litter; the second cache is whole, and the first finds the name taken."""
+def test_interrupted_push_and_another_cache_pushed_there(s3: S3Server, tmp_path: Path) -> None:
+    """Files of the first push stay; the second cache is complete, and the first push finds the name taken."""
     make_cache(tmp_path / "one", range(40))
     digest = make_cache(tmp_path / "two", range(38, 44))
     url = s3.place()
@@ -105,7 +105,7 @@ def test_push_broken_off_half_way_and_another_cache_pushed_there(s3: S3Server, t
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_push_that_is_taken_over_while_it_runs_gives_up(s3: S3Server, tmp_path: Path, finished: bool) -> None:
+def test_push_that_is_taken_over_while_it_runs_fails(s3: S3Server, tmp_path: Path, finished: bool) -> None:
     make_cache(tmp_path / "one", range(4))
     digest = make_cache(tmp_path / "two", range(4, 8))
     url = s3.place()

@@ -1,4 +1,4 @@
-"""Students cut from bigger models: the layers that were asked for, and a model that loads and runs."""
+"""Students cut from bigger models have the right layers, load and run."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_student_command(tokenizer_dir: Path, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_text_layers_of_an_image_text_model_are_cut(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Its vision tower has as many layers, and keeps them."""
+    """Its vision encoder has the same number of layers, and keeps them."""
     tower = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2, image_size=28, patch_size=14
     )
@@ -173,7 +173,7 @@ DEPENDENT: dict[str, tuple[PretrainedConfig, list[int], list[int]]] = {
         [0, 1, 5],
         [0, 1, 2, 3, 4, 5],
     ),
-    # A layer's number says whether it has experts.
+    # A layer's index decides whether it has experts.
     "deepseek": (
         DeepseekV3Config(
             **{**SHAPE, "num_key_value_heads": 2}, moe_intermediate_size=16, n_routed_experts=4, n_group=1,
@@ -198,7 +198,7 @@ def test_layers_that_need_others_are_cut_right_or_not_at_all(name: str, tokenize
     assert make_student(tmp_path / "teacher", tmp_path / "taken", layers=taken) == tuple(taken)
 
 
-def test_a_list_of_token_ids_is_no_list_of_layers(tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_a_list_of_token_ids_is_not_taken_for_layers(tokenizer_dir: Path, tmp_path: Path) -> None:
     config = LlamaConfig(**{**SHAPE, "num_hidden_layers": 3}, eos_token_id=[1, 2, 3])
     save_tiny(tmp_path / "teacher", tokenizer_dir, config)
     make_student(tmp_path / "teacher", tmp_path / "student", layers=[0, 2])

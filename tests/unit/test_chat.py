@@ -1,4 +1,4 @@
-"""What of a conversation is to be learnt: the rule on public templates, and what templates do in silence."""
+"""Which tokens of a conversation are targets, for public templates, and what templates leave out without an error."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("name", TURNS)
-def test_a_turn_is_what_the_model_has_to_produce(tokenizer: Any, name: str) -> None:
+def test_targets_are_what_the_model_must_produce(tokenizer: Any, name: str) -> None:
     row = chat(tokenizer, name).encode(CHAT, 0, "row 1")
     assert targets(tokenizer, row) == TURNS[name]
     no_end = ("the chat template writes no token that ends an assistant's turn",)
@@ -108,22 +108,22 @@ def test_a_turn_is_what_the_model_has_to_produce(tokenizer: Any, name: str) -> N
         ),
     ],
 )
-def test_ways_to_open_and_to_end_a_turn(tokenizer: Any, source: str, expected: str) -> None:
+def test_ways_to_begin_and_end_a_turn(tokenizer: Any, source: str, expected: str) -> None:
     said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "So long")]
     messages = [{"role": role, "content": content} for role, content in said]
     assert shown(tokenizer, ChatTemplate(tokenizer, template=source).encode(messages, 0, "row 1")) == expected
 
 
-def test_a_turn_that_can_not_be_placed_is_refused(tokenizer: Any) -> None:
+def test_a_turn_whose_position_is_not_clear_is_refused(tokenizer: Any) -> None:
     source = (
         "{% for i in range(messages|length) %}{% if i == messages|length - 1 %}last {% endif %}"
         "{{ messages[i].content }}</s>{% endfor %}"
     )
-    with pytest.raises(RowError, match=r"row 1: where the assistant's turn in message 2 begins can't be told"):
+    with pytest.raises(RowError, match=r"row 1: .* doesn't show where the assistant's turn in message 2 begins"):
         ChatTemplate(tokenizer, template=source).encode(CHAT, 0, "row 1")
 
 
-def test_the_assistant_may_speak_first(tokenizer: Any) -> None:
+def test_the_assistant_may_be_first(tokenizer: Any) -> None:
     row = chat(tokenizer, "qwen3_5_think").encode([*CHAT[1:3], CHAT[3]], 0, "row 1")
     assert targets(tokenizer, row)[0] == "Paris.\nIt lies on the Seine.<|im_end|>"
 
@@ -140,7 +140,7 @@ def test_marks_of_a_training_template_agree(tokenizer: Any) -> None:
 # Which turns
 
 
-def test_only_the_turns_that_are_wanted(tokenizer: Any) -> None:
+def test_only_the_selected_turns_are_targets(tokenizer: Any) -> None:
     assert targets(tokenizer, chat(tokenizer, "qwen2_5", turns="last").encode(CHAT, 0, "r")) == ["Rome<|im_end|>"]
     assert targets(tokenizer, chat(tokenizer, "qwen2_5").encode(CHAT, 3, "r")) == ["Rome<|im_end|>"]
     assert not chat(tokenizer, "qwen2_5").encode(CHAT[:1], 0, "r").is_target_L.any()
@@ -211,7 +211,7 @@ def test_reasoning_is_a_target_where_the_template_writes_it(tokenizer: Any) -> N
         assert said.startswith("<|channel|>analysis<|message|>France … Paris.<|end|><|start|>assistant<|channel|>final")
 
 
-def test_what_a_template_leaves_out_is_said(tokenizer: Any) -> None:
+def test_what_a_template_leaves_out_is_noted(tokenizer: Any) -> None:
     thought = {"role": "assistant", "content": "<think>\nSeine …\n</think>\n\nParis."}
     row = chat(tokenizer, "deepseek_r1_distill").encode([CHAT[0], thought], 0, "row 1")
     assert row.notes == ("the chat template leaves out part of an assistant's message",)
@@ -224,7 +224,7 @@ def test_what_a_template_leaves_out_is_said(tokenizer: Any) -> None:
     }
 
 
-def test_a_turn_of_which_nothing_is_left_is_not_learnt(tokenizer: Any) -> None:
+def test_a_turn_that_is_left_out_is_no_target(tokenizer: Any) -> None:
     row = chat(tokenizer, "llama3").encode(CALLS, 0, "row 1")
     assert targets(tokenizer, row) == ["Warm<|eot_id|>"]
     assert row.notes == (
@@ -250,16 +250,16 @@ def test_arguments_reach_the_template(tokenizer: Any) -> None:
         chat(tokenizer, "qwen3", arguments={"enable_thinkin": False})
 
 
-def test_a_template_is_told_a_fixed_date(tokenizer: Any) -> None:
+def test_a_template_gets_a_fixed_date(tokenizer: Any) -> None:
     row = chat(tokenizer, "llama3_2").encode(CHAT, 0, "row 1")
     assert "Today Date: 26 Jul 2024" in tokenizer.decode(row.token_ids)
     dated = chat(tokenizer, "gptoss", arguments={"date": "2025-03-01", "reasoning_effort": "high"})
-    assert (dated.uses_date, dated.date) == (True, "2025-03-01")
+    assert dated.date == "2025-03-01"
     text = tokenizer.decode(dated.encode(CHAT, 0, "row 1").token_ids)
     assert "Current date: 2025-03-01" in text
     assert "Reasoning: high" in text
     assert chat(tokenizer, "gptoss").date == "2024-07-26"
-    assert (chat(tokenizer, "qwen3").uses_date, chat(tokenizer, "qwen3").date) == (False, None)
+    assert chat(tokenizer, "qwen3").date is None
     with pytest.raises(DataError, match="must be YYYY-MM-DD, not 'yesterday'"):
         chat(tokenizer, "gptoss", arguments={"date": "yesterday"})
     with pytest.raises(DataError, match="doesn't read 'date'"):

@@ -1,4 +1,4 @@
-"""What messages may hold: parts, BOS in their text; and the messages and templates that are refused."""
+"""Contents of messages: parts, BOS in their text; and messages and templates that are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_content_parts(tokenizer: Any) -> None:
     assert "What is the capital\nof France?<|im_end|>" in tokenizer.decode(row.token_ids)
     assert targets(tokenizer, row) == ["Paris<|im_end|>"]
     assert row.notes == ("text parts of a message were joined by line breaks, because the chat template takes text",)
-    # This one goes over the parts, and writes nothing for a text.
+    # This template loops over the parts, and writes nothing for a text.
     for spelled in (messages, [{"role": "user", "content": "Capital?"}, messages[1]]):
         row = chat(tokenizer, "smolvlm").encode(spelled, 0, "row 1")
         assert targets(tokenizer, row) == [" Paris<end_of_utterance>"]

@@ -1,4 +1,4 @@
-"""Chat rows against an oracle that knows three templates by hand, and marks characters one at a time."""
+"""Chat rows compared with a reference implementation of three templates that marks each character."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random conversations: a row or one clear error, and the quick way finds what the exact one does."""
+"""Random conversations give a row or one clear error, and the fast method finds the same targets as the exact one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from logitcache.errors import LogitCacheError, RowError
 
 NAMES = ["qwen2_5", "qwen3", "gptoss", "gemma", "gemma4_v5", "deepseek_r1_distill", "cohere2", "glm4moe", "smolvlm"]
 
-# What templates look for and write themselves, in what people say.
+# Texts that templates search for or write, as part of messages.
 TRICKY = ["<|im_end|>", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "</think>", "<end_of_turn>\n", "/nothink"]
 TRICKY += ["<|return|>", "<tool_response>", "</s>", "<｜Assistant｜>", "{{ 1 }}", "\U000f1e00", "日本", "é\u0301"]
 
@@ -34,7 +34,7 @@ def tokenizer(smollm2_dir: Path) -> Any:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Turns of a user and the assistant, with calls and thoughts; with some luck a template takes them."""
+    """Turns of a user and the assistant, with tool calls and reasoning. Many templates accept them."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
     for number in range(draw(st.integers(1, 5))):
         messages.append({"role": "user", "content": draw(texts)})
@@ -48,7 +48,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_quick_way_is_the_exact_one(tokenizer: Any, name: str) -> None:
+def test_the_fast_method_equals_the_exact_one(tokenizer: Any, name: str) -> None:
     compiled = Template(template(name), tokenizer.special_tokens_map)
     specials = tokenizer.all_special_tokens
 
@@ -59,7 +59,7 @@ def test_the_quick_way_is_the_exact_one(tokenizer: Any, name: str) -> None:
         except Exception as error:  # noqa: BLE001
             return f"the template refuses: {error}"
         try:
-            return finder.spans(turns)
+            return finder.target_spans(turns)
         except RowError as error:
             return str(error)
 
@@ -86,7 +86,7 @@ odd_messages = st.lists(
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma4_v5", "smolvlm"])
-def test_odd_rows_are_taken_or_refused(tokenizer: Any, name: str) -> None:
+def test_unusual_rows_are_accepted_or_refused(tokenizer: Any, name: str) -> None:
     template = chat(tokenizer, name)
 
     @settings(deadline=None, max_examples=60)
@@ -109,7 +109,7 @@ def test_odd_rows_are_taken_or_refused(tokenizer: Any, name: str) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_odd_sharegpt_rows_are_taken_or_refused(data: st.DataObject) -> None:
+def test_unusual_sharegpt_rows_are_accepted_or_refused(data: st.DataObject) -> None:
     items = data.draw(st.lists(st.dictionaries(st.sampled_from(["from", "value", "weight"]), anything) | anything))
     try:
         messages = from_sharegpt(items)
@@ -139,13 +139,13 @@ def test_the_cost_grows_with_the_length(tokenizer: Any) -> None:
     renderings = []
     for turns in (10, 1000):
         compiled = Template(template("qwen3"), tokenizer.special_tokens_map)
-        counted, render = [0], compiled.rendering
+        counted, render = [0], compiled.render_with_spans
 
         def count(*args: Any, counted: list[int] = counted, render: Any = render, **options: Any) -> Any:
             counted[0] += 1
             return render(*args, **options)
 
-        compiled.rendering = count  # type: ignore[method-assign]
+        compiled.render_with_spans = count  # type: ignore[method-assign]
         said = [(f"Question {i}", f"Answer {i}") for i in range(turns)]
         messages = [
             {"role": role, "content": text}
@@ -153,13 +153,13 @@ def test_the_cost_grows_with_the_length(tokenizer: Any) -> None:
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
         finder = TurnFinder(compiled, messages, {}, specials=tokenizer.all_special_tokens, where="row 1")
-        assert len(finder.spans(range(1, 2 * turns, 2))) == turns
+        assert len(finder.target_spans(range(1, 2 * turns, 2))) == turns
         renderings.append(counted[0])
     assert renderings[0] == renderings[1]
 
 
-def test_a_chat_template_is_told_by_its_tokenizer(tokenizer: Any) -> None:
-    """Some tokenizers have one template more, for rows with tools."""
+def test_the_tokenizer_chooses_the_chat_template(tokenizer: Any) -> None:
+    """Some tokenizers have a second template, for rows with tools."""
     tokenizer.chat_template = {"default": template("gemma"), "tool_use": template("qwen2_5")}
     try:
         own = ChatTemplate(tokenizer)

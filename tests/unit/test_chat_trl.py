@@ -53,7 +53,7 @@ def tokenizer(smollm2_dir: Path) -> Any:
 
 
 def _texts(tokenizer: Any, source: str, messages: list[dict[str, Any]], tools: Any) -> tuple[str, list[Any]]:
-    """A row as transformers renders it, in the first spelling that the template takes, and the marked spans."""
+    """A row as transformers renders it, in the first form that the template accepts, and the marked spans."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     in_parts = [
@@ -82,7 +82,7 @@ def _texts(tokenizer: Any, source: str, messages: list[dict[str, Any]], tools: A
 
 
 def _differs(tokenizer: Any, text: str, ours: np.ndarray, theirs: np.ndarray, prompts: list[str]) -> bool:
-    """Whether the masks differ in anything but white space and what a generation prompt says."""
+    """True if the masks differ in more than white space and the generation prompt."""
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     if (ours & ~theirs).any():
         return True

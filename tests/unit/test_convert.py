@@ -83,7 +83,7 @@ def test_errors_of_a_coarser_encoding_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard_format", FORMATS)
-def test_cutting_k_moves_mass_to_the_residual(shard_format: ShardFormatName, tmp_path: Path) -> None:
+def test_a_smaller_k_moves_mass_to_the_residual(shard_format: ShardFormatName, tmp_path: Path) -> None:
     source = build(tmp_path / "source", Encoding(preset="exact"), shard_format)
     convert_cache(source, tmp_path / "made", top_k=2)
     converted = lc.open(tmp_path / "made")

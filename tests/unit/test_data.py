@@ -1,4 +1,4 @@
-"""Which positions of rows get targets, against slow oracles."""
+"""Which positions of rows get targets, compared with slow reference implementations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_split_rows_predict_every_token_once(tokenizer: Any, length: int, max_le
     if overlap:
         assert predicted == list(range(1, length))
     else:
-        # Without overlap the first token of a sequence has no context, so nobody predicts it.
+        # Without overlap the first token of a sequence has no context, so it isn't a target.
         assert predicted == [i for i in range(length) if i % max_length]
 
 
@@ -68,7 +68,7 @@ def test_labels_mark_what_is_predicted(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("column", ["messages", "input_ids", "token_ids"])
-def test_json_that_was_not_decoded_is_no_document(tokenizer: Any, column: str) -> None:
+def test_json_text_in_a_chat_column_is_refused(tokenizer: Any, column: str) -> None:
     row = {column: '[{"role": "user", "content": "Say something."}]'}
     with pytest.raises(DataError, match=f"row 1: column '{column}' holds text, not a list"):
         list(RowTokeniser(tokenizer, vocab_size=60_000, max_length=64).sequences(row, "row 1"))

@@ -1,4 +1,4 @@
-"""Parts of a dump on their own: putting batches back in order, claims, workers' ranks, settings."""
+"""Parts of a dump: the order of batches, claims, ranks of workers, settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ V, K = 11, 3
 
 
 def computed(lengths: list[int], batches: list[list[int]], poison: tuple[int, int] | None = None) -> Computed:
-    """Targets whose top id says which sequence and position they belong to; ``poison`` gets NaN."""
+    """Targets whose top id is made from their sequence and position; the position ``poison`` gets NaN."""
     sequences = [
         TokenSequence(np.arange(length, dtype=np.uint32), np.arange(length) < length - 1) for length in lengths
     ]
@@ -41,7 +41,7 @@ def computed(lengths: list[int], batches: list[list[int]], poison: tuple[int, in
     return Computed(sequences, results)
 
 
-def test_batches_go_back_into_order() -> None:
+def test_batches_are_put_in_order() -> None:
     arrays, skipped = assemble(computed([3, 5, 2, 4], [[1, 3], [0, 2]]), str, skip_non_finite=False)
     assert arrays is not None
     assert skipped == 0
@@ -62,7 +62,7 @@ def test_non_finite_positions_are_named_or_left_out() -> None:
     assert arrays.topk_ids_NK[:, 0].tolist() == [0, 1, 3, 4, 6]
 
 
-def test_sequence_without_a_finite_position_goes() -> None:
+def test_sequence_without_a_finite_position_is_left_out() -> None:
     arrays, skipped = assemble(computed([2, 3], [[0, 1]], poison=(0, 0)), str, skip_non_finite=True)
     assert arrays is not None
     assert (arrays.sequences, skipped) == (1, 1)

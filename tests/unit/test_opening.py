@@ -1,4 +1,4 @@
-"""Opening a cache: what is one, what isn't, and what may lie beside it."""
+"""Opening a cache: finished caches, other places, and files that may be in a cache's directory."""
 
 from __future__ import annotations
 

@@ -65,13 +65,13 @@ def test_every_piece_begins_with_bos(
         offset = start - 1 if piece else start
         predicted += [offset + t + 1 for t in np.flatnonzero(sequence.target_mask_L)]
         if piece:
-            assert not sequence.target_mask_L[0]  # what BOS says there is no prediction within the document
+            assert not sequence.target_mask_L[0]  # the prediction at BOS isn't one within the document
     assert predicted == sorted(set(predicted))
     if overlap:
         assert predicted == list(range(1, len(ids)))
 
 
-def test_bos_is_never_there_twice(with_bos: Any) -> None:
+def test_bos_is_never_repeated(with_bos: Any) -> None:
     (sequence,), tally = tokenise(with_bos, {"text": f"{BOS}Once upon a time"}, end_of_text="none")
     assert sequence.token_ids_L.tolist() == with_bos("Once upon a time")["input_ids"]
     assert sum(note.rows for note in tally.notes.values()) == 1
@@ -103,7 +103,7 @@ def test_where_the_tokenizer_gives_no_end_or_the_ids_no_beginning(smollm2_dir: P
         ({"prompt": "a", "completion": " b"}, "nothing ends the completions: the tokenizer has no end token"),
     ):
         _, tally = tokenise(endless, row)
-        assert any(told.startswith(note) for told in tally.notes)
+        assert any(found.startswith(note) for found in tally.notes)
     for wanted in ("none", END):
         assert tokenise(endless, {"text": "A document."}, end_of_text=wanted)[1].notes == {}
     _, tally = tokenise(with_bos, {"input_ids": [5, 6]})

@@ -1,4 +1,4 @@
-"""The work plan depends on the input and the settings alone, and wastes little on padding."""
+"""The work plan depends only on the input and the settings, and batches have little padding."""
 
 from __future__ import annotations
 

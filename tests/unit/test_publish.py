@@ -1,4 +1,4 @@
-"""Writing a cache: published whole or not at all, never over something else, and equal for equal input."""
+"""Writing a cache: it is complete or absent, never overwrites anything, and is equal for equal input."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_publishing_keeps_a_good_shard_and_replaces_a_damaged_one(tmp_path: Path
     assert path.read_bytes() == payload
 
 
-def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
+def test_shards_of_an_earlier_run_are_removed(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     publish(root, [make_arrays(99)], "zarr")
     build_cache(root, "zarr", SHARDS)
@@ -83,16 +83,16 @@ def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
     assert not (root / ".dump").exists()
 
 
-@pytest.mark.parametrize("stray", ["notes.txt", "shards/notes.txt", "tokenizer/old.json", "shards/more/x"])
-def test_a_file_that_is_not_ours_is_named_and_kept(tmp_path: Path, stray: str) -> None:
-    (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / stray).write_text("precious")
-    with pytest.raises(OutputExistsError, match=f"{stray.removesuffix('/x')} is no part of the cache: move it away"):
+@pytest.mark.parametrize("extra", ["notes.txt", "shards/notes.txt", "tokenizer/old.json", "shards/more/x"])
+def test_another_file_is_named_and_kept(tmp_path: Path, extra: str) -> None:
+    (tmp_path / extra).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / extra).write_text("precious")
+    with pytest.raises(OutputExistsError, match=f"{extra.removesuffix('/x')} is no part of the cache: move it away"):
         build_cache(tmp_path, "zarr", SHARDS)
-    assert (tmp_path / stray).read_text() == "precious"
+    assert (tmp_path / extra).read_text() == "precious"
     with pytest.raises(CacheNotFoundError, match="unfinished"):
         lc.open(tmp_path)
-    shutil.move(tmp_path / stray, tmp_path / ".dump" / "x")
+    shutil.move(tmp_path / extra, tmp_path / ".dump" / "x")
     with contextlib.suppress(OSError):
         (tmp_path / "shards" / "more").rmdir()
     build_cache(tmp_path, "zarr", SHARDS)

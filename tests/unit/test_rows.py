@@ -1,4 +1,4 @@
-"""What a row is taken for by its columns, what is left out, and that all of it is counted."""
+"""What kind a row is by its columns, which rows are left out, and that everything is counted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_instructions_are_chats_where_there_is_a_template(tokenizer: Any, with_b
     assert spoken(with_bos, sequence) == "3<|im_end|>"
 
 
-def test_an_empty_column_gives_way_and_is_counted(tokenizer: Any) -> None:
+def test_an_empty_column_is_skipped_and_counted(tokenizer: Any) -> None:
     (sequence,), tally = tokenise(tokenizer, {"messages": None, "text": "a document"}, end_of_text="none")
     assert tokenizer.decode(sequence.token_ids_L) == "a document"
     assert tally.notes["column messages is empty, text is read instead"].rows == 1
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_counted_and_named(tokenizer: Any, row: dict[str, An
     assert {reason: (1, "row 1")} == {why: (what.rows, what.first) for why, what in tally.left_out.items()}
 
 
-def test_unknown_columns_are_an_error_with_the_way_out(tokenizer: Any) -> None:
+def test_unknown_columns_are_an_error_with_advice(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"found no column .*; the columns are body. Choose with --text-column"):
         tokenise(tokenizer, {"body": "x"})
 
@@ -88,7 +88,7 @@ def test_reasons_do_not_grow_without_bound() -> None:
     assert tally.left_out_rows == 200
 
 
-# What stands beside
+# Columns beside
 
 
 def test_a_system_column_begins_the_chat(tokenizer: Any) -> None:
@@ -127,12 +127,12 @@ def test_a_system_column_begins_the_chat(tokenizer: Any) -> None:
         ),
     ],
 )
-def test_columns_that_are_not_read_are_told(tokenizer: Any, row: dict[str, Any], unread: str) -> None:
+def test_columns_that_are_not_read_are_named(tokenizer: Any, row: dict[str, Any], unread: str) -> None:
     _, tally = tokenise(tokenizer, row)
     assert f"columns that aren't read: {unread}" in tally.told
 
 
-def test_a_preference_is_refused_with_the_way_out(tokenizer: Any) -> None:
+def test_a_preference_is_refused_with_advice(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"a preference \(chosen, rejected\).* give that one as prompt and completion"):
         tokenise(tokenizer, {"prompt": "Q?", "chosen": "good", "rejected": "bad"})
 
@@ -196,7 +196,7 @@ def test_masks_of_trainers(tokenizer: Any, name: str) -> None:
         ({"instruction": "a", "input": 3, "output": "b"}, "input holds int; it must be text"),
     ],
 )
-def test_rows_that_can_not_be_taken_right(tokenizer: Any, row: dict[str, Any], match: str) -> None:
+def test_rows_that_can_not_be_used(tokenizer: Any, row: dict[str, Any], match: str) -> None:
     with pytest.raises(RowError, match=f"row 1: .*{match}"):
         tokenise(tokenizer, row)
 

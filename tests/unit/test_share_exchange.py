@@ -1,4 +1,4 @@
-"""Log-probs of other programs come in as they were, and a cache goes out as plain Parquet."""
+"""Log-probs of other programs are imported unchanged, and a cache is exported as plain Parquet."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_lines(path: Path, *rows: object) -> Path:
 
 
 def vllm_row(tokens: list[int], logprobs: torch.Tensor, k: int = K) -> dict[str, Any]:
-    """What vLLM gives: the best k, and the prompt's own token as an extra where it isn't among them."""
+    """Entries as vLLM gives them: the best k, and the prompt's own token as an extra entry if it isn't among them."""
     lists: list[dict[str, Any] | None] = [None]
     for position, token in enumerate(tokens[1:]):
         row = logprobs[position]
@@ -149,7 +149,7 @@ def test_distillkit_exact(
 
 
 def test_distillkit_bits_and_terms() -> None:
-    """Two positions decoded by hand: one exact value, a line through the rest, two values corrected in 3-bit steps."""
+    """Two positions with known values: one exact, a linear fit of the rest, two values corrected in 3-bit steps."""
     config = Compression(
         d=1000, k=4, exact_k=1, exact_dtype="float16", polynomial_terms=(0, 1, "sqrt"), term_dtype="float32",
         residual_bins=(Bin(scale_dtype="bfloat16", element_bits=3, num_elements=2),), delta_encoding=True,
@@ -168,7 +168,7 @@ def test_distillkit_bits_and_terms() -> None:
     assert unpack_bits(packed, 10, 2).tolist() == [[500, 1]]
 
 
-def test_what_is_no_dump_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_other_files_are_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
     good = vllm_row([5, 6, 7], torch.full((3, 100), 0.0).double().log_softmax(-1), 2)
     rows = {
         "not JSON": "{",
@@ -224,7 +224,7 @@ def test_export_is_plain_parquet(tmp_path: Path) -> None:
 def write_distillkit(
     place: Path, tokens: list[int], ids: np.ndarray, values: np.ndarray, config: dict[str, Any]
 ) -> None:
-    """Their layout, written here with nothing of the reader's."""
+    """DistillKit's layout, written without code of the reader."""
     place.mkdir()
     (place / "compression_config.yaml").write_text(yaml.safe_dump(config))
     bits = math.ceil(math.log2(config["d"]))
@@ -243,7 +243,7 @@ def write_distillkit(
 
 
 def gpt2_bytes() -> dict[str, bytes]:
-    """GPT-2's alphabet, from its definition: printable bytes are themselves, the others follow from U+0100 on."""
+    """GPT-2's characters for bytes, by their definition: printable bytes are themselves, others begin at U+0100."""
     table = {}
     extra = 0
     for byte in range(256):

@@ -1,4 +1,4 @@
-"""Merging, comparing, cutting and signing caches in directories, with no store at all."""
+"""Merging, comparing, cutting and signing caches in directories, without a store."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_duplicates(tmp_path: Path) -> None:
 
 
 def test_shards_that_are_equal_byte_for_byte(tmp_path: Path) -> None:
-    """Kept, such a shard stands in the table twice and on the disk once; dropped, it stands there once."""
+    """With ``keep``, such a shard is twice in the table and once on the disk; with ``drop``, once in the table."""
     make_cache(tmp_path / "a", range(4))
     make_cache(tmp_path / "b", range(2, 6))
     parts = [lc.open(tmp_path / name) for name in "ab"]
@@ -99,7 +99,7 @@ def test_shards_that_are_equal_byte_for_byte(tmp_path: Path) -> None:
         assert verify_cache(tmp_path / name, deep=True).ok
 
 
-def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
+def test_differences_of_caches_are_named(tmp_path: Path) -> None:
     make_cache(tmp_path / "a", range(2))
     other = Teacher(name="org/other", dtype="bfloat16", engine="transformers", weights_digest="sha256:" + "cd" * 32)
     make_cache(tmp_path / "b", range(2, 4), teacher=other, tokenizer_digest="sha256:" + "ef" * 32)

@@ -1,4 +1,4 @@
-"""Names of caches, selections, sizes, retries: what needs no store."""
+"""Names of caches, selections, sizes and retries, without a store."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_references(text: str, reference: Reference) -> None:
         "s3://b/n#x",
     ],
 )
-def test_what_is_no_reference(text: str) -> None:
+def test_invalid_references(text: str) -> None:
     if text == "s3://b/n@":
         assert parse_reference(text) == Reference("s3://b/n")
         return
@@ -78,7 +78,7 @@ def test_public_url_hides_what_is_secret() -> None:
     assert public_url("/a/b@c") == "/a/b@c"
 
 
-def test_saved_settings_of_a_training_run_say_no_password() -> None:
+def test_saved_settings_of_a_training_run_have_no_password() -> None:
     url = "https://me:hunter2@host/caches@latest"
     for caches in (url, (url, "local cache", "s3://bucket@v1")):
         config = TrainConfig.parse({"cache": caches, "student": "s", "out": "o", "eval_cache": url})

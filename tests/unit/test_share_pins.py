@@ -1,4 +1,4 @@
-"""A digest after the ``@`` pins one cache wherever a command takes a URL."""
+"""A digest after the ``@`` selects one cache in every command that takes a URL."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_wrong_pins(store: str, tmp_path: Path) -> None:
 
 
 def test_pin_notices_what_was_altered(store: str, tmp_path: Path) -> None:
-    """Another manifest under the pinned digest, complete and sound in itself, is not what was pinned."""
+    """A valid manifest of another cache under the pinned digest is an error."""
     one, two = (lc.open(name).digest for name in ("one", "two"))
     mine, other = (tmp_path / "store" / "caches" / digest.removeprefix("sha256:") for digest in (one, two))
     for name in ("manifest.json", "manifest.sha256"):

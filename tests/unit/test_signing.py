@@ -1,4 +1,4 @@
-"""Keys and signatures are those of OpenSSH: files that ssh-keygen made, and ssh-keygen itself where it is installed."""
+"""Keys and signatures equal OpenSSH's: files that ssh-keygen made, and ssh-keygen itself if it is installed."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def armored(envelope: bytes) -> bytes:
     return b"\n".join([lines[0], base64.b64encode(envelope), lines[-1], b""])
 
 
-def test_the_envelope_may_stand_in_lines_of_any_length() -> None:
+def test_the_envelope_may_have_lines_of_any_length() -> None:
     assert is_signed(DIGEST, KEY, armored(ENVELOPE))
 
 
@@ -187,7 +187,7 @@ def test_a_cut_or_longer_signature_does_not_fit(what: int | bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_other_bytes_are_no_signature(content: bytes) -> None:
+def test_other_bytes_are_not_a_signature(content: bytes) -> None:
     assert not is_signed(DIGEST, KEY, content)
 
 

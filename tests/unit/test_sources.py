@@ -1,4 +1,4 @@
-"""Files of every kind and compression give the same rows; names, types and places that can't be taken are refused."""
+"""Files of every kind and compression give the same rows; names and types that can't be read are refused."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_text_is_one_document_and_globs_are_sorted(tmp_path: Path) -> None:
         ('{"conversations": [{"from": "human", "value": "x"}]}', 1),
     ],
 )
-def test_json_goes_by_its_content(tmp_path: Path, content: str, rows: int) -> None:
+def test_json_is_read_by_its_content(tmp_path: Path, content: str, rows: int) -> None:
     (tmp_path / "x.json").write_text(content, encoding="utf-8")
     found = rows_of(tmp_path / "x.json")
     assert len(found) == rows
     assert found == [] or all(isinstance(row, dict) and row for row in found)
 
 
-def test_json_rows_inside_one_object_are_announced(tmp_path: Path) -> None:
+def test_json_rows_inside_one_object_give_a_warning(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"version": "1.1", "data": [{"text": "a"}, {"text": "b"}]}))
     with pytest.warns(LogitCacheWarning, match="rows are those of the list 'data'"):
         assert rows_of(tmp_path / "x.json") == [{"text": "a"}, {"text": "b"}]
@@ -166,7 +166,7 @@ def test_arrow_types_become_plain_values(tmp_path: Path, kind: str) -> None:
         assert repr(values) == repr(expected), name  # a NumPy integer would equal the plain one
 
 
-def test_columns_that_cannot_be_taken_name_the_row(tmp_path: Path) -> None:
+def test_columns_that_cannot_be_converted_name_the_row(tmp_path: Path) -> None:
     offsets = pa.array(range(1501), pa.int32()).buffers()[1]
     letters = bytearray(b"x" * 1500)
     letters[1300] = 0xFF
@@ -189,7 +189,7 @@ def test_unknown_names_ask_for_the_kind(tmp_path: Path, name: str) -> None:
         find_sources([str(tmp_path / name)])
 
 
-def test_the_kind_asked_for_wins(tmp_path: Path) -> None:
+def test_the_given_kind_overrides_the_name(tmp_path: Path) -> None:
     (tmp_path / "corpus.dat").write_bytes(b'{"text": "a"}\n')
     (tmp_path / "rows.gz").write_bytes(COMPRESSORS[".gz"](b'{"text": "b"}\n'))
     assert rows_of(tmp_path / "corpus.dat", tmp_path / "rows.gz", kind="jsonl") == [{"text": "a"}, {"text": "b"}]
@@ -207,7 +207,7 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
         assert rows_of(tmp_path / "a.txt", tmp_path / "*.txt") == [{"text": "a"}, {"text": "b"}]
 
 
-def test_directories_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_directories_give_a_warning_or_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"name its files, for example .*/\*\.jsonl"):
         find_sources([str(tmp_path)])
     (tmp_path / "more").mkdir()
@@ -257,7 +257,7 @@ def test_hub_ids(name: str, expected: tuple[str | None, ...] | None) -> None:
         assert [(source.kind, source.name) for source in find_sources([name])] == [("hub", name)]
 
 
-def test_a_missing_file_is_no_hub_id(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_a_hub_id(tmp_path: Path) -> None:
     for name in ("data/x.jsonl", "data/x.csv.gz", str(tmp_path / "nothing"), "org/name:a:b"):
         with pytest.raises(DataError, match="doesn't exist"):
             find_sources([name])

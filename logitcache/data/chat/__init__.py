@@ -1,4 +1,4 @@
-"""Conversations to tokens by the teacher's chat template, and which of them the model itself would have to produce."""
+"""Conversations as token ids by the teacher's chat template, and which of those tokens are targets."""
 
 from logitcache.data.chat.encoding import ChatTemplate, ChatTokens
 from logitcache.data.chat.messages import Message

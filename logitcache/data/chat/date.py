@@ -1,7 +1,7 @@
-"""The day that a chat template is told is today.
+"""The date that a chat template gets as today.
 
-Some templates write today's date. The same rows would give other tokens tomorrow, so the date is fixed: to the day
-that is asked for, else to the day that the template itself names for want of a clock, else to one day for all.
+Some templates write today's date, so the same rows would give other tokens tomorrow. So the date is fixed: the date of
+the settings; else the date that the template itself uses when it has no clock; else ``DEFAULT_DATE``.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from jinja2 import nodes
 
 from logitcache.errors import DataError
 
-#: The day for templates that name none themselves; Llama 3's templates name the same.
+#: The date for templates without a date of their own. Llama 3's templates use the same.
 DEFAULT_DATE = datetime.date(2024, 7, 26)
 
 
 class FixedDate:
-    """Today, as a template sees it.
+    """The date that a template gets as today.
 
     Args:
-        tree: the template.
-        date: YYYY-MM-DD; None takes the template's own day or :data:`DEFAULT_DATE`.
+        tree: the parsed template.
+        date: YYYY-MM-DD; with None, the template's own date or :data:`DEFAULT_DATE`.
 
     Attributes:
-        is_used: the template reads the clock.
-        day: the day it is given.
+        is_used: True if the template reads the clock.
+        day: the date that it gets.
 
     Raises:
-        DataError: not a date of that form.
+        DataError: the date isn't of that form.
     """
 
     def __init__(self, tree: nodes.Template, date: str | None) -> None:
@@ -43,12 +43,12 @@ class FixedDate:
             self.day = next(_own_days(tree), DEFAULT_DATE)
 
     def strftime(self, form: str) -> str:
-        """The day at midnight in this form, for the template's ``strftime_now``."""
+        """Format the date, at midnight, for the template's ``strftime_now``."""
         return datetime.datetime.combine(self.day, datetime.time()).strftime(form)
 
 
 def _own_days(tree: nodes.Template) -> Iterator[datetime.date]:
-    """Days that the template gives to a variable to which it would else give today."""
+    """Constant dates that the template assigns to a variable to which it also assigns today's date."""
     assigned = [(each.target, each.node) for each in tree.find_all(nodes.Assign)]
     for variable, call in assigned:
         for other, constant in assigned:

@@ -1,4 +1,4 @@
-"""Chat rows through a chat template, and which of their tokens the model itself would have to produce.
+"""Encode chat rows with a chat template, and mark the tokens that are targets.
 
 Shape legend: L tokens of one conversation.
 """
@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.data.chat.forms import Given, TemplateForms
-from logitcache.data.chat.left_out import left_out
+from logitcache.data.chat.forms import TemplateForms, TemplateInput
+from logitcache.data.chat.left_out import find_left_out
 from logitcache.data.chat.messages import Message
 from logitcache.data.chat.targets import TurnFinder
 from logitcache.errors import DataError
@@ -23,12 +23,12 @@ _TWICE = "the text began with BOS twice, because the template and the row both w
 
 @dataclass(frozen=True, eq=False)
 class ChatTokens:
-    """A conversation's tokens.
+    """The tokens of a conversation.
 
     Attributes:
-        token_ids: the whole conversation, L ids.
-        is_target_L: bool, True where token ``t`` is to be predicted.
-        notes: what a person must know about the row, without its number, so that equal notes can be counted.
+        token_ids: ids of the whole conversation, L.
+        is_target_L: bool, True where token ``t`` is a target.
+        notes: what the user should know about the row, without its number, so that equal notes can be counted.
     """
 
     token_ids: list[int]
@@ -39,18 +39,18 @@ class ChatTokens:
 class ChatTemplate:
     """A tokenizer's chat template.
 
-    The text is tokenised as a whole. A token that lies across the end of the generation prompt is a target: the model
-    was given part of its characters, but has to produce the others.
+    The text is tokenised as a whole. A token that begins inside the generation prompt and ends after it is a target:
+    the model gets some of its characters, but has to predict the token.
 
     Args:
         tokenizer: a transformers tokenizer.
         template: text of a template that replaces the tokenizer's own.
-        arguments: variables for the template, such as ``enable_thinking``; ``date`` (YYYY-MM-DD) is the day that a
-            template which writes today's date is given.
-        turns: ``all`` turns of the assistant are learnt, or the ``last`` message only.
+        arguments: variables for the template, such as ``enable_thinking``. ``date`` (YYYY-MM-DD) replaces today's date,
+            if the template writes it.
+        turns: ``all`` makes every turn of the assistant a target, ``last`` only the last one.
 
     Raises:
-        DataError: the template isn't valid, or doesn't read one of the variables given.
+        DataError: the template isn't valid, or doesn't read one of the arguments.
     """
 
     def __init__(
@@ -68,13 +68,8 @@ class ChatTemplate:
         self._forms = TemplateForms(tokenizer, template, arguments or {})
 
     @property
-    def uses_date(self) -> bool:
-        """The template writes today's date, which is fixed here."""
-        return self.date is not None
-
-    @property
     def date(self) -> str | None:
-        """The day that the template is given as today, YYYY-MM-DD; None if it doesn't ask."""
+        """The date that the template gets as today, YYYY-MM-DD; None if it doesn't use one."""
         return self._forms.date
 
     def encode(
@@ -86,30 +81,31 @@ class ChatTemplate:
         tools: Any = None,
         extra: Mapping[str, Any] | None = None,
     ) -> ChatTokens:
-        """A conversation's tokens, those marked that the model would have to produce.
+        """Encode a conversation, and mark the tokens that are targets.
 
         Args:
             messages: ``{"role": ..., "content": ...}`` each; see :mod:`logitcache.data.chat.messages`.
-            supervised_from: index of the first message whose turns are learnt.
+            supervised_from: index of the first message that may be a target.
             where: names the row in errors.
             tools: the row's tools.
             extra: the row's own variables for the template.
 
         Returns:
-            Without any target if no turn of the assistant is to be learnt.
+            The tokens; without targets if no turn of the assistant is one.
 
         Raises:
-            RowError: this conversation can't be rendered, or where its turns stand isn't certain.
-            DataError: no template, or a tokenizer that doesn't tell where its tokens stand.
+            RowError: this conversation can't be rendered, or the position of its turns isn't certain.
+            DataError: there is no template, or the tokenizer doesn't give the position of its tokens.
         """
         if not getattr(self._tokenizer, "is_fast", False):
-            raise DataError(f"{where}: the tokenizer doesn't tell where its tokens stand in a text, which chats need")
+            raise DataError(f"{where}: chats need a fast tokenizer, which gives the position of each token in the text")
         given = self._forms.conversation(messages, where, tools, extra)
-        finder = given.rendered(
-            lambda spelled: TurnFinder(given.template, spelled, given.variables, specials=self._specials, where=where)
+        finder = given.render(
+            lambda tried: TurnFinder(given.template, tried, given.variables, specials=self._specials, where=where)
         )
-        missing = left_out(finder.text, given.messages, finder.stretches)
-        spans = finder.spans([i for i in self._wanted(given, supervised_from) if i not in missing.empty_turns])
+        missing = find_left_out(finder.text, given.messages, finder.message_spans)
+        turns = [i for i in self._target_turns(given, supervised_from) if i not in missing.empty_turns]
+        spans = finder.target_spans(turns)
         ids, is_target_L = self._tokenise(finder.text, spans)
         notes = [*given.notes, *finder.notes, *missing.notes]
         if self._begins_twice(ids, given.messages):
@@ -120,7 +116,7 @@ class ChatTemplate:
     def encode_prompt(
         self, messages: Sequence[Message], where: str, *, tools: Any = None, extra: Mapping[str, Any] | None = None
     ) -> list[int]:
-        """Token ids of a conversation up to where the assistant begins its next turn.
+        """Token ids of a conversation up to the point where the assistant begins its next turn.
 
         Args:
             messages: as for :meth:`encode`.
@@ -130,14 +126,14 @@ class ChatTemplate:
 
         Raises:
             RowError: this conversation can't be rendered.
-            DataError: no template.
+            DataError: there is no template.
         """
         given = self._forms.conversation(messages, where, tools, extra)
-        text = given.rendered(lambda spelled: given.template.render(spelled, given.variables, prompt=True))
+        text = given.render(lambda tried: given.template.render(tried, given.variables, prompt=True))
         ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         return ids[1:] if self._begins_twice(ids, given.messages) else ids
 
-    def _wanted(self, given: Given, supervised_from: int) -> list[int]:
+    def _target_turns(self, given: TemplateInput, supervised_from: int) -> list[int]:
         turns = [i for i, message in enumerate(given.messages) if message["role"] == "assistant"]
         turns = turns if self._turns == "all" else turns[-1:]
         return [i for i in turns if i >= supervised_from and given.supervised[i]]
@@ -149,15 +145,15 @@ class ChatTemplate:
         for start, stop in spans:
             edges[start] += 1
             edges[stop] -= 1
-        # How many characters before each one are to be produced.
+        # For each character, the number of characters before it that belong to a target.
         before = np.concatenate([[0], np.cumsum(np.cumsum(edges) > 0)])
         starts_L, stops_L = offsets_L2[:, 0], offsets_L2[:, 1]
-        # A token without characters goes with the character that follows it.
+        # A token without characters is treated like the character after it.
         is_target_L = before[np.maximum(stops_L, starts_L + 1)] > before[starts_L]
         return list(encoded["input_ids"]), is_target_L
 
     def _begins_twice(self, ids: Sequence[int], messages: Sequence[Message]) -> bool:
-        """The template writes BOS, and a message brings another. (A template may mean to write the token twice.)"""
+        """True if the template writes BOS and a message also begins with it. (A template may write it twice itself.)"""
         bos = self._tokenizer.bos_token_id
         if bos is None or len(ids) < 2 or not ids[0] == ids[1] == bos:
             return False

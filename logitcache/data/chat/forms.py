@@ -1,4 +1,4 @@
-"""A row and a tokenizer's chat template brought together: which template, with which variables and messages."""
+"""Choose the chat template for a row, and prepare its messages and variables."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from logitcache.data.chat.contents import contents_taken
-from logitcache.data.chat.messages import Message, normalise, normalise_tools, plain, spellings
+from logitcache.data.chat.contents import accepted_contents
+from logitcache.data.chat.messages import Message, message_forms, normalise, normalise_tools, to_plain
 from logitcache.data.chat.template import Template
-from logitcache.data.shown import shown
+from logitcache.data.shorten import shorten
 from logitcache.errors import DataError, RowError
 
 _Result = TypeVar("_Result")
 
-# What the template is given in any case.
+# Variables that the template always gets.
 _RESERVED = frozenset({"messages", "add_generation_prompt"})
 
 
 @dataclass(eq=False)
-class Given:
-    """What a template is given for one row.
+class TemplateInput:
+    """The input of a template for one row.
 
     Attributes:
         template: the compiled template.
-        messages: in one form; after :meth:`rendered` in the spelling that the template took.
+        messages: the row's messages; after :meth:`render` in the form that the template accepted.
         supervised: for each message, False where the row says that it isn't to be trained on.
-        variables: what else the template is given.
-        notes: what a person must know about the row.
+        variables: the template's other variables.
+        notes: what the user should know about the row.
         where: names the row in errors.
     """
 
@@ -39,27 +39,27 @@ class Given:
     notes: list[str]
     where: str
 
-    def rendered(self, render: Callable[[list[Message]], _Result]) -> _Result:
-        """What ``render`` makes of the messages, in the first spelling that the template takes.
+    def render(self, action: Callable[[list[Message]], _Result]) -> _Result:
+        """Call ``action`` on the messages in each form, and return the first result that isn't an error.
 
         Raises:
-            RowError: it takes none.
+            RowError: the template accepts no form.
         """
         reason: Exception | None = None
-        for messages in spellings(self.messages):
+        for messages in message_forms(self.messages):
             try:
-                result = render(messages)
+                result = action(messages)
             except Exception as error:  # noqa: BLE001
                 reason = reason or error
             else:
                 self.messages = messages
                 return result
-        words = " ".join(str(reason).split())[:300] or type(reason).__name__
-        raise RowError(f"{self.where}: the chat template can't render these messages: {words}") from reason
+        text = " ".join(str(reason).split())[:300] or type(reason).__name__
+        raise RowError(f"{self.where}: the chat template can't render these messages: {text}") from reason
 
 
 class TemplateForms:
-    """A tokenizer's chat templates (some have one more for tools) with the user's variables.
+    """A tokenizer's chat templates (some tokenizers have a second one for tools) with the user's variables.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -73,25 +73,27 @@ class TemplateForms:
     def __init__(self, tokenizer: Any, source: str | None, arguments: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._source = source if source is not None else getattr(tokenizer, "chat_template", None)
-        self._arguments: dict[str, Any] = plain(dict(arguments), "the chat template's arguments")
+        self._arguments: dict[str, Any] = to_plain(dict(arguments), "the chat template's arguments")
         self._compiled: dict[str, _Compiled] = {}
         if source is not None or arguments:
             self._check_arguments()
 
     @cached_property
     def date(self) -> str | None:
-        """The day that the template is given as today; None if it doesn't ask."""
+        """The date that the template gets as today; None if it doesn't use one."""
         days = [compiled.template.date for compiled in self._all()]
         return next((day.day.isoformat() for day in days if day.is_used), None)
 
-    def conversation(self, messages: Sequence[Any], where: str, tools: Any, extra: Mapping[str, Any] | None) -> Given:
-        """What the template is given for a row.
+    def conversation(
+        self, messages: Sequence[Any], where: str, tools: Any, extra: Mapping[str, Any] | None
+    ) -> TemplateInput:
+        """The input of the template for a row.
 
         Raises:
             RowError: the messages, the tools or the row's variables can't be read.
-            DataError: no template.
+            DataError: there is no template.
         """
-        own: dict[str, Any] = plain(dict(extra or {}), where)
+        own: dict[str, Any] = to_plain(dict(extra or {}), where)
         schemas = normalise_tools(own.pop("tools", None) if tools is None else tools, where)
         if taken := sorted(_RESERVED & own.keys()):
             raise RowError(f"{where}: the row's variables for the chat template must not hold {taken[0]}")
@@ -105,9 +107,11 @@ class TemplateForms:
         takes_text, takes_parts = compiled.contents
         conversation = normalise(messages, where, takes_text=takes_text, takes_parts=takes_parts)
         unread = [name for name in ("tools", *own) if name not in template.variables]
-        notes = [f"the chat template doesn't read the row's {shown(name)}" for name in unread if name in own or schemas]
+        notes = [
+            f"the chat template doesn't read the row's {shorten(name)}" for name in unread if name in own or schemas
+        ]
         variables = {**self._arguments_of(template), **own, "tools": schemas}
-        return Given(
+        return TemplateInput(
             template, conversation.messages, conversation.supervised, variables, [*conversation.notes, *notes], where
         )
 
@@ -147,13 +151,13 @@ class TemplateForms:
         if source not in self._compiled:
             date = self._arguments.get("date")
             template = Template(source, self._tokenizer.special_tokens_map, date)
-            self._compiled[source] = _Compiled(template, contents_taken(template))
+            self._compiled[source] = _Compiled(template, accepted_contents(template))
         return self._compiled[source]
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A template, and whether it takes contents that are text, and lists of parts."""
+    """A template; ``contents``: whether it accepts contents that are text, and that are lists of parts."""
 
     template: Template
     contents: tuple[bool, bool]

@@ -1,9 +1,9 @@
-"""Turns that a chat template opens alike.
+"""Group turns whose generation prompt should be the same.
 
-What a template writes as the generation prompt depends on the messages before it. Rendering these for every turn costs
-the square of their number, so turns are put into kinds: equal roles and keys of the messages since the assistant spoke
-last, and the same of the texts that the template looks for (``/no_think``), in the same order of their last use. The
-prompt is rendered for the first turn of a kind; the others must still agree with it in the text.
+The generation prompt depends on the messages before it. Rendering them for every turn costs the square of their number.
+So turns are put into kinds. Two turns are of one kind if the messages since the assistant's last turn have the same
+roles and keys, and if the same texts that the template searches for (such as ``/no_think``) occur, the latest ones in
+the same order. The prompt is rendered for the first turn of a kind. The text of the other turns must agree with it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from logitcache.data.chat.messages import Message
 
 
-def kinds_of(messages: Sequence[Message], looked_for: Sequence[str]) -> list[Hashable]:
-    """For each message the kind of what comes before it."""
+def turn_kinds(messages: Sequence[Message], searched_texts: Sequence[str]) -> list[Hashable]:
+    """For each message, the kind of the messages before it."""
     kinds: list[Hashable] = []
     latest: tuple[str, ...] = ()
     since: tuple[Hashable, ...] = ("first",)
     for message in messages:
         kinds.append((since, latest))
         texts = list(_texts(message))
-        found = tuple(sought for sought in looked_for if any(sought in text for text in texts))
+        found = tuple(wanted for wanted in searched_texts if any(wanted in text for text in texts))
         if found:
-            latest = (*(sought for sought in latest if sought not in found), *found)
+            latest = (*(wanted for wanted in latest if wanted not in found), *found)
         shape = (message["role"], tuple(sorted(message)), found)
         since = (shape,) if message["role"] == "assistant" else (*since, shape)
     return kinds

@@ -1,7 +1,8 @@
-"""What of a conversation a chat template leaves out.
+"""Find the parts of a conversation that a chat template leaves out.
 
-Templates drop things without a word: roles they don't know, the reasoning of earlier turns, calls beside a content.
-A message's texts are looked for in what the template wrote, white space aside, as they are or as JSON spells them.
+Templates leave out parts without an error: unknown roles, the reasoning of earlier turns, tool calls of a message that
+also has a content. Each text of a message is searched for in the template's output, without white space, as it is and
+as a JSON string.
 """
 
 from __future__ import annotations
@@ -13,40 +14,40 @@ from functools import cached_property
 from typing import Any
 
 from logitcache.data.chat.messages import Message
-from logitcache.data.shown import shown
+from logitcache.data.shorten import shorten
 
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """What isn't in the text.
+    """The parts that aren't in the text.
 
     Attributes:
-        notes: on what is left out, each wording once.
-        empty_turns: messages of the assistant that say something, of which nothing is left. Learning such a turn would
-            teach an empty answer.
+        notes: one for each kind of part that is left out.
+        empty_turns: messages of the assistant that have a text, but nothing of it is left. As a target such a turn
+            would teach an empty answer.
     """
 
     notes: list[str]
     empty_turns: set[int]
 
 
-def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[int, int] | None]) -> LeftOut:
-    """Compares the messages with the text that a template made of them.
+def find_left_out(text: str, messages: Sequence[Message], message_spans: Sequence[tuple[int, int] | None]) -> LeftOut:
+    """Compare the messages with the text that a template made from them.
 
     Args:
         text: the conversation as rendered.
-        messages: as the template was given them.
-        stretches: where each stands in ``text``; None where that isn't known.
+        messages: the messages that the template got.
+        message_spans: begin and end of each message in ``text``; None if they aren't known.
     """
-    whole = _Squeezed(text)
+    whole = _WithoutSpaces(text)
     notes: dict[str, None] = {}
     empty: set[int] = set()
-    for i, (message, place) in enumerate(zip(messages, stretches, strict=True)):
-        own = _Squeezed(text[slice(*place)]) if place else whole
+    for i, (message, place) in enumerate(zip(messages, message_spans, strict=True)):
+        own = _WithoutSpaces(text[slice(*place)]) if place else whole
         if message["role"] != "assistant":
             if not all(own.holds(part) or whole.holds(part) for part in _texts(message.get("content"))):
                 what = "changes the text of a message" if place else "leaves out a message"
-                notes[f"the chat template {what} of role {shown(message['role'])!r}"] = None
+                notes[f"the chat template {what} of role {shorten(message['role'])!r}"] = None
             continue
         said = [(part, "part of an assistant's message") for part in _texts(message.get("content"))]
         said += [(message.get("reasoning_content", ""), "an assistant's reasoning")]
@@ -61,23 +62,24 @@ def left_out(text: str, messages: Sequence[Message], stretches: Sequence[tuple[i
     return LeftOut(list(notes), empty)
 
 
-class _Squeezed:
-    """A text without its white space."""
+class _WithoutSpaces:
+    """A text without white space, to search in."""
 
     def __init__(self, text: str) -> None:
         self._given = text
 
     @cached_property
     def _text(self) -> str:
-        return _squeeze(self._given)
+        return _remove_spaces(self._given)
 
-    def holds(self, sought: str) -> bool:
-        return _squeeze(sought) in self._text or any(
-            _squeeze(json.dumps(sought.strip(), ensure_ascii=ascii)[1:-1]) in self._text for ascii in (False, True)
+    def holds(self, wanted: str) -> bool:
+        return _remove_spaces(wanted) in self._text or any(
+            _remove_spaces(json.dumps(wanted.strip(), ensure_ascii=ascii)[1:-1]) in self._text
+            for ascii in (False, True)
         )
 
 
-def _squeeze(text: str) -> str:
+def _remove_spaces(text: str) -> str:
     return "".join(text.split())
 
 

@@ -1,8 +1,8 @@
-"""A row's messages and tools as chat templates read them.
+"""Bring a row's messages and tools to the form that chat templates read.
 
-Rows spell the same thing in many ways: contents as text or as a list of parts, the arguments of a tool call as JSON or
-as a dictionary, tools with or without the wrapper, a weight a message. Here they are brought to one form. What can't be
-brought to it is refused with the message's number.
+Rows write the same thing in many ways: contents as text or as a list of parts, the arguments of a tool call as JSON or
+as a dictionary, tools with or without the wrapper, a weight for each message. All are brought to one form. If that
+isn't possible, the error has the message's number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from logitcache.data.shown import listed, shown
+from logitcache.data.shorten import list_values, shorten
 from logitcache.errors import RowError
 from logitcache.utils.reasons import reason
 
@@ -34,7 +34,7 @@ class Conversation:
     Attributes:
         messages: each with a ``role``; ``content``, where present, is text or a list of text parts.
         supervised: for each message, False where the row says that it isn't to be trained on.
-        notes: what a person must know about the row.
+        notes: what the user should know about the row.
     """
 
     messages: list[Message]
@@ -45,13 +45,13 @@ class Conversation:
 def normalise(
     messages: Iterable[Any], where: str, *, takes_text: bool = True, takes_parts: bool = False
 ) -> Conversation:
-    """Messages in the one form that a chat template is given.
+    """Bring messages to the one form that a chat template gets.
 
     Args:
-        messages: a mapping each, with ``role`` and ``content``.
+        messages: mappings with ``role`` and ``content``.
         where: names the row in errors.
-        takes_text: the template takes contents that are text.
-        takes_parts: the template takes contents that are lists of parts.
+        takes_text: the template accepts contents that are text.
+        takes_parts: the template accepts contents that are lists of parts.
 
     Raises:
         RowError: a message has no role, a content that isn't text, a weight other than 0 or 1, or broken Unicode.
@@ -64,25 +64,23 @@ def normalise(
         message = _plain_message(given, at)
         mark = _supervision(message, at)
         if mark and message["role"] != "assistant":
-            notes["a message that isn't the assistant's is marked for training; only the assistant's are targets"] = (
-                None
-            )
+            notes[_ONLY_ASSISTANT] = None
         supervised.append(mark is not False)
         _normalise_content(message, at, notes, takes_text=takes_text, takes_parts=takes_parts)
         _normalise_calls(message, at)
         reasoning = next((message[name] for name in _REASONING if name in message), None)
         if reasoning is not None:
-            # As transformers does: templates know the reasoning under different names.
+            # As in transformers: templates read the reasoning under different names.
             message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
         done.append(message)
     return Conversation(done, supervised, tuple(notes))
 
 
-def spellings(messages: list[Message]) -> Iterator[list[Message]]:
-    """The messages as given first, then in spellings that some templates insist on.
+def message_forms(messages: list[Message]) -> Iterator[list[Message]]:
+    """First the messages as they are, then other forms that some templates require.
 
-    A message without content may have to say ``content: null`` or hold an empty one, and the arguments of a tool call
-    may have to be JSON text.
+    A message without content may need ``content: null`` or an empty content, and the arguments of a tool call may have
+    to be JSON text.
     """
     bare = any("content" not in message for message in messages)
     called = any("tool_calls" in message for message in messages)
@@ -96,10 +94,11 @@ def normalise_tools(tools: Any, where: str) -> list[Any] | None:
     """A row's tools, each wrapped as ``{"type": "function", "function": …}``; None if there are none.
 
     Args:
-        tools: a list, or JSON text of one; functions as bare schemas or wrapped, themselves perhaps JSON text.
+        tools: a list, or JSON text of one. Each tool is a function's schema, wrapped or not, or JSON text of one.
+        where: names the row in errors.
 
     Raises:
-        RowError: no such list.
+        RowError: it isn't such a list.
     """
     tools = _decoded(tools, "the tools", where)
     if tools is None or (isinstance(tools, Iterable) and not isinstance(tools, Mapping) and not list(tools)):
@@ -108,7 +107,7 @@ def normalise_tools(tools: Any, where: str) -> list[Any] | None:
         raise RowError(f"{where}: the tools must be a list of functions, not {type(tools).__name__}")
     done = []
     for tool in tools:
-        schema = plain(_decoded(tool, "a tool", where), where)
+        schema = to_plain(_decoded(tool, "a tool", where), where)
         if not isinstance(schema, dict):
             raise RowError(f"{where}: a tool must be a function's schema, not {type(schema).__name__}")
         bare = "function" not in schema and "name" in schema
@@ -116,10 +115,10 @@ def normalise_tools(tools: Any, where: str) -> list[Any] | None:
     return done
 
 
-def plain(value: Any, where: str) -> Any:
-    """A value as JSON would hold it, without the keys that are null (Arrow writes null for an absent key).
+def to_plain(value: Any, where: str) -> Any:
+    """A value that JSON can hold, without keys whose value is null (Arrow writes null for an absent key).
 
-    Anything that JSON can't hold becomes the name of its type, as in transformers; templates don't read such values.
+    A value that JSON can't hold becomes the name of its type, as in transformers. Templates don't read such values.
 
     Raises:
         RowError: a text holds half of a surrogate pair, which no tokenizer can encode.
@@ -132,9 +131,9 @@ def plain(value: Any, where: str) -> Any:
         _check_unicode(value, where)
         return value
     if isinstance(value, Mapping):
-        return {plain(str(key), where): plain(item, where) for key, item in value.items() if item is not None}
+        return {to_plain(str(key), where): to_plain(item, where) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item, where) for item in value]
+        return [to_plain(item, where) for item in value]
     return f"<{type(value).__name__}>"
 
 
@@ -145,21 +144,21 @@ def _check_unicode(text: str, where: str) -> None:
         except UnicodeEncodeError as error:
             raise RowError(
                 f"{where}: the text holds half of a surrogate pair (\\u{ord(text[error.start]):04x}), "
-                "which can't be encoded; mend or leave out the row"
+                "which can't be encoded; repair or leave out the row"
             ) from error
 
 
 def _plain_message(given: Any, at: str) -> Message:
     if not isinstance(given, Mapping):
         raise RowError(f"{at}: must be a mapping with role and content, not {type(given).__name__}")
-    message: Message = plain(given, at)
+    message: Message = to_plain(given, at)
     if not isinstance(message.get("role"), str) or not message["role"]:
-        raise RowError(f"{at}: has no role; its keys are {listed(message) or 'none'}")
+        raise RowError(f"{at}: has no role; its keys are {list_values(message) or 'none'}")
     return message
 
 
 def _supervision(message: Message, at: str) -> bool | None:
-    """Takes the message's mark for training off; None if it has none (null means absent, as Arrow writes it)."""
+    """Remove and return the message's mark for training; None if it is absent or null (Arrow's form of absent)."""
     marks = []
     for name in _SUPERVISION:
         value = message.pop(name, None)
@@ -167,7 +166,7 @@ def _supervision(message: Message, at: str) -> bool | None:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise RowError(
-                f"{at}: {name} is {shown(repr(value))}; a message is trained on or not, so it must be 0 or 1"
+                f"{at}: {name} is {shorten(repr(value))}; a message is trained on or not, so it must be 0 or 1"
             )
         marks.append(bool(value))
     return all(marks) if marks else None
@@ -200,13 +199,13 @@ def _part_text(part: Any, at: str) -> str:
         kind = part.get("type", "text")
         if isinstance(part.get("text"), str) and str(kind).endswith("text"):
             return str(part["text"])
-        raise RowError(f"{at}: its content has a part of type {shown(repr(kind))}; only text parts can be used")
+        raise RowError(f"{at}: its content has a part of type {shorten(repr(kind))}; only text parts can be used")
     raise RowError(f"{at}: its content has a part that is {type(part).__name__}; only text parts can be used")
 
 
 def _normalise_calls(message: Message, at: str) -> None:
     if "function_call" in message:
-        # The older spelling, of a single call.
+        # The older form, with a single call.
         message["tool_calls"] = [message.pop("function_call")]
     calls = _decoded(message.pop("tool_calls", None), "the tool calls", at)
     if not calls:
@@ -227,7 +226,7 @@ def _normalise_calls(message: Message, at: str) -> None:
 
 
 def _arguments(text: str) -> Any:
-    """JSON text of an object as a dictionary; any other text as it is."""
+    """The dictionary of a JSON object's text; any other text as it is."""
     try:
         value = json.loads(text) if text.strip() else {}
     except ValueError:

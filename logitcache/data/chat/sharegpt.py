@@ -1,4 +1,4 @@
-"""Conversations of ``from`` and ``value`` (share-GPT) as messages of ``role`` and ``content``."""
+"""Convert share-GPT conversations (``from`` and ``value``) to messages (``role`` and ``content``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from logitcache.data.chat.messages import Message
-from logitcache.data.shown import shown
+from logitcache.data.shorten import shorten
 from logitcache.errors import RowError
 
 _ROLES = {
@@ -28,16 +28,16 @@ _ROLES = {
 
 
 def from_sharegpt(items: Iterable[Any], where: str = "the row") -> list[Message]:
-    """Messages of ``role`` and ``content`` from items of ``from`` and ``value``; other keys stay.
+    """Convert items with ``from`` and ``value`` to messages with ``role`` and ``content``; other keys stay.
 
-    A ``function_call`` becomes an assistant's message with the call as its text, as these rows write it.
+    A ``function_call`` becomes an assistant's message with the call as its text.
 
     Args:
-        items: a mapping each.
+        items: mappings.
         where: names the row in errors.
 
     Raises:
-        RowError: an item without ``from``, or from somebody unknown.
+        RowError: an item has no ``from``, or an unknown one.
     """
     messages: list[Message] = []
     for number, item in enumerate(items, 1):
@@ -46,7 +46,9 @@ def from_sharegpt(items: Iterable[Any], where: str = "the row") -> list[Message]
             raise RowError(f"{where}: message {number}: does not say who it is from")
         role = _ROLES.get(speaker.strip().lower())
         if role is None:
-            raise RowError(f"{where}: message {number}: is from {shown(repr(speaker))}; known are {', '.join(_ROLES)}")
+            raise RowError(
+                f"{where}: message {number}: is from {shorten(repr(speaker))}; known are {', '.join(_ROLES)}"
+            )
         rest = {key: value for key, value in item.items() if key not in ("from", "value")}
         messages.append({**rest, "role": role, "content": item.get("value")})
     return messages

@@ -1,8 +1,8 @@
-"""A chat template: conversations to text, and where in the text each message stands.
+"""A chat template: renders conversations, and finds the span of each message in the text.
 
-To learn where a message stands, the template is compiled a second time with a mark at the beginning and the end of the
-body of every loop. Where the loop's variable is one of the messages, what the body writes is that message's stretch
-of the text. The marked text without its marks must equal the plain one, or it isn't used.
+To find the spans, the template is compiled a second time, with marks at the beginning and the end of the body of every
+loop. If the loop's variable is a message, the text that the body writes is that message's span. Without its marks, the
+marked text must equal the plain text; if not, it isn't used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from logitcache.utils.reasons import reason
 
 _MARK_VARIABLE = "logitcache_mark"
 _SEARCHES = frozenset({"startswith", "endswith", "split", "rsplit", "find", "rfind", "index", "count", "replace"})
-# Private-use code points; one that the text itself doesn't hold is taken.
+# Private-use code points. The first one that isn't in the text is used.
 _MARKS = [chr(0xF1E00 + i) for i in range(256)]
 
 
@@ -32,13 +32,13 @@ class Rendering:
     """A conversation's text.
 
     Attributes:
-        text: without marks.
-        stretches: for each message its beginning and end in ``text``; None if the template writes nothing for it,
-            or writes it outside of its loops.
+        text: the text without marks.
+        message_spans: for each message its begin and end in ``text``; None if the template writes nothing for it, or
+            writes it outside of its loops.
     """
 
     text: str
-    stretches: list[tuple[int, int] | None]
+    message_spans: list[tuple[int, int] | None]
 
 
 class Template:
@@ -47,15 +47,15 @@ class Template:
     Args:
         source: Jinja text.
         special_tokens: variables such as ``bos_token``.
-        date: the day that the template is told is today, as YYYY-MM-DD; None takes the template's own, see
+        date: the date that the template gets as today, YYYY-MM-DD; with None the template's own, see
             :class:`~logitcache.data.chat.date.FixedDate`.
 
     Raises:
-        DataError: not a Jinja template, or not a date.
+        DataError: it isn't a Jinja template, or not a date.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any], date: str | None = None) -> None:
-        # Imported late: commands that read no chats needn't wait for transformers.
+        # Imported late, because transformers is slow to import and many commands don't need it.
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         try:
@@ -69,30 +69,30 @@ class Template:
         self.date = FixedDate(tree, date)
         #: Names of the variables that the template reads.
         self.variables = frozenset(find_undeclared_variables(tree))
-        #: Texts that the template looks for in messages, such as ``/no_think``.
-        self.looked_for = tuple(sorted(set(_looked_for(tree))))
+        #: Texts that the template searches for in messages, such as ``/no_think``.
+        self.searched_texts = tuple(sorted(set(_find_searched_texts(tree))))
         self._plain = self._environment.from_string(source, globals={"strftime_now": self.date.strftime})
 
     def render(self, messages: list[Message], variables: Mapping[str, Any], *, prompt: bool = False) -> str:
-        """A conversation's text.
+        """Render a conversation.
 
         Args:
-            messages: as :func:`~logitcache.data.chat.messages.normalise` gives them.
-            variables: what the template is given beyond the messages.
-            prompt: with the generation prompt.
+            messages: as :func:`~logitcache.data.chat.messages.normalise` returns them.
+            variables: the template's other variables.
+            prompt: write the generation prompt at the end.
 
         Raises:
-            Exception: whatever the template raises.
+            Exception: any error of the template.
         """
         return str(self._plain.render(**self._context(messages, variables, prompt)))
 
-    def rendering(
+    def render_with_spans(
         self, messages: list[Message], variables: Mapping[str, Any], *, prompt: bool = False
     ) -> Rendering | None:
-        """A conversation's text with the place of each message; None where that can't be told.
+        """Render a conversation and find the span of each message; None if the spans can't be found.
 
         Raises:
-            Exception: whatever the template raises.
+            Exception: any error of the template.
         """
         text = self.render(messages, variables, prompt=prompt)
         mark = next((mark for mark in _MARKS if mark not in text), None)
@@ -104,7 +104,7 @@ class Template:
         pieces = re.split(f"{mark}(b|e)([0-9]+):([0-9]*){mark}", marked)
         if "".join(pieces[::4]) != text:
             return None
-        return _placed(text, pieces, len(messages))
+        return _make_rendering(text, pieces, len(messages))
 
     def _context(self, messages: list[Message], variables: Mapping[str, Any], prompt: bool) -> dict[str, Any]:
         given = {"tools": None, "documents": None, **self._special_tokens, **variables}
@@ -118,7 +118,7 @@ class Template:
         return self._environment.from_string(tree, globals={"strftime_now": self.date.strftime})
 
 
-def _looked_for(tree: nodes.Template) -> Iterator[str]:
+def _find_searched_texts(tree: nodes.Template) -> Iterator[str]:
     for comparison in tree.find_all(nodes.Compare):
         left = comparison.expr
         if isinstance(left, nodes.Const) and any(operand.op in ("in", "notin") for operand in comparison.ops):
@@ -129,7 +129,7 @@ def _looked_for(tree: nodes.Template) -> Iterator[str]:
 
 
 def _mark_loops(tree: nodes.Template) -> None:
-    """Puts calls of the marker at the beginning and end of loops' bodies, and after the loops."""
+    """Add calls of the marker at the beginning and end of each loop's body, and after each loop."""
     number = 0
     for node in [tree, *tree.find_all(nodes.Node)]:
         for _, value in node.iter_fields():
@@ -148,7 +148,7 @@ def _mark_loops(tree: nodes.Template) -> None:
 
 
 def _may_write(loop: nodes.For) -> bool:
-    """False for loops that write nothing, which templates run inside of others, over all messages."""
+    """False for loops that write nothing. Templates run such loops over all messages inside of other loops."""
     pieces = [piece for output in loop.find_all(nodes.Output) for piece in output.nodes]
     return any(not isinstance(piece, nodes.TemplateData) or bool(piece.data.strip()) for piece in pieces)
 
@@ -161,7 +161,7 @@ def _call(kind: str, loop: str, message: nodes.Expr, lineno: int) -> nodes.Outpu
 
 
 def _marker(mark: str, numbers: dict[int, int]) -> Callable[[str, str, Any], str]:
-    """The function that writes marks: of loops over messages only, since a template may test what others wrote."""
+    """The function that writes marks. Only loops over messages get them: a template may test the text of others."""
     over_messages: set[str] = set()
 
     def write(kind: str, loop: str, item: Any) -> str:
@@ -174,10 +174,10 @@ def _marker(mark: str, numbers: dict[int, int]) -> Callable[[str, str, Any], str
     return write
 
 
-def _placed(text: str, pieces: list[str], count: int) -> Rendering:
-    """The stretches, from a text split at its marks: text, kind, loop, message, text, …
+def _make_rendering(text: str, pieces: list[str], count: int) -> Rendering:
+    """The spans, from a text that was split at its marks: text, kind, loop, message, text, …
 
-    A body that ends early (``continue``) has no mark at its end; the next mark of its loop closes it.
+    A body that ends early (``continue``) has no mark at its end. The next mark of its loop ends it.
     """
     found: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     open_bodies: list[tuple[str, int, int]] = []
@@ -196,9 +196,9 @@ def _placed(text: str, pieces: list[str], count: int) -> Rendering:
 
 
 def _outermost(found: list[list[tuple[int, int]]]) -> list[tuple[int, int] | None]:
-    """Of each message the stretch that doesn't lie in another message's.
+    """For each message the span that isn't inside another message's span.
 
-    A message written twice has no single place, so it has none here.
+    A message that is written twice has no single span, so the result is None for it.
     """
     every = sorted((start, -stop, number) for number, spans in enumerate(found) for start, stop in spans)
     outer: list[list[tuple[int, int]]] = [[] for _ in found]

@@ -15,17 +15,17 @@ from logitcache.utils.reasons import reason
 
 _ROWS_A_BATCH = 1024
 _FILE_MAGIC = b"ARROW1"
-# Before Arrow 0.15 no mark stood before a message, and four zeros at the end.
+# Before Arrow 0.15 there was no mark before a message, and the end mark was four zeros.
 _CONTINUATION, _OLD_END = b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"
 
-Mend = Callable[[Any], Any]
+Conversion = Callable[[Any], Any]
 
 
 def read_parquet(path: Path, name: str) -> Iterator[Row]:
-    """The rows of a Parquet file, a batch at a time.
+    """Read the rows of a Parquet file, batch by batch.
 
     Raises:
-        DataError: two columns have one name, or a value can't be taken; the message names the row.
+        DataError: two columns have one name, or a value can't be converted; the message names the row.
         OSError, UnicodeDecodeError, pyarrow.ArrowException: the file is cut or damaged.
     """
     with pq.ParquetFile(path) as file:
@@ -33,10 +33,10 @@ def read_parquet(path: Path, name: str) -> Iterator[Row]:
 
 
 def read_arrow(path: Path, name: str) -> Iterator[Row]:
-    """The rows of an Arrow file or stream, a batch at a time.
+    """Read the rows of an Arrow file or stream, batch by batch.
 
     Raises:
-        DataError: a stream has no mark at its end, two columns have one name, or a value can't be taken.
+        DataError: a stream has no end mark, two columns have one name, or a value can't be converted.
         OSError, UnicodeDecodeError, pyarrow.ArrowException: the file is cut or damaged.
     """
     with path.open("rb") as start:
@@ -52,7 +52,7 @@ def read_arrow(path: Path, name: str) -> Iterator[Row]:
 
 
 def check_stream_end(path: Path, name: str) -> None:
-    """Refuse an Arrow stream that doesn't end with its mark: nobody can tell whether rows are missing.
+    """Check that an Arrow stream ends with its end mark. Without it, rows may be missing.
 
     Raises:
         DataError: there is no mark.
@@ -91,17 +91,17 @@ def _names(batch: Any, name: str) -> list[str]:
 
 
 def _values(column: Any, where: str, first_row: int) -> list[Any]:
-    """One column of a batch as plain values; ``first_row`` is the number of its first row."""
+    """The plain values of one column of a batch; ``first_row`` is the number of its first row."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     try:
-        # Offsets out of range would read foreign memory, and text that isn't UTF-8 would fail without a row.
+        # Without this, wrong offsets would read memory outside the column, and an error about UTF-8 would have no row.
         column.validate(full=True)
         values = column.to_pylist()
-        mend = _mend(column.type)
-        return values if mend is None else [mend(value) for value in values]
+        convert = _find_conversion(column.type)
+        return values if convert is None else [convert(value) for value in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        # Arrow ends the process when it slices a map that isn't valid.
+        # Arrow crashes the process when it slices an invalid map.
         if len(column) <= 1 or "map<" in str(column.type):
             last_row = first_row + len(column) - 1
             rows = f"row {first_row}" if last_row == first_row else f"one of the rows {first_row} to {last_row}"
@@ -113,8 +113,8 @@ def _values(column: Any, where: str, first_row: int) -> list[Any]:
         ]
 
 
-def _mend(kind: Any) -> Mend | None:
-    """What a type's values still need: bytes become text if they are UTF-8, maps become dictionaries."""
+def _find_conversion(kind: Any) -> Conversion | None:
+    """The conversion that values of a type need: bytes to text if they are UTF-8, maps to dictionaries, or None."""
     types = pa.types
     if (
         types.is_binary(kind)
@@ -124,21 +124,21 @@ def _mend(kind: Any) -> Mend | None:
     ):
         return as_text
     if types.is_dictionary(kind):
-        return _mend(kind.value_type)
+        return _find_conversion(kind.value_type)
     if types.is_map(kind):
-        mend_key, mend_item = _mend(kind.key_type), _mend(kind.item_type)
-        return lambda pairs: _mend_map(pairs, mend_key, mend_item)
+        convert_key, convert_item = _find_conversion(kind.key_type), _find_conversion(kind.item_type)
+        return lambda pairs: _convert_map(pairs, convert_key, convert_item)
     if types.is_struct(kind):
-        mends = {field.name: mend for field in kind if (mend := _mend(field.type)) is not None}
-        return (lambda value: _mend_struct(value, mends)) if mends else None
+        conversions = {field.name: convert for field in kind if (convert := _find_conversion(field.type)) is not None}
+        return (lambda value: _convert_struct(value, conversions)) if conversions else None
     if types.is_nested(kind) and hasattr(kind, "value_type"):
-        mend = _mend(kind.value_type)
-        return (lambda items: None if items is None else [mend(item) for item in items]) if mend else None
+        convert = _find_conversion(kind.value_type)
+        return (lambda items: None if items is None else [convert(item) for item in items]) if convert else None
     return None
 
 
 def as_text(value: Any) -> Any:
-    """Bytes as text if they are UTF-8; anything else as it is. An image in a column that nobody reads does no harm."""
+    """Bytes as text if they are UTF-8; other values as they are, such as an image in a column that isn't used."""
     if not isinstance(value, bytes):
         return value
     try:
@@ -147,14 +147,18 @@ def as_text(value: Any) -> Any:
         return value
 
 
-def _mend_map(pairs: list[tuple[Any, Any]] | None, key: Mend | None, item: Mend | None) -> dict[Any, Any] | None:
+def _convert_map(
+    pairs: list[tuple[Any, Any]] | None, key: Conversion | None, item: Conversion | None
+) -> dict[Any, Any] | None:
     if pairs is None:
         return None
-    mended = {key(k) if key else k: item(v) if item else v for k, v in pairs}
-    if len(mended) < len(pairs):
+    converted = {key(k) if key else k: item(v) if item else v for k, v in pairs}
+    if len(converted) < len(pairs):
         raise ValueError("a map has one key twice")
-    return mended
+    return converted
 
 
-def _mend_struct(value: dict[str, Any] | None, mends: dict[str, Mend]) -> dict[str, Any] | None:
-    return None if value is None else {name: mends[name](v) if name in mends else v for name, v in value.items()}
+def _convert_struct(value: dict[str, Any] | None, conversions: dict[str, Conversion]) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {name: conversions[name](v) if name in conversions else v for name, v in value.items()}

@@ -1,6 +1,6 @@
-"""Rows of tables in text: comma or tab between the cells, the columns' names in the first line.
+"""Read rows of CSV and TSV files: cells separated by comma or tab, column names in the first line.
 
-Such a file has no types, so every cell stays text; whoever guessed would turn a text of digits into a number.
+Such a file has no types, so every cell stays text. A guess could turn a text of digits into a number.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from logitcache.data.files.sources import Row
 from logitcache.data.files.utf8 import read_lines
 from logitcache.errors import DataError
 
-#: A quote that is never closed makes one cell of all that follows; past this many characters it is refused.
+#: A quote that is never closed makes the rest of the file one cell. A cell longer than this is an error.
 _LONGEST_CELL = 1 << 26
 
 
 def read_csv(file: io.BufferedReader, name: str, delimiter: str) -> Iterator[Row]:
-    """Each line's cells as text by column; an empty cell is None. Cells in quotes may hold newlines.
+    """Read rows: each cell's text by column name. An empty cell is None. Cells in quotes may contain newlines.
 
     Raises:
         DataError: a line isn't UTF-8, has more or fewer cells than the first, or a quote is out of place.

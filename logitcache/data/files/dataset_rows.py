@@ -1,4 +1,4 @@
-"""Rows of data sets as the `datasets` package keeps them: saved in a directory, or on a hub."""
+"""Read rows of data sets with the `datasets` package: saved in a directory, or on a hub."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SHOWN_SUBSETS = 20
 
 
 def read_saved(path: Path, name: str, split: str) -> Iterator[Row]:
-    """The rows of a directory that ``save_to_disk`` wrote; ``split`` counts where it holds several.
+    """Read the rows of a directory that ``save_to_disk`` wrote. ``split`` is used only if it has several splits.
 
     Raises:
-        DataError: it can't be loaded, a file of it is cut, or there is no such split.
+        DataError: it can't be loaded, one of its files is cut off, or there is no such split.
         MissingDependencyError: `datasets` isn't installed.
     """
     datasets = _datasets(name)
@@ -36,10 +36,10 @@ def read_saved(path: Path, name: str, split: str) -> Iterator[Row]:
 
 
 def read_hub(hub: HubId, name: str, split: str) -> Iterator[Row]:
-    """The rows of a split of a data set on a hub, streamed.
+    """Stream the rows of a split of a data set on a hub.
 
     Raises:
-        DataError: it can't be loaded; where a subset must be chosen the message names them.
+        DataError: it can't be loaded. If a subset must be chosen, the message names the subsets.
         MissingDependencyError: `datasets` isn't installed.
     """
     datasets = _datasets(name)
@@ -72,7 +72,7 @@ def _plain(rows: Any, name: str) -> Iterator[Row]:
 
 
 def _text_in(value: Any) -> Any:
-    """Bytes anywhere in a value as text, where they are UTF-8."""
+    """A value whose bytes, at any depth, are text where they are UTF-8."""
     if isinstance(value, list):
         return [_text_in(item) for item in value] if value and not isinstance(value[0], int | float) else value
     if isinstance(value, dict):
@@ -81,11 +81,11 @@ def _text_in(value: Any) -> Any:
 
 
 def _subset_advice(datasets: Any, hub: HubId) -> str | None:
-    """Which subsets there are, if one must be chosen or the chosen one isn't there."""
+    """A message that names the subsets, if one must be chosen or the chosen one doesn't exist; else None."""
     try:
         subsets = datasets.get_dataset_config_names(hub.repo, revision=hub.revision)
         default = datasets.get_dataset_default_config_name(hub.repo, revision=hub.revision)
-    except Exception:  # noqa: BLE001 - the first error is told then
+    except Exception:  # noqa: BLE001 - then the first error is reported
         return None
     if hub.subset in subsets or (hub.subset is None and default is not None):
         return None

@@ -1,6 +1,6 @@
-"""A file as a stream of plain bytes, whatever it was compressed with; a cut or damaged file is an error.
+"""Read a file as a stream of bytes, compressed or not. A file that is cut off or damaged is an error.
 
-The name says how a file is compressed. Its first bytes must agree, so that no compressed file is taken for text.
+The file's name says how it is compressed. Its first bytes must agree, so that compressed data isn't read as text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from logitcache.errors import DataError
 
 _BUFFER_BYTES = 1 << 20
 _HEAD_BYTES = 16
-# Zstandard and LZ4 files may begin with frames to skip, as parallel compressors write them.
+# Zstandard and LZ4 files may begin with skippable frames, which parallel compressors write.
 _TO_SKIP = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))
-_BZ2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # the first block, or the end of empty data
+_BZ2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # the first block, or the end mark of empty data
 _MAGIC = {
     "gzip": (b"\x1f\x8b\x08",),
     "zstd": (b"\x28\xb5\x2f\xfd", *_TO_SKIP),
@@ -27,7 +27,7 @@ _MAGIC = {
     "xz": (b"\xfd7zXZ\x00",),
     "lz4": (b"\x04\x22\x4d\x18", *_TO_SKIP),
 }
-_FOREIGN = {
+_OTHER_KINDS = {
     "a Parquet file; use --data-kind parquet": (b"PAR1\x15",),
     "an Arrow file; use --data-kind arrow": (b"ARROW1\x00\x00", b"FEA1"),
     "a zip archive; unpack it first": (b"PK\x03\x04",),
@@ -40,12 +40,12 @@ _FOREIGN = {
 
 
 def open_bytes(path: Path, name: str) -> io.BufferedReader:
-    """The file's content, unpacked on the fly; ``name`` is what messages call it.
+    """Open a file and decompress it while it is read; ``name`` is its name in messages.
 
-    Reading raises OSError, EOFError or lzma.LZMAError where the compressed data is damaged or ends too early.
+    Reading raises OSError, EOFError or lzma.LZMAError if the compressed data is damaged or ends too early.
 
     Raises:
-        DataError: the first bytes aren't what the name says, or belong to a file of quite another kind.
+        DataError: the first bytes don't agree with the name, or belong to another kind of file.
         OSError: the file can't be read.
     """
     compression = compression_of(path)
@@ -54,7 +54,7 @@ def open_bytes(path: Path, name: str) -> io.BufferedReader:
     if compression is not None and not head.startswith(_MAGIC[compression]):
         raise DataError(f"{name} holds no {compression} data; its name says {path.suffix}")
     if compression is None:
-        _refuse_foreign(head, name)
+        _refuse_other_kind(head, name)
     return _open(path, compression)
 
 
@@ -68,17 +68,17 @@ def _open(path: Path, compression: str | None) -> io.BufferedReader:
     return io.BufferedReader(raw, _BUFFER_BYTES)
 
 
-def _refuse_foreign(head: bytes, name: str) -> None:
+def _refuse_other_kind(head: bytes, name: str) -> None:
     for suffix, compression in COMPRESSIONS.items():
         if head.startswith(_MAGIC[compression]):
             raise DataError(f"{name} holds {compression} data; add {suffix} to its name")
-    for what, starts in _FOREIGN.items():
+    for what, starts in _OTHER_KINDS.items():
         if head.startswith(starts):
             raise DataError(f"{name} is {what}")
 
 
 class _XzReader(io.RawIOBase):
-    """All streams of an xz file. Python's own reader leaves out what follows the first, if it is damaged."""
+    """Read all streams of an xz file. Python's own reader silently ignores damaged data after the first stream."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -112,7 +112,7 @@ class _XzReader(io.RawIOBase):
                 return len(data)
 
     def _next_stream(self) -> bool:
-        """Go to the next stream, over the zeros that may stand between two; False at the end of the file."""
+        """Go to the next stream, and skip zeros between two streams; False at the end of the file."""
         while not (rest := self._packed.lstrip(b"\x00")):
             self._packed = self._file.read(_BUFFER_BYTES)
             if not self._packed:

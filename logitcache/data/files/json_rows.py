@@ -1,4 +1,4 @@
-"""Rows of JSON: one object a line (`.jsonl`), or whatever a `.json` file holds. Both are streamed."""
+"""Read rows of JSON: one object per line (`.jsonl`), or the objects of a `.json` file. Both are streamed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from logitcache.errors import DataError, LogitCacheWarning
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
-#: The longest piece of JSON that makes an error where it is cut, other than a string: an escape of two halves.
+#: An error this close to the end of the text may only mean that the text goes on: the longest JSON token that can be
+#: cut, except a string, is an escape of two surrogates with 12 characters.
 _CUT_CHARACTERS = 12
 
 
 def read_jsonl(file: io.BufferedReader, name: str) -> Iterator[Row]:
-    """One object a line; blank lines are passed over.
+    """Read one object per line; blank lines are skipped.
 
     Raises:
         DataError: a line isn't UTF-8, isn't JSON, or isn't an object; the message names it.
@@ -47,12 +48,12 @@ def _advice(number: int, line: str) -> str:
 
 
 def read_json(file: io.BufferedReader, name: str) -> Iterator[Row]:
-    """The objects of an array, objects one after the other, or the objects of the only list in a single object.
+    """Read the objects of an array, objects without an array, or the objects of the only list in a single object.
 
-    Only a single object is ever whole in memory.
+    Only one object at a time is in memory.
 
     Raises:
-        DataError: the file isn't UTF-8, isn't JSON, holds something else, or ends too early.
+        DataError: the file isn't UTF-8, isn't JSON, holds other values, or ends too early.
     """
     stream = _JsonStream(read_chunks(file, name), name)
     start = stream.next_character()
@@ -90,7 +91,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 class _JsonStream:
-    """JSON values out of a text that comes in pieces."""
+    """Parse JSON values from a text that is read in pieces."""
 
     def __init__(self, chunks: Iterator[str], name: str) -> None:
         self._chunks = chunks
@@ -100,7 +101,7 @@ class _JsonStream:
         self._line = 1  # of the first character in _text
 
     def array(self) -> Iterator[Row]:
-        """The objects of the array that begins here, which must be all of the file."""
+        """The objects of the array that begins here. Nothing may follow the array."""
         self._at += 1
         if self.next_character() == "]":
             self._at += 1
@@ -117,7 +118,7 @@ class _JsonStream:
             raise self._error(f"found {mark!r} after the end of the array")
 
     def next_character(self) -> str:
-        """The next one that isn't white space, which stays; empty at the end of the file."""
+        """The next character that isn't white space, without consuming it; empty at the end of the file."""
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None
@@ -147,7 +148,7 @@ class _JsonStream:
         return row
 
     def _read_more(self) -> bool:
-        """Double what is left of the text, so that a long value isn't begun anew too often."""
+        """Read as much text as is left, or more, so that a long value isn't parsed from its start too often."""
         self._line = self._line_at(self._at)
         left = self._text[self._at :]
         self._at = 0

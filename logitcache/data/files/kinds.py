@@ -1,4 +1,4 @@
-"""What kind of file a name stands for, and how the file is compressed."""
+"""Find a file's kind and compression by its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from logitcache.errors import ConfigError, DataError
 
-#: The names of each kind. A file with any other name is read only if its kind is given.
+#: The file name endings of each kind. A file with another ending is read only if its kind is given.
 KINDS = {
     "text": (".txt", ".text", ".md", ".markdown", ".rst"),
     "jsonl": (".jsonl", ".ndjson"),
@@ -18,16 +18,16 @@ KINDS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz", ".lz4": "lz4"}
 
-#: These kinds compress their own parts, and are read at any place; a compressed file is read from its start only.
-_BY_PLACE = ("parquet", "arrow")
+#: These kinds need random access, and a compressed file can only be read from its start.
+_RANDOM_ACCESS = ("parquet", "arrow")
 
 
 def kind_of(path: Path, asked: str | None = None) -> str:
-    """The kind of a file: the one asked for, or the one its name says.
+    """The kind of a file: ``asked``, or by default the kind that its name says.
 
     Raises:
         ConfigError: there is no such kind.
-        DataError: the name says nothing, or the file is compressed and its kind can't be.
+        DataError: the name doesn't say the kind, or a file of this kind can't be compressed as a whole.
     """
     choices = "|".join(KINDS)
     if asked is not None and asked not in KINDS:
@@ -36,18 +36,18 @@ def kind_of(path: Path, asked: str | None = None) -> str:
     kind = asked or _by_suffix(path.with_suffix("") if compressed else path)
     if kind is None:
         raise DataError(f"the name {path} doesn't say what kind of file it is; say it with --data-kind {choices}")
-    if compressed and kind in _BY_PLACE:
+    if compressed and kind in _RANDOM_ACCESS:
         raise DataError(f"{path}: a {kind} file can't be read while it is compressed as a whole; unpack it first")
     return kind
 
 
 def compression_of(path: Path) -> str | None:
-    """The compression that the last part of the name says; None for a plain file."""
+    """The compression by the last ending of the name; None for an uncompressed file."""
     return COMPRESSIONS.get(path.suffix.lower())
 
 
 def is_file_name(name: str) -> bool:
-    """Whether the name ends like that of a file that can be read, and so is no data set's id."""
+    """True if the name has the ending of a file that can be read, so it isn't the id of a data set."""
     path = Path(name)
     return compression_of(path) is not None or _by_suffix(path) is not None
 

@@ -1,6 +1,6 @@
-"""A source of the corpus as a stream of rows, whatever kind it is.
+"""Read a source of the corpus, of any kind, as a stream of rows.
 
-Rows are streamed: only a text document, or a `.json` file that is a single object, is ever whole in memory.
+Rows are streamed. Only a text document, or a `.json` file that is a single object, is in memory as a whole.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _KIND_NAMES = {
 
 
 def read_rows(source: Source, split: str = "train") -> Iterator[Row]:
-    """The rows of one source as dictionaries of plain Python values; a text file is one row, ``{"text": ...}``.
+    """Read the rows of one source as dictionaries of plain Python values. A text file is one row, ``{"text": ...}``.
 
-    Binary values that are UTF-8 come as text, other binary values as bytes.
+    Binary values are text if they are UTF-8, else bytes.
 
     Raises:
-        DataError: the file is cut, damaged or not what its name says; the message names the line, row or byte.
-        MissingDependencyError: `datasets` is needed.
+        DataError: the file is cut off, damaged or not what its name says; the message names the line, row or byte.
+        MissingDependencyError: `datasets` is needed, and isn't installed.
     """
     if source.path is None:
         hub = parse_hub_id(source.name)
@@ -61,7 +61,7 @@ def _read_file(path: Path, kind: str, name: str) -> Iterator[Row]:
             with open_bytes(path, name) as file:
                 yield from _read_text_like(file, kind, name)
     except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pa.ArrowException) as error:
-        # Python's own OSError has a number, and is about the disk; Arrow's has none, and is about the content.
+        # An OSError of Python has a number, and means the disk. Arrow's has none, and means the content.
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"can't read {name}: {error.strerror or error}") from error
         raise DataError(f"{name} can't be read as {_KIND_NAMES[kind]}, or is cut: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""What the corpus is made of: files, globs, saved data sets and data sets on a hub, as the user names them."""
+"""Find the sources of the corpus: files, globs, saved data sets and data sets on a hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Source:
     """One file of the corpus, a saved `datasets` directory, or the id of a data set on a hub.
 
     Attributes:
-        name: as the user knows it, for messages.
+        name: the user's name for it, for messages.
         kind: how to read it: one of ``kinds.KINDS``, ``dataset`` or ``hub``.
         path: where it is; None for a hub id.
     """
@@ -35,7 +35,7 @@ class Source:
     path: Path | None
 
     def files(self) -> list[Path]:
-        """The files whose content is this source, in a fixed order."""
+        """The files of this source, in a fixed order."""
         if self.path is None:
             return []
         if self.path.is_dir():
@@ -44,7 +44,7 @@ class Source:
 
 
 class HubId(NamedTuple):
-    """``org/name``, and after it ``:subset`` and ``@revision`` where they are given."""
+    """The parts of ``org/name[:subset][@revision]``."""
 
     repo: str
     subset: str | None
@@ -58,18 +58,17 @@ def parse_hub_id(name: str) -> HubId | None:
 
 
 def find_sources(data: Sequence[str], kind: str | None = None) -> list[Source]:
-    """Resolve files, globs, directories and data set ids, in the order given; a glob's matches are sorted.
+    """Resolve files, globs, directories and data set ids, in the given order. The matches of a glob are sorted.
 
-    A file or directory that is named more than once is read once, where it comes first; a warning counts the others.
+    A source that is named more than once is read once, at its first place. A warning counts the repeats.
 
     Args:
         data: paths, globs, and ids like ``org/name``, ``org/name:subset``, ``org/name:subset@revision``.
-        kind: how to read every file, whatever its name; see ``kinds.KINDS``. Directories and ids stay as they are.
+        kind: how to read every file, instead of by its name; see ``kinds.KINDS``. Directories and ids don't change.
 
     Raises:
         ConfigError: there is no such kind.
-        DataError: something named isn't there, a file's name doesn't say its kind, or a directory isn't a saved data
-            set.
+        DataError: a source doesn't exist, a file's name doesn't say its kind, or a directory isn't a saved data set.
     """
     try:
         sources = [source for name in data for source in _resolve(name, kind)]
@@ -77,11 +76,15 @@ def find_sources(data: Sequence[str], kind: str | None = None) -> list[Source]:
         raise DataError(f"can't read {error.filename or data}: {error.strerror or error}") from error
     if not sources:
         raise DataError("no data given: name at least one file with --data")
-    return _each_once(sources)
+    return _remove_repeats(sources)
 
 
 def hash_file(path: Path) -> str:
-    """Hex sha256 of a file's content, streamed."""
+    """Hex SHA-256 of a file's content, which is streamed.
+
+    Raises:
+        DataError: the file can't be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -101,14 +104,14 @@ def _resolve(name: str, kind: str | None) -> Iterator[Source]:
     elif path.exists():
         raise DataError(f"{name} is neither a file nor a directory; write its rows to a file first")
     elif glob.has_magic(name):
-        yield from _matches(name, path, kind)
+        yield from _match_files(name, path, kind)
     elif (hub := parse_hub_id(name)) and not is_file_name(hub.repo) and not Path(hub.repo).parent.exists():
         yield Source(name, "hub", None)
     else:
         raise DataError(f"data file {name} doesn't exist")
 
 
-def _matches(name: str, pattern: Path, kind: str | None) -> Iterator[Source]:
+def _match_files(name: str, pattern: Path, kind: str | None) -> Iterator[Source]:
     matches = sorted(glob.glob(str(pattern), recursive=True))
     files = [match for match in matches if Path(match).is_file()]
     left_out = [match for match in matches if match not in files]
@@ -130,17 +133,17 @@ def _directory(name: str, path: Path) -> Source:
     raise DataError(f"{name} is a directory but no saved data set; name its files, for example {name}/*.jsonl")
 
 
-def _each_once(sources: list[Source]) -> list[Source]:
+def _remove_repeats(sources: list[Source]) -> list[Source]:
     kept: dict[str | Path, Source] = {}
-    again: list[str] = []
+    repeats: list[str] = []
     for source in sources:
         place = source.path.resolve() if source.path else source.name
         if place in kept:
-            again.append(source.name)
+            repeats.append(source.name)
         kept.setdefault(place, source)
-    if again:
+    if repeats:
         warnings.warn(
-            f"inputs named more than once are read once; {len(again)} left out, the first is {again[0]}",
+            f"inputs named more than once are read once; {len(repeats)} left out, the first is {repeats[0]}",
             LogitCacheWarning,
             stacklevel=3,
         )

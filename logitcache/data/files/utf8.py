@@ -1,4 +1,4 @@
-"""Bytes of text files as UTF-8 text, whole or line by line; anything else is refused with its place."""
+"""Decode text files as UTF-8, as a whole or line by line. The error for other bytes has their position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def decode(data: bytes, where: str) -> str:
-    """Text from UTF-8.
+    """Decode UTF-8.
 
     Raises:
         DataError: a byte isn't UTF-8, or is NUL; the message names ``where``, the line and the byte in it.
@@ -29,18 +29,30 @@ def decode(data: bytes, where: str) -> str:
 
 
 def read_document(file: io.BufferedReader, name: str) -> str:
-    """All of a file as one text, without a byte order mark."""
+    """The whole file as one text, without a byte order mark.
+
+    Raises:
+        DataError: it isn't UTF-8 text.
+    """
     return decode(file.read().removeprefix(codecs.BOM_UTF8), name)
 
 
 def read_lines(file: io.BufferedReader, name: str) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers from 1; each ends with its newline, except maybe the last."""
+    """The lines with their numbers from 1. Each line ends with its newline; the last one may have none.
+
+    Raises:
+        DataError: a line isn't UTF-8 text.
+    """
     for number, line in enumerate(file, start=1):
         yield number, decode(line if number > 1 else line.removeprefix(codecs.BOM_UTF8), f"{name} line {number}")
 
 
 def read_chunks(file: io.BufferedReader, name: str) -> Iterator[str]:
-    """The text in pieces of about a megabyte; each is some whole lines, or part of a line longer than that."""
+    """The text in pieces of about a megabyte.
+
+    Raises:
+        DataError: it isn't UTF-8 text.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     before = 0
     while True:
