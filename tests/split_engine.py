@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_conformance import EngineConformance, Open
 
 from logitcache import engines
@@ -15,7 +16,7 @@ from logitcache.engines import Engine, Team
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Team]:
-    with engines.team(True, "cpu") as joined:
+    with engines.team(True, torch.device("cpu")) as joined:
         yield joined
 
 

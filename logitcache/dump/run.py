@@ -56,7 +56,7 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
         raise ConfigError("give either a DumpConfig or its fields as keywords, not both")
     check_engine(config)
     split, device = config.tensor_parallel, choose_device(config.device)
-    with stop_on_signal() as stop, team(split, device.type) as processes:
+    with stop_on_signal() as stop, team(split, device) as processes:
         if processes.follows:
             return _follow(config, processes)
         with processes.leading():

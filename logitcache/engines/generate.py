@@ -67,10 +67,14 @@ def heeds_padding(model: Any) -> bool:
 
     try:
         alone = first_logits(prompts[1:])
+    except torch.OutOfMemoryError:  # whoever asked may try fewer prompts
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"{type(model).__name__} can't answer prompts in transformers: {reason(error)}") from error
     try:
         together = first_logits(prompts)
+    except torch.OutOfMemoryError:  # that says nothing about padding
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False  # what it can't do with padding it may do without
     return difference(together, alone) <= tolerance(model) * spread(alone)

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from logitcache.targets.topk import TopK
+from logitcache.utils.device import DEVICES, Devices, Event
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class HostTopK:
-    """A batch's targets while they are copied; ``wait`` gives them."""
+    """A batch's targets while they are copied; ``wait`` gives them.
+
+    Attributes:
+        targets: on the CPU, not to be read before ``wait``.
+        event: comes when the copies have arrived; None if they have.
+        source: what is copied, kept until then, so that its memory isn't used again before.
+    """
 
     targets: TopK
-    event: Any | None
+    event: Event | None = None
+    source: TopK | None = None
 
     def wait(self) -> TopK:
         """The targets, once the copies have arrived."""
         if self.event is not None:
             self.event.synchronize()
+        self.event = self.source = None
         return self.targets
 
 
-def to_host(targets: TopK) -> HostTopK:
-    """Start copying to pinned memory. Targets that are on the CPU already are there at once."""
-    if targets.ids.device.type != "cuda":
-        return HostTopK(targets.to("cpu"), None)
-
-    def pinned(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-    copied = targets._map(pinned)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return HostTopK(copied, event)
+def to_host(targets: TopK, devices: Devices = DEVICES) -> HostTopK:
+    """Start copying. The event belongs to the targets' own device, which need not be the current one."""
+    copied = targets._map(devices.copy_to_host)
+    return HostTopK(copied, devices.record(targets.ids.device), targets)

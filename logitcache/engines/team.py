@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
 from torch import distributed
 
 from logitcache.data import TokenSequence
@@ -21,6 +22,7 @@ from logitcache.engines.base import Engine, EngineInfo
 from logitcache.engines.generate import Generation
 from logitcache.errors import ConfigError, DumpInterruptedError
 from logitcache.targets.topk import TopK
+from logitcache.utils.device import DEVICES, Devices, local_device
 
 # Between two passes the leader may tokenise a corpus, or wait for other workers: longer than any usual time limit.
 _PATIENCE = timedelta(days=7)
@@ -77,20 +79,42 @@ class Team:
 
 
 @contextmanager
-def team(split: bool, device_type: str) -> Iterator[Team]:
+def team(
+    split: bool,
+    device: torch.device,
+    *,
+    devices: Devices = DEVICES,
+    join: Callable[..., Any] = distributed.init_process_group,
+) -> Iterator[Team]:
     """The processes that torchrun started, joined if the teacher is to be ``split`` over them.
 
+    Args:
+        split: False for one process by itself.
+        device: this process's own; it becomes the current one.
+        devices: the machine's.
+        join: makes the process group; called as :func:`torch.distributed.init_process_group` is.
+
     Raises:
-        ConfigError: the teacher is to be split, and this process wasn't started by torchrun.
+        ConfigError: the teacher is to be split, and this process wasn't started by torchrun, or the device is
+            another process's.
     """
     if not split:
         yield Team()
         return
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         raise ConfigError("tensor_parallel splits the teacher over the processes that torchrun starts: start it so")
+    if device.index is not None and device != local_device(device.type, devices):
+        raise ConfigError(
+            f"tensor_parallel gives each process a GPU of its own, and device {device} is one for all: "
+            f"give --device {device.type}"
+        )
+    # Before anything is sent: NCCL sends objects from the current device, which is the first GPU until it is set.
+    devices.make_current(device)
     joined = not distributed.is_initialized()
-    if joined:
-        distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_PATIENCE)
+    if joined and device.type == "cuda":
+        join("nccl", timeout=_PATIENCE, device_id=device)
+    elif joined:
+        join("gloo", timeout=_PATIENCE)
     try:
         yield Team(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from logitcache.engines.base import Capabilities, Engine, EngineInfo, EngineSett
 from logitcache.engines.batch_size import CPU_TOKENS
 from logitcache.engines.batches import cut_into_batches, pad
 from logitcache.engines.generate import Generation, answer, heeds_padding
+from logitcache.engines.halving import in_halves
 from logitcache.engines.host import HostTopK, to_host
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
 from logitcache.models.teacher import load_model
 from logitcache.targets.topk import TopK
+from logitcache.utils.device import DEVICES, Devices
 
+Result = TypeVar("Result")
 NAME = "transformers"
 #: What it can do, whatever the model.
 CAN = Capabilities(
@@ -38,12 +41,13 @@ CAN = Capabilities(
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 
-def open_transformers(settings: EngineSettings) -> TransformersEngine:
-    """The teacher's weights, and those of the reference if there is one.
+def open_transformers(settings: EngineSettings, devices: Devices = DEVICES) -> TransformersEngine:
+    """The teacher's weights, and those of the reference if there is one. Their device becomes the current one.
 
     Raises:
         ModelError: the files don't make a causal language model, or don't fit on the device.
     """
+    devices.make_current(settings.device)
     load = partial(
         load_model,
         dtype=settings.dtype,
@@ -69,6 +73,7 @@ def open_transformers(settings: EngineSettings) -> TransformersEngine:
         candidates=settings.candidates,
         statistics=settings.statistics,
         halve=not settings.tensor_parallel,
+        devices=devices,
     )
 
 
@@ -84,6 +89,7 @@ class TransformersEngine(Engine):
         candidates: how many of the K those are.
         statistics: also give the log-partition and the logits' standard deviation.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
+        devices: the machine's.
 
     Raises:
         ModelError: the model does not predict the next token from those before, or has fewer ids than K.
@@ -102,8 +108,10 @@ class TransformersEngine(Engine):
         candidates: int = 0,
         statistics: bool = False,
         halve: bool = True,
+        devices: Devices = DEVICES,
     ) -> None:
         self._model = model
+        self._devices = devices
         self.head = check_language_model(model, "teacher", _name(model))
         self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
         self._batch_tokens = batch_tokens
@@ -163,18 +171,8 @@ class TransformersEngine(Engine):
         When memory runs out the batch is computed in two halves. Kernels may round differently for another batch
         size, so values can then differ in their last bits from a run that had room.
         """
-        try:
-            apart = self._one_by_one or max(len(sequence.token_ids_L) for sequence in batch) > self._turn
-            parts = [[sequence] for sequence in batch] if apart else [batch]
-            targets = TopK.cat([self._run(part) for part in parts])
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1 or not self._halve:
-                raise ModelError(_too_large(batch)) from error
-            torch.cuda.empty_cache()
-            middle = len(batch) // 2
-            halves = [self._start(half).wait() for half in (batch[:middle], batch[middle:])]
-            return HostTopK(TopK.cat(halves), None)
-        return to_host(targets)
+        parts = self._in_halves(batch, lambda part: to_host(self._targets(part), self._devices))
+        return parts[0] if len(parts) == 1 else HostTopK(TopK.cat([part.wait() for part in parts]))
 
     def _answer(self, prompts: Sequence[TokenSequence], generation: Generation) -> list[TokenSequence]:
         """One batch of prompts with their answers.
@@ -182,16 +180,25 @@ class TransformersEngine(Engine):
         Raises:
             ModelError: no room for a single prompt.
         """
-        try:
+
+        def run(part: Sequence[TokenSequence]) -> list[TokenSequence]:
             if self._heeds_padding is None:
                 self._heeds_padding = heeds_padding(self._model)
-            return answer(self._model, prompts, generation, padded=self._heeds_padding)
-        except torch.OutOfMemoryError as error:
-            if len(prompts) == 1 or not self._halve:
-                raise ModelError(f"{_too_large(prompts)}, or --max-new-tokens") from error
-            torch.cuda.empty_cache()
-            middle = len(prompts) // 2
-            return self._answer(prompts[:middle], generation) + self._answer(prompts[middle:], generation)
+            return answer(self._model, part, generation, padded=self._heeds_padding)
+
+        parts = self._in_halves(prompts, run, ", or --max-new-tokens")
+        return [answered for part in parts for answered in part]
+
+    def _in_halves(
+        self, batch: Sequence[TokenSequence], run: Callable[[Sequence[TokenSequence]], Result], advice: str = ""
+    ) -> list[Result]:
+        return in_halves(
+            batch,
+            run,
+            halve=self._halve,
+            empty_cache=lambda: self._devices.empty_cache(self._device),
+            refusal=lambda part: _too_large(part) + advice,
+        )
 
     @torch.inference_mode()
     def k_for_mass(self, sequence: TokenSequence, mass: float) -> int:
@@ -204,6 +211,12 @@ class TransformersEngine(Engine):
             probs_CV = self.head.logits(hidden_CD).float().softmax(1)
             covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
         return int((covered_V / len(some) < mass).sum()) + 1
+
+    def _targets(self, batch: Sequence[TokenSequence]) -> TopK:
+        """Targets of a batch, on the device that computed them."""
+        apart = self._one_by_one or max(len(sequence.token_ids_L) for sequence in batch) > self._turn
+        parts = [[sequence] for sequence in batch] if apart else [batch]
+        return TopK.cat([self._run(part) for part in parts])
 
     def _run(self, batch: Sequence[TokenSequence]) -> TopK:
         hidden_ND = self._hidden(self.head, batch)

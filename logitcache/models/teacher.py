@@ -1,8 +1,7 @@
-"""Load a teacher's tokenizer, configuration and weights with transformers, with errors a person can use."""
+"""Load a teacher's tokenizer, configuration and weights with transformers, with clear errors."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from logitcache.errors import ConfigError, ModelError
 from logitcache.models import explained, load_language_model
 from logitcache.models.dtypes import DTYPES, Dtype
 from logitcache.models.identity import TeacherFiles
+from logitcache.utils.device import DEVICES, Devices, local_device
 from logitcache.utils.reasons import reason
 
 
@@ -78,20 +78,19 @@ def load_model(
     return model.requires_grad_(False)
 
 
-def choose_device(device: str) -> torch.device:
-    """``auto`` is this process's GPU where there is one, else the CPU.
+def choose_device(device: str, devices: Devices = DEVICES) -> torch.device:
+    """``auto`` is this process's GPU if there is one, else the CPU; ``cuda`` is this process's GPU.
 
     Raises:
-        ConfigError: not a device, or one that isn't there.
+        ConfigError: it is not a device, or not on this machine.
     """
     if device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-        return torch.device("cuda", int(local) % torch.cuda.device_count())
+        device = "cuda" if devices.count("cuda") else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        if chosen == torch.device(chosen.type):  # without an index
+            chosen = local_device(chosen.type, devices)
+        devices.check(chosen)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} can't be used: {reason(error)}") from error
     return chosen
