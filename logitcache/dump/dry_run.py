@@ -78,7 +78,7 @@ def plan_dump(config: DumpConfig | None = None, /, *, report: Report = silent, *
     if prepare_output(config.out, dry=True) is not None:
         raise OutputExistsError(f"output {config.out} already holds a finished cache")
     # The processes of a split teacher all do the same here, each for itself.
-    with team(config.tensor_parallel, choose_device(config.device).type) as processes:
+    with team(config.tensor_parallel, choose_device(config.device)) as processes:
         job = resolve(config, processes.size)
         with tempfile.TemporaryDirectory() as scratch:
             plan = new_plan(job, Path(scratch), report)
