@@ -16,27 +16,29 @@ from torch import Tensor
 
 from logitcache.errors import CorruptCacheError
 from logitcache.format.arrays import ShardArrays
+from logitcache.stream.known_labels import KnownLabels
 from logitcache.stream.rows import Sample
 from logitcache.targets.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one forward pass needs.
+    """The inputs of one forward pass.
 
     Attributes:
-        input_ids: ``[B, T]`` int64; rows are padded on the right, where causal attention never looks.
-        position_ids: ``[B, T]`` int64; starts at 0 with each document, so that attention doesn't cross documents.
+        input_ids: ``[B, T]`` int64; rows are padded on the right, so causal attention never sees the padding.
+        position_ids: ``[B, T]`` int64; they start at 0 in each document, so that attention doesn't cross documents.
         target_index: ``[N]`` int64, positions in ``input_ids.view(-1)`` that have targets.
-        targets: N rows. Those of a stream are kept as narrow as their values allow until they are read, on the device:
-            ids take 16 bits in vocabularies up to 65,536, log-probs take 16 where no value changes by it.
-        labels: ``[N]`` int64, the token that follows in the text; -100 leaves a position out of the loss.
-        batch_targets: positions with targets in the whole global batch, all ranks and micro-batches together; 0 if that
-            isn't known, or there are none.
+        targets: N rows. A stream gives them in narrow dtypes, which are widened when they are read, on the device: ids
+            have 16 bits if the vocabulary has at most 65,536, and log-probs have 16 bits if that changes no value.
+        labels: ``[N]`` int64, the next token of the text; a position with -100 is left out of the loss.
+        batch_targets: positions with targets in the global batch, over all ranks and micro-batches; 0 if that isn't
+            known, or there are none.
         tokens: tokens of this micro-batch without the padding.
-        epoch, step, part: where it stands: the epoch, the global batch within it, the micro-batch within that.
-        samples_before, samples_consumed: samples of the epoch that are consumed before and after this global batch.
+        epoch, step, part: the epoch, the global batch in it, and the micro-batch in that, each counted from 0.
+        samples_before, samples_consumed: samples of the epoch before this global batch, and up to its end.
         ends_step: True at the last micro-batch of a global batch.
+        known_labels: what is known of ``labels``, so that a training step need not look at them on a GPU.
     """
 
     input_ids: Tensor
@@ -52,23 +54,33 @@ class Batch:
     samples_before: int = 0
     samples_consumed: int = 0
     ends_step: bool = True
+    known_labels: KnownLabels | None = None
+
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        """The least and the greatest label; None if that isn't known without looking at them."""
+        known = self.known_labels
+        return (known.least, known.greatest) if known is not None and known.hold_for(self.labels) else None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Copy to a device; from pinned memory with ``non_blocking`` the copy overlaps with computing."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Page-locked copies, which a GPU can fetch by itself. DataLoader calls this under ``pin_memory=True``."""
+        """Copy to page-locked memory, for copies to a GPU. DataLoader calls this with ``pin_memory=True``."""
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
         changed = {name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor | TopK)}
-        return replace(self, **changed)
+        known = self.known_labels
+        if known is not None:
+            known = known.copied(changed["labels"]) if known.hold_for(self.labels) else None
+        return replace(self, **{**changed, "known_labels": known})
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """One sequence's place in a batch: its tokens and targets in its shard, its row and first column in the batch."""
+    """One sequence of a batch: its tokens and targets in its shard, its row and first column in the batch."""
 
     shard: ShardArrays
     tokens: slice
@@ -86,13 +98,13 @@ class _Piece:
 
 
 def collate(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays], template: ShardArrays) -> Batch:
-    """Lay samples out as one batch.
+    """Make one batch from samples.
 
     Args:
-        rows: the samples of each row; without any, a batch of one token and no targets, so that a rank that has
-            nothing to do in this step still takes part in it.
+        rows: the samples of each row. Without any rows it makes a batch of one token and no targets, because every rank
+            needs a batch in every step.
         shards: the prepared shards by number.
-        template: any prepared shard of the cache, for K, vocabulary and which statistics there are.
+        template: any prepared shard of the cache, for its K, vocabulary and statistics.
 
     Raises:
         CorruptCacheError: a shard lacks statistics that the template has.
@@ -107,19 +119,21 @@ def collate(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays],
         for piece in pieces
     ]
     index_N = np.concatenate(index_parts or [np.zeros(0, dtype=np.int64)])
+    # A sequence's last token has no targets, so the next token is always in the same row.
+    labels_N = torch.from_numpy(input_ids_BT.reshape(-1).take(index_N + 1))
     return Batch(
         input_ids=torch.from_numpy(input_ids_BT),
         position_ids=torch.from_numpy(_positions(pieces, height, width)),
         target_index=torch.from_numpy(index_N),
         targets=_targets(pieces, template),
-        # A sequence's last token has no targets, so the next token stands in the same row.
-        labels=torch.from_numpy(input_ids_BT.reshape(-1).take(index_N + 1)),
+        labels=labels_N,
+        known_labels=KnownLabels.of(labels_N),
         tokens=sum(piece.length for piece in pieces),
     )
 
 
 def _targets(pieces: Sequence[_Piece], template: ShardArrays) -> TopK:
-    """The pieces' targets end to end, in the narrow dtypes of their shards."""
+    """The pieces' targets one after the other, in the narrow dtypes of their shards."""
 
     def joined(name: str) -> Tensor:
         columns = [getattr(piece.shard, name) for piece in pieces]
@@ -154,10 +168,11 @@ def _place(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays]) 
 
 
 def _positions(pieces: Sequence[_Piece], height: int, width: int) -> NDArray[np.int64]:
-    """Where rows hold one document each, positions count on through the padding: attention needs no mask then.
+    """Position ids ``[B, T]``.
 
-    Rows of several documents start again with each document, and every padding token is a document of its own:
-    counting on could leave the range of a learned position embedding.
+    If each row holds one document, they go on through the padding, so that attention needs no mask. If a row holds
+    several, they start again with each document, and are 0 in the padding: larger ones could be outside the range of a
+    learned position embedding.
     """
     counted_BT = np.tile(np.arange(width, dtype=np.int64), (height, 1))
     if not any(piece.column for piece in pieces):

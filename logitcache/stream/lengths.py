@@ -1,4 +1,4 @@
-"""How long each sequence of a cache is: what packing and the length filter decide by, read once.
+"""The length of each sequence of a cache, for packing and the length filter; read once.
 
 Shape legend: S sequences of a shard.
 """
@@ -17,12 +17,12 @@ from logitcache.stream.prefetch import decoding_threads
 from logitcache.stream.readable import Readable
 from logitcache.stream.selection import LengthFilter
 
-# Shards that are asked for before the first of them is waited for.
+# Shards that are read at the same time.
 _AT_A_TIME = 32
 
 
 class Lengths:
-    """The lengths of a cache's sequences, shard by shard; each shard's are read once, when first asked for."""
+    """The lengths of a cache's sequences, by shard. Those of a shard are read once, when they are first needed."""
 
     def __init__(self, cache: Readable) -> None:
         self._cache = cache
@@ -35,7 +35,7 @@ class Lengths:
         return self._known[shard]
 
     def read_all(self) -> None:
-        """Read those that aren't known yet, several shards at a time."""
+        """Read the lengths that aren't known yet, several shards at a time."""
         missing = [shard for shard in range(len(self._cache.shards)) if shard not in self._known]
         ahead = getattr(self._cache, "prefetch", None)
         with ThreadPoolExecutor(decoding_threads()) as pool:
@@ -46,10 +46,10 @@ class Lengths:
                 list(pool.map(self.of, shards))
 
     def sizes(self, chosen: LengthFilter) -> ShardSizes:
-        """How much each shard holds of what the filter keeps.
+        """The sequences and tokens of each shard that the filter keeps.
 
         Raises:
-            TargetsError: nothing is left.
+            TargetsError: there are none.
         """
         whole = ShardSizes.of(self._cache.digest, self._cache.shards)
         if int(whole.sequences_S.sum()) == 0:

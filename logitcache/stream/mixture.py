@@ -1,9 +1,10 @@
 """Several caches as one, each with a share of the tokens.
 
-Each component is an endless series of passes, a new permutation of its shards each time. Epoch ``e`` takes the tokens
-from ``e * quota`` to ``(e + 1) * quota`` of it, so a small cache with a large share comes several times an epoch, of a
-large one with a small share every epoch takes the part that comes next, and in the long run all is seen equally often.
-The windows of an epoch divide each component's part evenly: every window has the shares of the whole.
+Each component is an endless series of passes over its cache, each with a new permutation of its shards. Epoch ``e``
+takes the tokens from ``e * quota`` to ``(e + 1) * quota`` of this series. So a small cache with a large share is used
+several times in an epoch. From a large cache with a small share, every epoch takes the next part, and over many epochs
+all sequences are used equally often. The windows of an epoch divide each component's part evenly: every window has the
+same shares as the epoch.
 
 Shape legend: S shards of a component, W windows.
 """
@@ -33,21 +34,24 @@ from logitcache.targets.beyond import Beyond
 class Mixture:
     """Several caches read as one: the shards of all, one after the other.
 
-    Where K, or the entries beyond the ranked ones, differ in number, all give their ranked entries, up to the smallest
-    number of them; what is dropped joins the residual mass. Statistics that not all of them hold are left out.
+    If the caches differ in K, or in their number of tail samples or candidates, only ranked entries are used: as many
+    as all caches have. The mass of the others joins the residual mass. Statistics that a cache lacks are left out of
+    all.
 
     Attributes:
         caches: the components.
-        weights: their shares of the tokens, which add up to 1; None takes each sequence of each once an epoch.
-        digest: names the mixture: over the components' digests and the weights.
+        weights: their shares of the tokens, which add up to 1; None means every sequence once in an epoch.
+        digest: identifies the mixture; made from the components' digests and the weights.
     """
 
     def __init__(self, caches: Sequence[Readable], weights: Sequence[float] | None = None) -> None:
-        """Check that the caches go together.
+        """Check that the caches can be mixed.
 
         Raises:
-            ConfigError: weights that are not one a cache, negative, or all zero; a cache given twice.
-            TokenizerMismatchError: another tokenizer or vocabulary.
+            ConfigError: there isn't one weight for each cache, a weight is negative, all are zero, or a cache is given
+                twice.
+            TargetsError: a cache holds no sequences.
+            TokenizerMismatchError: the caches have different tokenizers or vocabularies.
         """
         self.caches = tuple(caches)
         self.weights = None if weights is None else _shares(weights, len(self.caches))
@@ -83,17 +87,17 @@ class Mixture:
         return bisect_right(self.starts, shard) - 1
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Pass on to the caches that can fetch ahead which shards come next."""
+        """Tell the caches that can fetch shards in advance which ones come next."""
         for number, cache in enumerate(self.caches):
             own = [shard - self.starts[number] for shard in shards if self.component_of(shard) == number]
             if own and (ahead := getattr(cache, "prefetch", None)) is not None:
                 ahead(own)
 
     def quotas(self, sizes: ShardSizes) -> list[int]:
-        """Tokens of an epoch from each cache: together as many as all of them hold.
+        """Tokens of an epoch from each cache; their sum is the number of tokens of all caches.
 
         Raises:
-            TargetsError: a cache that should have a share has nothing (left) to give.
+            TargetsError: a cache with a weight above 0 has no sequences, or none that the length filter keeps.
         """
         tokens = [int(part.sum()) for part in np.split(sizes.tokens_S, self.starts[1:-1])]
         if self.weights is None:
@@ -101,12 +105,12 @@ class Mixture:
         for number, (weight, held) in enumerate(zip(self.weights, tokens, strict=True)):
             if weight and not held:
                 raise TargetsError(f"cache {number + 1} of the mixture has weight {weight:g}, but no sequences to give")
-        # However small a weight is, its cache takes part.
+        # A cache with any weight above 0 gives at least one token.
         return [max(1, round(weight * sum(tokens))) if weight else 0 for weight in self.weights]
 
 
 class _AllShards(Sequence[Any]):
-    """The shard tables of several caches end to end, without a copy."""
+    """The shard tables of several caches one after the other, without a copy."""
 
     def __init__(self, caches: Sequence[Readable]) -> None:
         self._caches = caches
@@ -130,14 +134,15 @@ def _shares(weights: Sequence[float], count: int) -> tuple[float, ...]:
         raise ConfigError(f"weights = {list(weights)} is not allowed; give one a cache, {count} in all")
     if any(not (weight >= 0 and math.isfinite(weight)) for weight in weights) or not any(weights):
         raise ConfigError(f"weights = {list(weights)} is not allowed; they must be 0 or above, and not all 0")
-    # Rounded, so that 7:3 and 0.7:0.3 are the same mixture; relative to the largest, so that no sum overflows.
+    # Rounded, so that 7:3 and 0.7:0.3 are the same mixture. Divided by the largest first, so that the sum can't
+    # overflow.
     parts = [weight / max(weights) for weight in weights]
     return tuple(round(part / sum(parts), 12) for part in parts)
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What has to go together: read from the manifest where there is one, and from the first shard."""
+    """What caches of a mixture are compared by: from the manifest if there is one, and from the first shard."""
 
     top_k: int
     beyond: Beyond
@@ -178,7 +183,7 @@ def _check_alike(caches: Sequence[Readable], contents: Sequence[_Content]) -> No
 
 
 class _Passes:
-    """A component's endless series of passes, addressed by tokens or by sequences from its beginning."""
+    """A component's endless series of passes. Its tokens and sequences are counted from the beginning of the series."""
 
     def __init__(self, order: EpochOrder, sizes: ShardSizes, number: int, shards: slice) -> None:
         self._order, self._number, self._first = order, number, shards.start
@@ -187,7 +192,7 @@ class _Passes:
         self._pass = lru_cache(maxsize=4)(self._make_pass)
 
     def _make_pass(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The shards of one pass in order, and the sums ``[S + 1]`` of tokens and sequences before each."""
+        """The shards of one pass in order, and the numbers ``[S + 1]`` of tokens and sequences before each."""
         shards_S = self._order.permutation(f"component {self._number}", len(self._tokens_S), epoch=number)
         before = [
             np.concatenate([[0], np.cumsum(sizes_S[shards_S])]) for sizes_S in (self._tokens_S, self._sequences_S)
@@ -195,7 +200,7 @@ class _Passes:
         return shards_S, before[0], before[1]
 
     def sequence_at(self, token: int) -> int:
-        """The sequence that begins at or near a token: within a shard, sequences count as equally long."""
+        """The sequence that begins at or near a token. All sequences of a shard are taken as equally long."""
         number, inside = divmod(token, self.tokens)
         shards_S, tokens_S1, sequences_S1 = self._pass(number)
         place = int(np.searchsorted(tokens_S1, inside, side="right")) - 1
@@ -219,7 +224,7 @@ class _Passes:
 
 
 class MixedOrder(EpochOrder):
-    """One epoch of a mixture. See the module."""
+    """The order of one epoch of a mixture; see the module's docstring."""
 
     def __init__(self, order: Order, sizes: ShardSizes, epoch: int, mixture: Mixture) -> None:
         super().__init__(order, sizes, epoch)
@@ -249,7 +254,7 @@ class MixedOrder(EpochOrder):
 
 
 def describe(mixture: Mixture, sizes: ShardSizes) -> list[dict[str, Any]]:
-    """What an epoch takes from each cache, as plain values for plans and reports."""
+    """How much an epoch takes from each cache, as plain values for plans and reports."""
     quotas = mixture.quotas(sizes)
     held = [int(part.sum()) for part in np.split(sizes.tokens_S, mixture.starts[1:-1])]
     shares = mixture.weights or [quota / sum(quotas) for quota in quotas]

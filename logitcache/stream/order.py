@@ -1,9 +1,9 @@
-"""Which sample comes when: a pure function of (seed, epoch, manifest digest, index), and of nothing else.
+"""The order of samples: a pure function of (seed, epoch, manifest digest, index), and of nothing else.
 
-Shards are permuted, neighbours in that permutation form windows of about ``window_tokens`` tokens, and the sequences
-of a window are permuted among themselves. So samples mix across shards, no more than a window need be in memory,
-and any index can be found without walking there. Only the raw stream of a Philox generator is used, which numpy
-promises never to change; its shuffling methods carry no such promise.
+Shards are permuted. Neighbours in this permutation form windows of about ``window_tokens`` tokens, and the sequences of
+a window are permuted among themselves. So samples of different shards are mixed, only one window must be in memory, and
+any index can be found directly. Only the raw numbers of a Philox generator are used, because numpy promises never to
+change them; it doesn't promise this for its shuffling methods.
 
 Shape legend: S shards, W windows.
 """
@@ -30,9 +30,10 @@ class _Sizes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ShardSizes:
-    """How many sequences and tokens each shard holds: all that ordering needs to know about a cache.
+    """How many sequences and tokens each shard holds. The order needs no other information about a cache.
 
-    ``kept``, where sequences are left out: the numbers of those that take part, by shard; the sizes count only them.
+    If sequences are left out, ``kept`` gives the indices of the kept sequences of a shard, and the sizes count only
+    these.
     """
 
     digest: str
@@ -46,7 +47,7 @@ class ShardSizes:
         return cls(digest, pairs[:, 0].copy(), pairs[:, 1].copy())
 
     def among_all(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """``[samples, 2]`` pairs of (shard, place among the sequences that take part) as (shard, sequence)."""
+        """Turn pairs ``[samples, 2]`` of (shard, index among the kept sequences) into (shard, sequence)."""
         if self.kept is None:
             return pairs
         found = pairs.copy()
@@ -58,7 +59,7 @@ class ShardSizes:
 
 @dataclass(frozen=True)
 class Order:
-    """The settings that an order depends on, beside the cache itself."""
+    """The settings that an order depends on, besides the cache itself."""
 
     seed: int = 0
     window_tokens: int = DEFAULT_WINDOW_TOKENS
@@ -69,10 +70,10 @@ class Order:
 
 
 class EpochOrder:
-    """One epoch's order, window by window: what :class:`PlainOrder` and ``mixture.MixedOrder`` have in common.
+    """One epoch's order, window by window: the base of :class:`PlainOrder` and ``mixture.MixedOrder``.
 
     Attributes:
-        first_sample_W1: index of each window's first sample in the epoch, and last the epoch's number of samples.
+        first_sample_W1: index of each window's first sample in the epoch, and at the end the epoch's number of samples.
     """
 
     first_sample_W1: NDArray[np.int64]
@@ -93,7 +94,7 @@ class EpochOrder:
         raise NotImplementedError
 
     def unshuffled(self, window: int) -> NDArray[np.int64]:
-        """``[samples, 2]``: (shard, place among its sequences that take part) of a window's samples."""
+        """``[samples, 2]``: (shard, index among its kept sequences) of a window's samples, before they are permuted."""
         raise NotImplementedError
 
     def window_samples(self, window: int) -> NDArray[np.int64]:
@@ -102,7 +103,7 @@ class EpochOrder:
         return self._sizes.among_all(pairs[self.permutation(f"window {window}", len(pairs))])
 
     def shards_by_use(self, window: int) -> list[int]:
-        """The shards that a window reads, those of its first samples first."""
+        """The shards that a window reads, in the order in which its samples need them."""
         shards, first_use = np.unique(self.window_samples(window)[:, 0], return_index=True)
         by_use: list[int] = shards[np.argsort(first_use)].tolist()
         return by_use
@@ -135,7 +136,8 @@ class PlainOrder(EpochOrder):
         count = len(sizes.sequences_S)
         self.shards_S = self.permutation("shards", count)
         tokens_S = sizes.tokens_S[self.shards_S]
-        # A window closes with the shard that fills it: at least one shard, at most one shard too much.
+        # The shard that reaches the size of a window is its last one: a window has at least one shard, and is at most
+        # one shard too large.
         window_S = (np.cumsum(tokens_S) - tokens_S) // max(1, order.window_tokens)
         starts = np.flatnonzero(np.diff(window_S, prepend=-1))
         self.window_starts_W1 = np.append(starts, count)

@@ -1,4 +1,4 @@
-"""Work ahead of the consumer: shards decoded in the background, batches made in a thread. Errors come through."""
+"""Work in advance: shards are decoded and batches are made in threads. Their errors are raised in the consumer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Windows:
-    """The decoded shards of the windows in use, and of the one after them; no more are ever in memory."""
+    """The decoded shards of the windows in use and of the next one; only these are in memory."""
 
     def __init__(self, cache: Readable, plan: RowPlan, layout: Layout) -> None:
         self._cache, self._plan, self._layout = cache, plan, layout
@@ -27,19 +27,19 @@ class Windows:
         self._loading: dict[int, dict[int, Future[ShardArrays]]] = {}
 
     def holding(self, rows: Sequence[Row]) -> dict[int, ShardArrays]:
-        """The decoded shards of consecutive rows, by shard number. What lies behind them is let go."""
+        """The decoded shards of consecutive rows, by shard number. Earlier windows are dropped."""
         first, last = rows[0].window, rows[-1].window
         for window in [window for window in self._loading if window < first]:
             del self._loading[window]
         for window in range(first, min(last + 2, self._plan.order.windows)):
             if window not in self._loading:
                 self._loading[window] = self._load(self._plan.order.shards_by_use(window))
-        # Other shards of these windows may still be on their way: the first batch needn't wait for them.
+        # Wait only for the shards of these rows: other shards of their windows may still be decoded.
         needed = {(row.window, shard) for row in rows for shard, _ in row.samples}
         return {shard: self._loading[window][shard].result() for window, shard in sorted(needed)}
 
     def _load(self, shards: list[int]) -> dict[int, Future[ShardArrays]]:
-        # In a mixture, a shard may reach into the next window.
+        # In a mixture, two windows may hold parts of one shard.
         known = {shard: future for futures in self._loading.values() for shard, future in futures.items()}
         new = [shard for shard in shards if shard not in known]
         if (prefetch := getattr(self._cache, "prefetch", None)) is not None:
@@ -55,12 +55,12 @@ class Windows:
 
 
 def decoding_threads() -> int:
-    """Up to four: decoding is numpy and decompression, which mostly run without the interpreter's lock."""
+    """Up to four threads: numpy and decompression mostly run without the interpreter's lock."""
     return min(4, os.cpu_count() or 1)
 
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, made up to ``depth`` ahead in a thread. An exception there is raised here, in its place."""
+    """The same items, up to ``depth`` of them made in advance in a thread. Its exceptions are raised here."""
     ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 

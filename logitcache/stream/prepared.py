@@ -1,4 +1,4 @@
-"""A decoded shard made ready for batches: positions left out, ids and log-probs as narrow as their values allow.
+"""Prepare a decoded shard for batches: leave out positions, and put ids and log-probs into narrow dtypes.
 
 Shape legend: L tokens of the shard, N positions with targets, K entries a position.
 """
@@ -18,16 +18,16 @@ from logitcache.targets.narrow import id_dtype
 
 
 def prepared(arrays: ShardArrays, vocab_limit: int | None = None, selection: Selection | None = None) -> ShardArrays:
-    """What :func:`logitcache.stream.batches.collate` takes.
+    """Prepare a shard for :func:`logitcache.stream.batches.collate`.
 
     Args:
         arrays: as decoded.
-        vocab_limit: positions that need an id from there on are left out, see :func:`known_positions`.
-        selection: positions that it does not keep are left out.
+        vocab_limit: leave out positions that need this id or a larger one, see :func:`known_positions`.
+        selection: which positions to keep.
     """
     if vocab_limit is not None and vocab_limit < arrays.vocab_size:
         arrays = keep_targets(arrays, known_positions(arrays, vocab_limit))
-        # A model without such a row can't read the token; nothing is learnt behind it.
+        # The student has no embedding for such a token. It is replaced by 0: no position after it has targets.
         arrays = replace(arrays, token_ids_L=np.where(arrays.token_ids_L < vocab_limit, arrays.token_ids_L, 0))
     if selection is not None and not selection.keeps_all:
         arrays = keep_targets(arrays, selection.keep(arrays))
@@ -39,7 +39,7 @@ def prepared(arrays: ShardArrays, vocab_limit: int | None = None, selection: Sel
 
 
 def narrow_ids(ids_NK: NDArray[np.uint32], vocab_size: int) -> NDArray[Any]:
-    """Ids in the narrowest type that torch knows and that holds the vocabulary: uint16, int32 or int64."""
+    """Ids in the narrowest dtype of torch that holds the vocabulary: uint16, int32 or int64."""
     dtype = id_dtype(vocab_size)
     if dtype == torch.int32:
         return ids_NK.view(np.int32)
@@ -47,12 +47,13 @@ def narrow_ids(ids_NK: NDArray[np.uint32], vocab_size: int) -> NDArray[Any]:
 
 
 def narrow_logprobs(logprobs_NK: NDArray[np.float32]) -> NDArray[Any]:
-    """Log-probs as float16 if that changes none of them, as it doesn't for the presets half, compact and tiny.
+    """Log-probs as float16 if that changes none of them.
 
-    (Only values below -64 nats may not fit; a shard that holds one keeps float32.)
+    It changes none with the presets half, compact and tiny, except for values below -64 nats: a shard that holds such a
+    value keeps float32.
     """
     narrow_NK = np.empty(logprobs_NK.shape, np.float16)
-    rows = max(1, (1 << 18) // max(1, logprobs_NK.shape[1]))  # so many stay in the processor's cache
+    rows = max(1, (1 << 18) // max(1, logprobs_NK.shape[1]))  # so many fit in the CPU's cache
     for start in range(0, len(narrow_NK), rows):
         wide = torch.from_numpy(logprobs_NK[start : start + rows])
         # torch converts ten times as fast as numpy.
@@ -63,7 +64,7 @@ def narrow_logprobs(logprobs_NK: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def known_positions(arrays: ShardArrays, vocab_limit: int) -> NDArray[np.bool_]:
-    """``[N]``, False where the targets, the next token or one up to there are ids from ``vocab_limit`` on."""
+    """``[N]``, False where the targets, the next token or an earlier token have ids from ``vocab_limit`` on."""
     unknown_L1 = np.concatenate([[0], np.cumsum(arrays.token_ids_L >= vocab_limit)])
     starts_L = np.repeat(arrays.offsets_S1[:-1], np.diff(arrays.offsets_S1))
     read_L = unknown_L1[np.minimum(np.arange(len(starts_L)) + 2, len(starts_L))] - unknown_L1[starts_L]
@@ -72,7 +73,7 @@ def known_positions(arrays: ShardArrays, vocab_limit: int) -> NDArray[np.bool_]:
 
 
 def keep_targets(arrays: ShardArrays, keep_N: NDArray[np.bool_]) -> ShardArrays:
-    """The same shard with some positions' targets only; tokens and sequences stay."""
+    """The same shard with the targets of some positions only; tokens and sequences don't change."""
     if keep_N.all():
         return arrays
     mask_L = arrays.target_mask_L.copy()

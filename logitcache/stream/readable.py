@@ -1,4 +1,4 @@
-"""What streaming reads: a cache on disk, a cache at a URL, or several mixed.
+"""The interface of what can be streamed: a cache on disk, a cache at a URL, or several mixed.
 
 Shape legend: S sequences of a shard.
 """
@@ -14,7 +14,7 @@ from logitcache.format.arrays import ShardArrays
 
 
 class Readable(Protocol):
-    """What streaming needs of a cache."""
+    """The methods of a cache that streaming uses."""
 
     @property
     def digest(self) -> str: ...

@@ -1,7 +1,7 @@
-"""Rows of a batch: one sequence each, or several packed into a budget of tokens. Decided before ranks share them out.
+"""Rows of a batch: each holds one sequence, or several packed ones. They are made before ranks divide them.
 
-Packing is best fit, longest first, within one window, then the rows are shuffled: a pure function of the order and
-of the lengths, so a position in it is named by the number of samples before it and nothing else.
+Packing is best fit, longest first, within one window; then the rows are shuffled. The result depends only on the order
+and the lengths, so the number of samples before a row is enough to find it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Lengths = Callable[[int], NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Row:
-    """Samples that stand in one row of ``input_ids``, and how many samples of the epoch are consumed after it."""
+    """The samples of one row of ``input_ids``, their window, and the number of samples of the epoch up to this row."""
 
     samples: tuple[Sample, ...]
     window: int
@@ -36,7 +36,7 @@ class RowPlan:
 
     Args:
         order: the epoch's order of samples.
-        pack_tokens: the budget of a row; None puts one sequence in each row.
+        pack_tokens: the most tokens of a row; None puts one sequence in each row.
         lengths: needed for packing only.
     """
 
@@ -58,10 +58,10 @@ class RowPlan:
         return -(-self.rows // batch_size)
 
     def rows_before(self, samples: int) -> int:
-        """How many rows the first ``samples`` samples fill.
+        """The number of rows that hold the first ``samples`` samples.
 
         Raises:
-            ResumeMismatchError: the number falls inside a row, so it was counted under other settings.
+            ResumeMismatchError: these samples don't end at a row, so they were counted with other settings.
         """
         if samples == self.order.samples:
             return self.rows
@@ -109,7 +109,7 @@ class RowPlan:
 
 
 def best_fit(lengths: NDArray[np.int64], budget: int) -> list[list[int]]:
-    """Pack items into rows of at most ``budget``: longest first, each into the fullest row that still takes it.
+    """Pack items into rows of at most ``budget``: longest first, each into the fullest row with enough space.
 
     Raises:
         ConfigError: an item is longer than the budget.

@@ -1,4 +1,4 @@
-"""Which sequences take part, and which of their positions to learn from, by what the teacher thinks of them.
+"""Which sequences to use, by their length, and which of their positions, by the teacher's probabilities.
 
 Shape legend: N positions with targets, K entries a position, S sequences of a shard.
 """
@@ -17,12 +17,12 @@ from logitcache.format.arrays import ShardArrays
 
 @dataclass(frozen=True)
 class Selection:
-    """Keep positions that meet every condition; the defaults keep all.
+    """Keep positions that meet all conditions; the defaults keep all.
 
     Attributes:
-        min_mass: least share of the probability that the cached top K must cover.
+        min_mass: the smallest probability mass of the cached top K.
         min_confidence, max_confidence: range of the teacher's largest probability.
-        max_entropy: most entropy of the teacher in nats, the ids outside the top K counted as one event.
+        max_entropy: the largest entropy of the teacher in nats; all ids outside the top K count as one event.
     """
 
     min_mass: float = 0.0
@@ -42,7 +42,7 @@ class Selection:
         return self == Selection()
 
     def keep(self, arrays: ShardArrays) -> NDArray[np.bool_]:
-        """``[N]``, True where a position is learned from."""
+        """``[N]``, True where a position is kept."""
         logprobs_NK, rest_N = arrays.topk_logprobs_NK.astype(np.float64), arrays.residual_logprob_N.astype(np.float64)
         confidence_N, mass_N = np.exp(logprobs_NK[:, 0]), -np.expm1(np.minimum(rest_N, 0))
         kept_N: NDArray[np.bool_] = (mass_N >= self.min_mass) & (confidence_N >= self.min_confidence)
@@ -54,7 +54,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class LengthFilter:
-    """Which sequences take part, by their number of tokens; the defaults keep all."""
+    """Keep sequences by their number of tokens; the defaults keep all."""
 
     min_length: int | None = None
     max_length: int | None = None
@@ -72,7 +72,7 @@ class LengthFilter:
         return self == LengthFilter()
 
     def keep(self, lengths_S: NDArray[Any]) -> NDArray[np.bool_]:
-        """``[S]``, True where a sequence takes part."""
+        """``[S]``, True where a sequence is kept."""
         kept_S = np.ones(len(lengths_S), dtype=np.bool_)
         if self.min_length is not None:
             kept_S &= lengths_S >= self.min_length
