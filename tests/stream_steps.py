@@ -31,6 +31,7 @@ class Settings:
     epochs: int = 2
     min_length: int | None = None
     max_length: int | None = None
+    group_by_length: bool = False
 
     def stream(self, cache: Readable, rank: int = 0, world_size: int = 1, prefetch: int = 0) -> Stream:
         return stream(
@@ -46,6 +47,7 @@ class Settings:
             prefetch=prefetch,
             min_length=self.min_length,
             max_length=self.max_length,
+            group_by_length=self.group_by_length,
         )
 
 

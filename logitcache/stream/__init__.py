@@ -1,4 +1,4 @@
-"""A cache as a stream of training batches: fixed order, any number of ranks, resumable."""
+"""Stream a cache as training batches: in a fixed order, for any number of ranks, and resumable."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def stream(
     selection: Selection | None = None,
     min_length: int | None = None,
     max_length: int | None = None,
+    group_by_length: bool = False,
     prefetch: int = 4,
     pin_memory: bool = False,
 ) -> Stream:
@@ -45,36 +46,41 @@ def stream(
     of ranks, workers and threads doesn't change which samples a global batch holds.
 
     Args:
-        cache: an open cache (``logitcache.open``) or the path of one; or a list of them, to be mixed.
-        weights: each cache's share of the tokens, in any unit; by default every sequence of each comes once an epoch.
+        cache: an open cache (``logitcache.open``) or the path of one; or a list of them, which are mixed.
+        weights: each cache's share of the tokens, in any unit; by default an epoch holds every sequence once.
             See :class:`Mixture`.
-        batch_size: rows of a global batch, over all ranks and micro-batches; the last one of an epoch may be smaller.
-        micro_batch_size: rows of each :class:`Batch` that is yielded; by default all that this rank has in a step.
-        pack_tokens: pack sequences into rows of at most so many tokens; by default one sequence a row.
-        seed, shuffle: the order; without shuffling, the cache's own.
+        batch_size: rows of a global batch, over all ranks and micro-batches; the last batch of an epoch may be smaller.
+        micro_batch_size: rows of each yielded :class:`Batch`; by default all rows of this rank in a step.
+        pack_tokens: pack sequences into rows of at most so many tokens; by default a row holds one sequence.
+        seed, shuffle: the order of samples; without shuffling it is the cache's own.
         epochs: passes over the cache; None never ends.
         rank, world_size: which part of each global batch to yield.
         window_tokens: samples are shuffled within windows of about so many tokens; two windows are in memory.
-        vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
-        selection: which positions to learn from, by the teacher's confidence, entropy or top-k mass; by default all.
+        vocab_limit: leave out positions whose targets list this id or a larger one (for a student with fewer ids).
+        selection: which positions to use, by the teacher's confidence, entropy or top-k mass; by default all.
         min_length, max_length: leave out sequences with fewer or more tokens; every sequence's length is read for it.
-        prefetch: batches to make ahead in a thread; 0 makes them when asked.
-        pin_memory: page-locked batches, for copies to a GPU that overlap with computing.
+        group_by_length: divide each global batch over ranks and micro-batches by the lengths of its rows, so that
+            little is padded. The batch's loss must then be summed over micro-batches, as :class:`StudentWithLoss
+            <logitcache.losses.StudentWithLoss>` does, and not be a mean of their means.
+        prefetch: batches to make in advance in a thread; 0 makes each batch when it is asked for.
+        pin_memory: put batches into page-locked memory, so that copies to a GPU overlap with computing.
 
     Raises:
         ConfigError: a setting is out of range, or a sequence doesn't fit ``pack_tokens``.
         TargetsError: the cache holds no sequences, or none is left.
-        TokenizerMismatchError: caches of different tokenizers can't be mixed.
+        TokenizerMismatchError: the caches have different tokenizers, and can't be mixed.
         CorruptCacheError: while iterating, a shard is damaged; the message names it.
     """
     lengths = LengthFilter(min_length, max_length)
-    layout = Layout(batch_size, micro_batch_size, pack_tokens, rank, world_size, vocab_limit, selection, lengths)
+    layout = Layout(
+        batch_size, micro_batch_size, pack_tokens, rank, world_size, vocab_limit, selection, lengths, group_by_length
+    )
     order = Order(seed, window_tokens, shuffle)
     return Stream(mix(cache, weights), layout, order, epochs=epochs, prefetch=prefetch, pin_memory=pin_memory)
 
 
 def mix(cache: Readable | str | Path | Sequence[Any], weights: Sequence[float] | None = None) -> Readable:
-    """One cache as it is, or a list of caches (or their paths) as a :class:`Mixture`. Raises as :func:`stream` does."""
+    """One cache unchanged, or a list of caches or paths as a :class:`Mixture`. Raises as :func:`stream` does."""
     if isinstance(cache, str | Path):
         cache = open_place(cache)
     if not isinstance(cache, list | tuple):

@@ -1,4 +1,4 @@
-"""How the rows of an epoch become batches: of how many rows, on how many ranks, of which sequences and positions."""
+"""How the rows of an epoch are divided into batches: their size, the ranks, and which sequences and positions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from logitcache.stream.selection import EVERY_LENGTH, LengthFilter, Selection
 
 @dataclass(frozen=True)
 class Layout:
-    """How an epoch's rows become batches.
+    """How an epoch's rows are divided into batches.
 
     Attributes:
         batch_size: rows of a global batch, over all ranks and micro-batches.
-        micro_batch_size: rows of one forward pass on one rank; None means all that the rank has.
-        pack_tokens: pack sequences into rows of at most so many tokens; None: one sequence a row.
-        rank, world_size: which part of each global batch is ours.
-        vocab_limit: leave out positions whose targets name an id from there on (a student with a smaller head).
-        selection: which positions to learn from.
-        lengths: which sequences take part.
+        micro_batch_size: rows of one forward pass on one rank; None means all rows of the rank.
+        pack_tokens: pack sequences into rows of at most so many tokens; None means one sequence in each row.
+        rank, world_size: which part of each global batch this rank gets.
+        vocab_limit: leave out positions whose targets list this id or a larger one (for a student with fewer ids).
+        selection: which positions to use.
+        lengths: which sequences to use.
+        group_by_length: divide each global batch over ranks and micro-batches by the lengths of its rows.
     """
 
     batch_size: int = 8
@@ -31,6 +32,7 @@ class Layout:
     vocab_limit: int | None = None
     selection: Selection | None = None
     lengths: LengthFilter = EVERY_LENGTH
+    group_by_length: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "pack_tokens", "world_size"):
@@ -42,7 +44,7 @@ class Layout:
 
     @property
     def parts(self) -> int:
-        """Micro-batches of a step, the same on every rank: what gradient accumulation counts."""
+        """Micro-batches of a step, the same number on every rank: the steps of gradient accumulation."""
         return -(-self._rank_rows // self.micro_rows)
 
     @property

@@ -1,8 +1,8 @@
-"""A cache as a stream of batches: decoded ahead in threads, the same batches for any number of ranks and workers."""
+"""A cache as a stream of batches, made in advance in threads; the same for any number of ranks and workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.format.arrays import ShardArrays
 from logitcache.stream.batches import Batch, collate
+from logitcache.stream.division import divide
 from logitcache.stream.layout import Layout
 from logitcache.stream.lengths import Lengths
 from logitcache.stream.mixture import MixedOrder, Mixture
@@ -25,11 +26,11 @@ from logitcache.stream.rows import Row, RowPlan
 class Stream(IterableDataset[Batch]):
     """Batches of a cache in a fixed order; see :func:`stream` for the arguments.
 
-    Iterating goes on where ``load_state_dict`` or an iteration that was broken off left it, and ends after ``epochs``
-    epochs; iterating once more gives the epochs after those, in their own order.
-    Iterate it alone (a thread prefetches), or give it to ``torch.utils.data.DataLoader(stream, batch_size=None)``. A
-    DataLoader whose workers end with each pass begins with the same epoch again: ask for all epochs in one pass, or
-    for ``persistent_workers``.
+    An iteration begins at the place that ``load_state_dict`` set, or where the last iteration stopped, and ends after
+    ``epochs`` epochs. The next iteration gives the epochs after those, each in its own order.
+    Iterate the stream itself (a thread makes batches in advance), or give it to
+    ``torch.utils.data.DataLoader(stream, batch_size=None)``. A DataLoader whose workers end with each pass begins with
+    the same epoch again: iterate all epochs in one pass, or set ``persistent_workers``.
     """
 
     def __init__(
@@ -43,7 +44,12 @@ class Stream(IterableDataset[Batch]):
         pin_memory: bool = False,
         lengths: Lengths | None = None,
     ) -> None:
-        """``lengths``: those of another stream of the same cache, to read them only once."""
+        """``lengths``: of another stream of the same cache, so that they are read only once.
+
+        Raises:
+            ConfigError: ``epochs`` or ``prefetch`` is out of range.
+            TargetsError: there are no sequences to use.
+        """
         super().__init__()
         if prefetch < 0 or (epochs is not None and epochs < 1):
             raise ConfigError(f"epochs is {epochs} and prefetch {prefetch}; they must be at least 1 and 0")
@@ -52,7 +58,7 @@ class Stream(IterableDataset[Batch]):
         self.lengths = Lengths(cache) if lengths is None else lengths
         self.sizes = self.lengths.sizes(layout.lengths)
         if isinstance(cache, Mixture):
-            cache.quotas(self.sizes)  # raises where a component has nothing to give
+            cache.quotas(self.sizes)  # raises an error if a component has no sequences
         self._position = Position()
 
     def plan(self, epoch: int) -> RowPlan:
@@ -67,7 +73,7 @@ class Stream(IterableDataset[Batch]):
 
     @property
     def epoch_tokens(self) -> int:
-        """Tokens of an epoch; of a mixture, what the shares add up to."""
+        """Tokens of an epoch; for a mixture, the sum of the shares."""
         return int(self.sizes.tokens_S.sum())
 
     def steps(self, epoch: int) -> int:
@@ -75,14 +81,14 @@ class Stream(IterableDataset[Batch]):
         return self.plan(epoch).batches(self.layout.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on: plain values, for JSON or a checkpoint."""
+        """The place in the stream, as plain values for JSON or a checkpoint."""
         return self._position.state(self._settings(), self.cache.digest, self.layout)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place, possibly with another number of ranks or workers.
+        """Continue from a saved place; the number of ranks or workers may be another.
 
         Raises:
-            ResumeMismatchError: the state is of another cache, order or version, or stands inside a step while the
+            ResumeMismatchError: the state is of another cache, order or version; or it was saved inside a step, and the
                 ranks or micro-batches have changed.
         """
         self._position = Position.load(state, self._settings(), self.cache.digest, self.layout)
@@ -99,11 +105,11 @@ class Stream(IterableDataset[Batch]):
         for batch in batches:
             self._position = Position.after(batch, (number + 1) % count)
             yield batch
-        # Through to the end: iterating again begins with the epoch after this pass.
+        # At the end: the next iteration begins with the epoch after this pass.
         self._position = Position(self._stop(self._position.epoch) or 0)
 
     def _stop(self, epoch: int) -> int | None:
-        """The first epoch that the pass which holds ``epoch`` leaves out; None if it never ends."""
+        """The epoch after the end of the pass that holds ``epoch``; None if it never ends."""
         return None if self.epochs is None else (epoch // self.epochs + 1) * self.epochs
 
     def _from(self, position: Position) -> Iterator[Batch]:
@@ -132,14 +138,12 @@ class Stream(IterableDataset[Batch]):
 
     def _step_batches(self, group: list[Row], shards: dict[int, ShardArrays], epoch: int, step: int) -> Iterator[Batch]:
         layout = self.layout
-        mine = [row.samples for row in group[layout.rank :: layout.world_size]]
-        rows = [shards[shard].targets_of(local) for row in group for shard, local in row.samples]
-        targets = sum(part.stop - part.start for part in rows)
-        size = layout.micro_rows
+        targets = _count(shards[shard].targets_of(local) for row in group for shard, local in row.samples)
+        lengths_B = [_count(shards[shard].tokens_of(local) for shard, local in row.samples) for row in group]
         template = next(iter(shards.values()))
-        for part in range(layout.parts):
+        for part, rows in enumerate(divide(lengths_B, layout)[layout.rank]):
             yield replace(
-                collate(mine[part * size : (part + 1) * size], shards, template),
+                collate([group[row].samples for row in rows], shards, template),
                 batch_targets=targets,
                 epoch=epoch,
                 step=step,
@@ -151,3 +155,7 @@ class Stream(IterableDataset[Batch]):
 
     def _settings(self) -> dict[str, Any]:
         return {**asdict(self.order), "pack_tokens": self.layout.pack_tokens, **asdict(self.layout.lengths)}
+
+
+def _count(parts: Iterable[slice]) -> int:
+    return sum(part.stop - part.start for part in parts)

@@ -1,4 +1,4 @@
-"""Where a stream stands, as plain values that can be saved and checked."""
+"""The place in a stream, as plain values that can be saved and checked."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Position:
 
     Attributes:
         epoch: from 0.
-        samples_consumed: samples of the epoch in the steps that are done.
-        part: micro-batches of the next step that are done already; 0 between steps.
-        turn: the DataLoader worker whose turn is next.
+        samples_consumed: samples of the epoch in the finished steps.
+        part: finished micro-batches of the next step; 0 between steps.
+        turn: the DataLoader worker that gives the next batch.
     """
 
     epoch: int = 0
@@ -30,13 +30,13 @@ class Position:
 
     @classmethod
     def after(cls, batch: Batch, turn: int) -> Position:
-        """The place right behind a batch."""
+        """The place after a batch."""
         if batch.ends_step:
             return cls(batch.epoch, batch.samples_consumed, 0, turn)
         return cls(batch.epoch, batch.samples_before, batch.part + 1, turn)
 
     def state(self, order: dict[str, Any], digest: str, layout: Layout) -> dict[str, Any]:
-        """Plain values; ``order`` and ``layout`` are there so that :meth:`load` can refuse what doesn't fit."""
+        """Plain values; ``order`` and ``layout`` are saved so that :meth:`load` can refuse a state that doesn't fit."""
         return {
             "state_version": STATE_VERSION,
             "manifest_digest": digest,
@@ -53,7 +53,7 @@ class Position:
         """The place that :meth:`state` described.
 
         Raises:
-            ResumeMismatchError: it is of another version, cache, order or, inside a step, of other ranks.
+            ResumeMismatchError: it is of another version, cache or order; or it is inside a step, and of other ranks.
         """
         version = state.get("state_version")
         if version != STATE_VERSION:
@@ -71,11 +71,11 @@ class Position:
         if state["part"] and state["parts"] != _parts(layout):
             raise ResumeMismatchError(
                 "the state was saved inside a step, which can only go on with as many ranks, and batches and "
-                "micro-batches of the same size"
+                "micro-batches of the same size, divided in the same way"
             )
         return cls(state["epoch"], state["samples_consumed"], state["part"], state["turn"])
 
 
 def _parts(layout: Layout) -> list[int]:
-    """What divides a step: ranks, micro-batches, and the rows of both."""
-    return [layout.world_size, layout.parts, layout.batch_size, layout.micro_rows]
+    """What divides a step: ranks, micro-batches, the rows of both, and whether lengths decide."""
+    return [layout.world_size, layout.parts, layout.batch_size, layout.micro_rows, int(layout.group_by_length)]

@@ -73,6 +73,11 @@ class TrainConfig(Config):
         Field(ge=2, description="Pack sequences into rows of at most so many tokens."),
         Flag(STEPS, default="a row holds one sequence"),
     ] = None
+    group_by_length: Annotated[
+        bool,
+        Field(description="Put rows of similar length into the same micro-batch, within each optimizer step."),
+        Flag(STEPS, name="--no-group-by-length", resume="free"),
+    ] = True
     window_tokens: Annotated[
         int, Field(ge=1, description="Samples are shuffled within windows of so many tokens."), Flag(STEPS)
     ] = DEFAULT_WINDOW_TOKENS

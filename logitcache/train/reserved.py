@@ -37,5 +37,6 @@ RESERVED = {
     "load_best_model_at_end": "none: checkpoints are plain students, load the one you want",
     "neftune_noise_alpha": "none: it isn't supported",
     "dataloader_num_workers": "prefetch",
+    "train_sampling_strategy": "group_by_length",
     "auto_find_batch_size": "none: it would change the global batch",
 }

@@ -72,6 +72,7 @@ class Source:
             vocab_limit=vocab_limit,
             selection=Selection(config.min_mass, config.min_confidence, config.max_confidence, config.max_entropy),
             lengths=LengthFilter(config.min_length, config.max_length),
+            group_by_length=config.group_by_length,
         )
         return Stream(
             self.readable,

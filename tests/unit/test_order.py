@@ -30,6 +30,7 @@ choices = st.builds(
     pack_tokens=st.one_of(st.none(), st.integers(9, 30)),
     seed=st.integers(0, 5),
     window_tokens=st.integers(1, 60),
+    group_by_length=st.booleans(),
 )
 
 
@@ -64,9 +65,11 @@ def test_resuming_anywhere_with_another_topology_changes_nothing(
 @pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
 def test_workers_change_nothing(workers: int) -> None:
     cache = MemoryCache.random(shards=5, largest=6, longest=12, seed=3)
-    chosen = Settings(batch_size=4, micro_batch_size=2, pack_tokens=None, seed=1, window_tokens=40)
+    chosen = Settings(4, micro_batch_size=2, pack_tokens=None, seed=1, window_tokens=40, group_by_length=True)
     loader = DataLoader(chosen.stream(cache), batch_size=None, num_workers=workers)
-    assert steps_of(loader) == steps_of(chosen.stream(cache))
+    delivered, alone = list(loader), list(chosen.stream(cache))
+    assert [sequence_ids(batch) for batch in delivered] == [sequence_ids(batch) for batch in alone]
+    assert steps_of(iter(delivered)) == steps_of(iter(alone))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -108,9 +111,10 @@ def test_the_state_is_that_of_what_was_delivered_and_not_of_what_was_made_ahead(
     iterator.close()
 
 
-def test_a_state_inside_a_step_goes_on_with_the_next_micro_batch() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_state_inside_a_step_goes_on_with_the_next_micro_batch(grouped: bool) -> None:
     cache = MemoryCache.random(shards=4, largest=6, longest=12, seed=3)
-    chosen = Settings(batch_size=4, micro_batch_size=1, pack_tokens=None, seed=1, window_tokens=40)
+    chosen = Settings(4, micro_batch_size=1, pack_tokens=None, seed=1, window_tokens=40, group_by_length=grouped)
     whole = [sequence_ids(batch) for batch in chosen.stream(cache)]
     half = chosen.stream(cache)
     iterator = iter(half)
@@ -128,6 +132,9 @@ def test_a_state_inside_a_step_goes_on_with_the_next_micro_batch() -> None:
     for size, micro in ((4, 3), (3, 2)):
         with pytest.raises(ResumeMismatchError, match="of the same size"):
             stream(cache, batch_size=size, micro_batch_size=micro).load_state_dict(state)
+    # The same sizes, with other rows in each part.
+    with pytest.raises(ResumeMismatchError, match="divided in the same way"):
+        stream(cache, batch_size=4, micro_batch_size=2, group_by_length=True).load_state_dict(state)
 
 
 def test_iterating_again_gives_the_next_epochs() -> None:
