@@ -1,4 +1,4 @@
-"""Engines read token ids with a teacher, and give its top-k distributions."""
+"""Engines run a teacher on token ids, and give its top-k distributions."""
 
 from logitcache.engines.base import Capabilities, Engine, EngineFactory, EngineInfo, EngineSettings
 from logitcache.engines.generate import Generation

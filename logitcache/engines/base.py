@@ -1,7 +1,7 @@
-"""What an engine is: it reads token ids with a teacher, and gives the teacher's top-k distributions.
+"""The interface of an engine: it runs a teacher on token ids, and gives the teacher's top-k distributions.
 
-Stage 1 knows engines by this module only. How an engine groups sequences, which devices it uses and what it does when
-memory runs out are its own affair.
+Stage 1 uses engines only through this module. Each engine decides itself how it groups sequences, which devices it
+uses, and what it does when there is too little memory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from logitcache.targets.topk import TopK
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do beyond top-k log-probs with their residual mass.
+    """What an engine can do besides top-k log-probs with their residual mass.
 
     Attributes:
         statistics: give the log-partition and the standard deviation of the logits.
         tail_samples: draw entries from all ids below the top.
-        candidates: run a reference model too, and keep the ids that it prefers.
-        generation: answer prompts.
-        tensor_parallel: run in several processes that share the teacher's weights.
-        reproducible: the same sequences in the same order give the same bytes, on the same machine and software.
+        candidates: also run a reference model, and keep the ids with its largest logits.
+        generation: generate answers to prompts.
+        tensor_parallel: run in several processes that each hold a part of the teacher's weights.
+        reproducible: the same sequences in the same order give the same bytes, on the same machine with the same
+            software.
     """
 
     statistics: bool = False
@@ -42,12 +43,12 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine says of itself once it is open.
+    """Facts about an open engine.
 
     Attributes:
-        name: the name that it is registered under; the manifest of a cache has it.
+        name: the name that it is registered under, which the manifest of a cache records.
         vocab_size: V, the length of the teacher's logit vectors.
-        dtype: of the teacher's arithmetic, as torch names it: ``float32``, ``bfloat16`` …
+        dtype: dtype of the teacher's arithmetic, as torch names it: ``float32``, ``bfloat16`` …
         can: what it can do.
     """
 
@@ -59,21 +60,21 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What is asked of an engine, for as long as it is open.
+    """The settings of an engine.
 
     Attributes:
         teacher: the files of the model to run.
         top_k: K, entries for each position.
         device: where to compute.
-        dtype: of the arithmetic.
-        batch_tokens: tokens of one forward pass at most, padding included; a longer sequence runs alone.
-        tail_samples: how many of the K entries are drawn from all ids below the others, the same ones for the same
-            sequence.
-        reference: the files of another model over the same tokens, whose preferred ids are kept; None without one.
-        candidates: how many of the K entries those are.
+        dtype: dtype of the arithmetic.
+        batch_tokens: the most tokens of one forward pass, padding included; a longer sequence runs alone.
+        tail_samples: how many of the K entries are drawn from all ids below the others; equal sequences get equal
+            ones.
+        reference: the files of another model with the same token ids, which chooses the candidates; None without one.
+        candidates: how many of the K entries are candidates.
         statistics: also give the log-partition and the logits' standard deviation.
-        device_map: how to place the teacher on several devices, as transformers takes it.
-        tensor_parallel: this process holds a part of each layer, and all processes run the same passes.
+        device_map: how to place the teacher on several devices, as in transformers.
+        tensor_parallel: this process holds a part of each layer, and all processes run the same forward passes.
         attention: the implementation of attention, as transformers names it; None is its default.
         trust_remote_code: run code that comes with the models.
     """
@@ -94,11 +95,11 @@ class EngineSettings:
 
 
 class Engine(Protocol):
-    """An open engine. Inherit from this class to get the answers of an engine that can do no more than score."""
+    """An open engine. A class that inherits from this one needs only ``info`` and ``score``."""
 
     @property
     def info(self) -> EngineInfo:
-        """What it is, and what it can give."""
+        """Facts about this engine."""
         ...
 
     def score(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[Sequence[int], TopK]]:
@@ -106,47 +107,50 @@ class Engine(Protocol):
 
         Returns:
             Pairs ``(which, targets)``: indices into ``sequences``, and ``[N, K]`` targets on the CPU of all their
-            marked positions, sequence after sequence in the order of ``which``. Every index comes once, in any
+            marked positions, sequence after sequence in the order of ``which``. Every index is given once, in any
             grouping and order. An engine should compute the next group while the last one is copied.
 
         Raises:
-            ModelError: the teacher can't read such sequences, or there is no memory for one.
+            ModelError: the teacher can't run such sequences, or there is too little memory for a single one.
         """
         ...
 
     def answer(
         self, prompts: Sequence[TokenSequence], generation: Generation
     ) -> Iterator[tuple[Sequence[int], Sequence[TokenSequence]]]:
-        """Let the teacher answer prompts.
+        """Let the teacher generate answers to prompts.
 
         Returns:
             Pairs ``(which, answered)``: indices into ``prompts``, and those prompts with their answers. Every position
-            from a prompt's last one to the last but one is marked. Every index comes once, in any grouping and order.
+            from a prompt's last one to the answer's last but one is marked. Every index is given once, in any grouping
+            and order.
 
         Raises:
             ModelError: the teacher can't answer such prompts, or the engine can't answer any.
         """
-        raise ModelError(f"the engine {self.info.name} can't answer prompts: leave out --generate, or take another")
+        raise ModelError(
+            f"the engine {self.info.name} can't answer prompts: leave out --generate, or use another --engine"
+        )
 
     def k_for_mass(self, sequence: TokenSequence, mass: float) -> int | None:
-        """The K whose top entries hold ``mass`` of the probability at some of the sequence's positions, on average.
+        """The K whose top entries hold ``mass`` of the probability on average, over some positions of the sequence.
 
-        For a warning only; None where the engine can't say.
+        It is used for a warning only; None if the engine doesn't know.
         """
         return None
 
     def computed_tokens(self, lengths: Sequence[int]) -> int:
-        """Tokens that it computes for sequences of these lengths, padding included. For an estimate only."""
+        """Tokens that it computes for sequences of these lengths, padding included; used for an estimate only."""
         return sum(lengths)
 
 
 @dataclass(frozen=True)
 class EngineFactory:
-    """How an engine is made; what a package registers.
+    """Makes an engine; a package registers one of these.
 
     Attributes:
         open: loads the teacher. Settings that ``can`` rules out are refused before it is called.
-        can: what the engines that it makes can do at best; each says for itself what it can.
+        can: what its engines can do at most; the ``info`` of an engine says what that engine can do.
     """
 
     open: Callable[[EngineSettings], Engine]

@@ -1,4 +1,4 @@
-"""Sequences grouped for a forward pass, and padded to one length.
+"""Group sequences for forward passes, and pad them to one length.
 
 Shape legend: B sequences of a batch, L tokens of the longest, N positions that have targets.
 """
@@ -16,7 +16,7 @@ from logitcache.data import TokenSequence
 
 
 def cut_into_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group sequences for the forward pass, longest first, by tokens including the padding.
+    """Group sequences for forward passes, longest first, with at most ``batch_tokens`` tokens including the padding.
 
     Returns:
         Lists of indices into ``lengths``. Sequences of nearly equal length share a batch, so there is little padding.
@@ -44,7 +44,7 @@ def pad(batch: Sequence[TokenSequence]) -> tuple[Tensor, Tensor]:
     for row, sequence in enumerate(batch):
         length = len(sequence.token_ids_L)
         input_ids_BL[row, :length] = sequence.token_ids_L
-        # Any id will do. Some models warn when they see their padding token without a mask, so repeat the last one.
+        # Any id is right here. Some models warn of their own padding token without a mask, so the last id is repeated.
         input_ids_BL[row, length:] = sequence.token_ids_L[-1]
         indices.append(np.flatnonzero(sequence.target_mask_L) + row * longest)
     return torch.from_numpy(input_ids_BL), torch.from_numpy(np.concatenate(indices))

@@ -1,7 +1,7 @@
-"""Let the teacher answer prompts, greedily or sampled: a student then learns from what the teacher itself would say.
+"""Let the teacher answer prompts, greedily or by sampling, so that a student learns from the teacher's own text.
 
-Each prompt draws from a stream of its own, fixed by the seed and the prompt's tokens: neither the order of rows nor who
-computes them changes an answer.
+Each prompt has its own random numbers, which depend only on the seed and the prompt's tokens: so an answer doesn't
+depend on the order of rows, or on the process that computes it.
 
 Shape legend: B prompts of a batch, T tokens of an answer at most, V ids of the vocabulary.
 """
@@ -32,7 +32,7 @@ class Generation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_new_tokens: Annotated[
-        int, Field(ge=1, description="Longest answer in tokens, its end-of-text token included.")
+        int, Field(ge=1, description="Longest answer in tokens, including its end-of-text token.")
     ] = 256
     temperature: Annotated[
         float, Field(ge=0, le=100, description="Temperature of sampled answers; 0 takes the most probable token.")
@@ -47,9 +47,9 @@ class Generation(BaseModel):
 
 @torch.inference_mode()
 def heeds_padding(model: Any) -> bool:
-    """True if a prompt that is filled up on the left, with a mask, is answered as it is alone.
+    """True if a prompt that is padded on the left, with a mask, gets the same logits as without padding.
 
-    Models without positions or states of their own for padding (some recurrent ones) take the padding for text.
+    Some models, such as recurrent ones, ignore the mask and read the padding as text.
 
     Raises:
         ModelError: it can't answer a prompt at all.
@@ -76,18 +76,18 @@ def heeds_padding(model: Any) -> bool:
     except torch.OutOfMemoryError:  # that says nothing about padding
         raise
     except (RuntimeError, TypeError, ValueError, IndexError):
-        return False  # what it can't do with padding it may do without
+        return False  # it may still work without padding
     return difference(together, alone) <= tolerance(model) * spread(alone)
 
 
 def answer(
     model: Any, prompts: Sequence[TokenSequence], generation: Generation, *, padded: bool = True
 ) -> list[TokenSequence]:
-    """Prompts with their answers; every position from a prompt's last on predicts a token of the answer.
+    """Prompts with their answers; the mask of an answer marks every position that predicts a token of it.
 
     Args:
         model: a transformers causal language model.
-        prompts: their masks mark the last position, and others of the prompt where those are wanted too.
+        prompts: their masks mark the last position, and other positions of the prompt if those need targets too.
         generation: how to answer.
         padded: False to answer one prompt at a time, without any padding.
     """
@@ -127,7 +127,7 @@ def _answer_together(model: Any, prompts: Sequence[TokenSequence], generation: G
 
 
 class _Draw:
-    """A logits processor that draws each row's token from the row's own stream, and leaves that token only."""
+    """A logits processor that draws each row's token with the row's own random numbers, and rules out all others."""
 
     def __init__(self, uniforms_BT: Tensor, prompt_length: int, temperature: float, top_p: float) -> None:
         self._uniforms_BT = uniforms_BT
@@ -148,7 +148,7 @@ class _Draw:
 
 
 def _uniforms(token_ids_L: NDArray[np.uint32], generation: Generation) -> NDArray[np.float64]:
-    """``[T]`` numbers in [0, 1), from the seed and the prompt alone."""
+    """``[T]`` random numbers in [0, 1), which depend only on the seed and the prompt."""
     material = generation.seed.to_bytes(8, "little") + token_ids_L.astype("<u4").tobytes()
     key = int.from_bytes(hashlib.sha256(material).digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).random(generation.max_new_tokens)

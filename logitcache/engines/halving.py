@@ -1,4 +1,4 @@
-"""A batch that doesn't fit in memory is tried again in two halves."""
+"""Run a batch that doesn't fit in memory again in two halves."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def in_halves(
     empty_cache: Callable[[], None],
     refusal: Callable[[Sequence[Item]], str],
 ) -> list[Result]:
-    """What ``run`` makes of all items at once, or else of parts of them, in their order.
+    """Results of ``run`` on all items together, or on parts of them if there is too little memory; in order.
 
     Args:
         items: at least one.
-        run: may run out of memory.
-        halve: False to give up at the first time.
-        empty_cache: gives free memory back to the device before the halves are tried.
-        refusal: the message when a part can't be halved.
+        run: may raise OutOfMemoryError.
+        halve: False to raise an error instead of halving.
+        empty_cache: frees cached memory of the device before the halves run.
+        refusal: makes the error message for items that can't be halved.
 
     Raises:
-        ModelError: there is no memory for a single item, or for all of them without ``halve``.
+        ModelError: there is too little memory for a single item, or for all of them if ``halve`` is False.
     """
     try:
         return [run(items)]
     except torch.OutOfMemoryError as error:
         if len(items) == 1 or not halve:
             raise ModelError(refusal(items)) from error
-    # Not in the except block: until its end the error holds every frame of `run`, and so the tensors in them.
+    # Not in the except block: until its end the error keeps every frame of `run` alive, and so the tensors in them.
     empty_cache()
     middle = len(items) // 2
     halves = (items[:middle], items[middle:])

@@ -1,4 +1,4 @@
-"""Targets on their way from a device to the host, so that the device can go on with the next batch meanwhile."""
+"""Copy targets from a device to the host while the device computes the next batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from logitcache.utils.device import DEVICES, Devices, Event
 
 @dataclass(eq=False)
 class HostTopK:
-    """A batch's targets while they are copied; ``wait`` gives them.
+    """A batch's targets during their copy; ``wait`` returns them.
 
     Attributes:
         targets: on the CPU, not to be read before ``wait``.

@@ -1,4 +1,4 @@
-"""Engines by name, and what an engine can't do refused before it is made."""
+"""Find engines by name, and refuse what an engine can't do before it is opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from logitcache.utils.registry import Registry
 #: Packages offer engines by entry points of this group; each names an :class:`EngineFactory`.
 GROUP = "logitcache.engines"
 
-#: What may be asked for, and the flag that asks for it.
+#: Capabilities, each with the flag that needs it.
 _FLAGS = {
     "statistics": "--statistics",
     "tail_samples": "--tail-samples",
@@ -32,7 +32,7 @@ _ENGINES: Registry[EngineFactory] = Registry("engine", GROUP, _check)
 
 
 def register(name: str, factory: EngineFactory) -> None:
-    """Let ``--engine`` and ``DumpConfig.engine`` take another engine.
+    """Make another engine available to ``--engine`` and ``DumpConfig.engine``.
 
     Raises:
         ConfigError: the name is taken.
@@ -41,38 +41,38 @@ def register(name: str, factory: EngineFactory) -> None:
 
 
 def names() -> list[str]:
-    """The name of every engine."""
+    """The names of all engines."""
     return _ENGINES.names()
 
 
 def get(name: str) -> EngineFactory:
-    """How the engine of this name is made.
+    """The factory of the engine with this name.
 
     Raises:
-        ConfigError: there is none, or its package can't be imported.
+        ConfigError: there is no such engine, or its package can't be imported.
     """
     return _ENGINES.get(name)
 
 
 def check_capabilities(name: str, wanted: Capabilities) -> None:
-    """Refuse what the engine of this name can't do, before anything is loaded.
+    """Check that the engine of this name can do what is wanted, before anything is loaded.
 
     Raises:
-        ConfigError: names the flag; or there is no such engine.
+        ConfigError: it can't, and the message names the flag; or there is no such engine.
     """
     _refuse(name, get(name).can, wanted)
 
 
 def open_engine(name: str, settings: EngineSettings, *, generation: bool = False) -> Engine:
-    """The engine of this name, with its teacher loaded.
+    """Open the engine of this name, with its teacher loaded.
 
     Args:
         name: as registered.
-        settings: what is asked of it.
-        generation: it will be asked for answers.
+        settings: the engine's settings.
+        generation: True if it will answer prompts.
 
     Raises:
-        ConfigError: there is none, or it can't do what the settings ask.
+        ConfigError: there is no such engine, or it can't do what the settings need.
         ModelError: the teacher can't be used.
     """
     wanted = Capabilities(
@@ -86,7 +86,7 @@ def open_engine(name: str, settings: EngineSettings, *, generation: bool = False
     engine = get(name).open(settings)
     info = engine.info
     if info.name != name:
-        raise ConfigError(f"the engine {name} calls itself {info.name}: a cache could not say what made it")
+        raise ConfigError(f"the engine {name} calls itself {info.name}: the cache would name the wrong engine")
     _refuse(name, info.can, wanted)
     if settings.top_k > info.vocab_size:
         raise ModelError(f"top-k {settings.top_k} is more than the teacher's vocabulary of {info.vocab_size} ids")
@@ -97,8 +97,8 @@ def _refuse(name: str, can: Capabilities, wanted: Capabilities) -> None:
     lacking = [flag for what, flag in _FLAGS.items() if getattr(wanted, what) and not getattr(can, what)]
     if lacking:
         raise ConfigError(
-            f"the engine {name} has nothing for {', '.join(lacking)}: leave {'it' if len(lacking) == 1 else 'them'} "
-            "out, or take another --engine"
+            f"the engine {name} doesn't support {', '.join(lacking)}: leave {'it' if len(lacking) == 1 else 'them'} "
+            "out, or use another --engine"
         )
 
 

@@ -1,7 +1,8 @@
-"""One engine in several processes that share the teacher's weights: one process leads, the others follow.
+"""One engine in several processes that each hold a part of the teacher's weights: one leads, and the others follow.
 
-All processes hold a part of every layer, so all must run the same passes. The first process does everything that a
-dump does. Before each call it tells the others which; they do the same, drop the result, and wait for the next.
+Each process holds a part of every layer, so all must run the same forward passes. The first process, the leader, does
+all the work of a dump. Before each call of the engine it sends the call to the others, the followers: they make the
+same call, drop the result, and wait for the next one.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from logitcache.errors import ConfigError, DumpInterruptedError
 from logitcache.targets.topk import TopK
 from logitcache.utils.device import DEVICES, Devices, local_device
 
-# Between two passes the leader may tokenise a corpus, or wait for other workers: longer than any usual time limit.
-_PATIENCE = timedelta(days=7)
+# Between two calls the leader may tokenise a corpus, or wait for other workers: usual time limits are too short.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one worker; one alone unless a teacher is split.
+    """The processes of one worker; only one if the teacher isn't split.
 
     Attributes:
-        rank: this process; 0 leads.
-        size: how many there are.
+        rank: the rank of this process; 0 is the leader.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -45,14 +46,14 @@ class Team:
         return self.rank > 0
 
     def engine(self, load: Callable[[], Engine]) -> Engine:
-        """The leader's engine: loaded by all, and run by all from now on."""
+        """The leader's engine. All processes load it now, and run all its calls."""
         return load() if self.size == 1 else _Leader(load)
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """Lets the others go at the end, or when this process is told to stop.
+        """Release the followers at the end, or when a signal stops this process.
 
-        After any other error they may stand in the middle of a pass: torchrun ends them when this process fails.
+        After any other error they may still be inside a call: torchrun stops them when this process fails.
         """
         try:
             yield
@@ -66,7 +67,7 @@ class Team:
             _exchange(None)
 
     def follow(self, load: Callable[[], Engine]) -> None:
-        """Run what the leader runs, until it is done."""
+        """Make the same calls as the leader, until it releases this process."""
         engine: Engine | None = None
         while (command := _exchange(None)) is not None:
             name, arguments = command
@@ -75,7 +76,7 @@ class Team:
                 continue
             result = getattr(engine, name)(*arguments)
             if isinstance(result, Iterator):
-                deque(result, maxlen=0)  # it runs as it is read
+                deque(result, maxlen=0)  # a generator computes while it is read
 
 
 @contextmanager
@@ -86,35 +87,37 @@ def team(
     devices: Devices = DEVICES,
     join: Callable[..., Any] = distributed.init_process_group,
 ) -> Iterator[Team]:
-    """The processes that torchrun started, joined if the teacher is to be ``split`` over them.
+    """Join the processes that torchrun started, if the teacher is to be ``split`` over them.
 
     Args:
-        split: False for one process by itself.
-        device: this process's own; it becomes the current one.
-        devices: the machine's.
-        join: makes the process group; called as :func:`torch.distributed.init_process_group` is.
+        split: False for a single process.
+        device: the device of this process; it becomes the current device.
+        devices: the devices of this machine.
+        join: makes the process group, as :func:`torch.distributed.init_process_group` does.
 
     Raises:
-        ConfigError: the teacher is to be split, and this process wasn't started by torchrun, or the device is
-            another process's.
+        ConfigError: the teacher is to be split, but torchrun didn't start this process, or the device belongs to
+            another process.
     """
     if not split:
         yield Team()
         return
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
-        raise ConfigError("tensor_parallel splits the teacher over the processes that torchrun starts: start it so")
+        raise ConfigError(
+            "tensor_parallel splits the teacher over the processes that torchrun starts: start it with torchrun"
+        )
     if device.index is not None and device != local_device(device.type, devices):
         raise ConfigError(
-            f"tensor_parallel gives each process a GPU of its own, and device {device} is one for all: "
+            f"tensor_parallel needs a GPU for each process, but device {device} would be the same for all: "
             f"give --device {device.type}"
         )
-    # Before anything is sent: NCCL sends objects from the current device, which is the first GPU until it is set.
+    # Before the first broadcast: NCCL sends objects from the current device, which is the first GPU until it is set.
     devices.make_current(device)
     joined = not distributed.is_initialized()
     if joined and device.type == "cuda":
-        join("nccl", timeout=_PATIENCE, device_id=device)
+        join("nccl", timeout=_TIMEOUT, device_id=device)
     elif joined:
-        join("gloo", timeout=_PATIENCE)
+        join("gloo", timeout=_TIMEOUT)
     try:
         yield Team(distributed.get_rank(), distributed.get_world_size())
     finally:
@@ -123,14 +126,14 @@ def team(
 
 
 def _exchange(command: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[Any, ...]] | None:
-    """What the leader says, in every process; what followers give is ignored."""
+    """Broadcast the leader's command to every process; the followers' argument is ignored."""
     box = [command]
     distributed.broadcast_object_list(box)
     return box[0]
 
 
 class _Leader(Engine):
-    """An engine that tells the followers of each call first. A call's results must be read to the end."""
+    """An engine that sends each call to the followers first. The caller must read its results to the end."""
 
     def __init__(self, load: Callable[[], Engine]) -> None:
         _exchange(("load", ()))

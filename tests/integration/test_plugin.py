@@ -144,7 +144,7 @@ def test_what_the_engine_lacks_is_refused(place: Path, tmp_path: Path, run: Run)
     done = run(*dump(place, tmp_path / "out", "--engine", "uniform", "--statistics"))
     assert done.returncode == 1
     assert (
-        "error: the engine uniform has nothing for --statistics: leave it out, or take another --engine" in done.stderr
+        "error: the engine uniform doesn't support --statistics: leave it out, or use another --engine" in done.stderr
     )
     assert not (tmp_path / "out").exists()
 
