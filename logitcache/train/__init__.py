@@ -1,4 +1,4 @@
-"""Stage 2: a student is trained from a cache, with transformers.Trainer."""
+"""Stage 2: train a student from a cache, with transformers.Trainer."""
 
 from __future__ import annotations
 

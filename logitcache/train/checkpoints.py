@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: complete only once their marker is there, and bound to the cache and settings."""
+"""Checkpoints: complete only if their marker file exists, and valid only for the same cache and settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def complete(
 ) -> None:
     """Mark a checkpoint as complete: its files are synced first, the marker comes last.
 
-    ``components`` says, for people, which caches a mixture's digest stands for.
+    ``components`` describes the caches of a mixture, for people who read the marker.
     """
     for path in checkpoint.rglob("*"):
         if path.is_file():
@@ -44,19 +44,19 @@ def newest(directory: Path) -> Path | None:
 
 
 def rotate(directory: Path, keep: int) -> None:
-    """Remove all but the newest complete checkpoints, and what an interrupted run left half-written before them."""
+    """Remove all checkpoints except the newest ``keep`` complete ones, and incomplete ones that are newer."""
     found = all_checkpoints(directory)
     done = [path for path in found if (path / MARKER).is_file()]
     kept = done[-keep:]
     for path in found:
         if path not in kept and kept and step_of(path) <= step_of(kept[-1]):
-            # The marker goes first, so that a kill in the middle doesn't leave a torso that looks complete.
+            # The marker is removed first: if the process is killed here, the rest doesn't look complete.
             (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 
 def read_state(checkpoint: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The stream's state in a checkpoint, if it was written under the same settings.
+    """The stream's state in a checkpoint that was written with the same settings.
 
     Raises:
         ResumeMismatchError: a setting that changes the result differs; the message names it.

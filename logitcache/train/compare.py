@@ -1,4 +1,4 @@
-"""One student for each loss, from the same start, cache, order and settings: a fair comparison."""
+"""Train one student for each loss, with the same start, cache, order and settings, and compare them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from logitcache.utils.progress import Report, silent
 
 
 def split_losses(text: str) -> list[str]:
-    """The parts of ``bild,top_kl(k=8,temperature=2),bild=1+top_kl=0.5``; ``+`` makes a weighted sum."""
+    """The parts of ``bild,top_kl(k=8,temperature=2),bild=1+top_kl=0.5``; ``+`` makes a weighted sum.
+
+    Raises:
+        ConfigError: a part is empty, or given twice.
+    """
     parts = [part.strip().replace("+", ",") for part in re.split(r",(?![^()]*\))", text)]
     if not all(parts) or len(set(parts)) < len(parts):
         raise ConfigError(f"losses = {text!r} is not allowed; give different losses, separated by commas")
@@ -33,12 +37,13 @@ def train_each(config: TrainConfig, losses: Sequence[str], *, report: Report = s
         report: called with progress in tokens.
 
     Returns:
-        The start and each trained student against the held-out cache, by name. The same is written to
+        Metrics on the held-out cache of the start and of each trained student, by name. They are also written to
         ``comparison.json`` and, with matplotlib, ``comparison.png``.
 
     Raises:
         ConfigError: there is no ``eval_cache``, or a loss is not allowed.
-        And what :func:`logitcache.train` raises.
+        OutputExistsError: ``out`` exists.
+        LogitCacheError: as :func:`logitcache.train` raises.
     """
     if config.eval_cache is None:
         raise ConfigError("comparing losses needs a held-out cache: give --eval-cache")

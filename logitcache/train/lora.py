@@ -1,4 +1,4 @@
-"""What of a student is trained: all of it, new LoRA adapters, or those it came with (extra ``peft``)."""
+"""Choose what is trained: the student's weights, new LoRA adapters, or the student's own adapters (extra ``peft``)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from logitcache.utils.reasons import reason
 
 
 def prepare_student(student: Any, config: TrainConfig) -> Any:
-    """The student with what is to be trained, as the settings say; a PEFT model if adapters are.
+    """The student, prepared for training as the settings say; a PEFT model if adapters are trained.
 
     Args:
-        student: from :func:`logitcache.students.pairing.load_student`; a PEFT model if it came as an adapter.
+        student: from :func:`logitcache.students.pairing.load_student`; a PEFT model if it was loaded from an adapter.
 
     Raises:
         MissingDependencyError: peft isn't installed.
-        ConfigError: the settings ask for other adapters than the student has, there are no such modules, or the weights
+        ConfigError: the settings don't fit the student's adapters, the student has no such modules, or its weights
             can't be trained.
     """
     if hasattr(student, "peft_config"):
@@ -31,7 +31,11 @@ def prepare_student(student: Any, config: TrainConfig) -> Any:
 
 
 def _check_same(student: Any, config: TrainConfig) -> None:
-    """An adapter is trained on with its own rank, alpha and modules; settings may repeat them."""
+    """Check that the settings don't contradict the rank, alpha and modules of the student's adapter.
+
+    Raises:
+        ConfigError: they do.
+    """
     own = student.peft_config[student.active_adapter]
     targets = getattr(own, "target_modules", None)
     given = config.lora_targets if isinstance(config.lora_targets, str) else set(config.lora_targets)

@@ -1,7 +1,7 @@
-"""Proof that a student keeps the documents of a packed row apart.
+"""Check that a student keeps the documents of a packed row separate.
 
-Position ids that start again are how transformers tells documents apart where there is no attention mask. Many models
-heed them; others attend, convolve or carry a state across, without a word.
+Without an attention mask, transformers separates documents by position ids that start again at 0. Many models respect
+them. Others attend, convolve or keep a state across documents, and give no warning.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from logitcache.models import device_of, evaluating, find_head, without_adapter
 from logitcache.models.probe import half, vocabulary
 
 _FIRST, _SECOND = 6, 8
-# What may be left of the difference that documents make when nothing keeps them apart: rounding, no more.
+# The largest effect of another document, as a share of its effect when nothing separates them: rounding only.
 _LEFT_OVER = {False: 0.01, True: 0.1}  # by whether the student computes in half precision
 
 
 @torch.no_grad()
 def check_packing(student: Any) -> None:
-    """Compare a short document behind another one in its row with the same document alone.
+    """Compare a short document after another one in a row with the same document alone.
 
     Raises:
-        ConfigError: the student sees the one while it reads the other.
+        ConfigError: the first document changes the student's values for the second.
         ModelError: the student gives no logits for text.
     """
     model, _ = without_adapter(student)
     if "flash" in str(getattr(model.config, "_attn_implementation", "")):
-        return  # goes by position ids itself, and doesn't run everywhere
+        return  # it separates documents by position ids, and doesn't run on every device
     head = find_head(model)
     if head.alone:
         raise ConfigError(

@@ -1,11 +1,11 @@
-"""Fields of ``transformers.TrainingArguments`` that ``trainer`` can't set, because a setting of ours decides them."""
+"""Fields of ``transformers.TrainingArguments`` that ``trainer`` can't set, because other settings decide them."""
 
 from __future__ import annotations
 
 #: The field, and the setting that decides it.
 RESERVED = {
     "output_dir": "out",
-    "remove_unused_columns": "none: the teacher travels in columns that the Trainer would call unused",
+    "remove_unused_columns": "none: the targets are in columns that the Trainer would remove",
     "per_device_train_batch_size": "micro_batch_size",
     "gradient_accumulation_steps": "batch_size and micro_batch_size",
     "num_train_epochs": "epochs",
@@ -19,7 +19,7 @@ RESERVED = {
     "adam_beta1": "betas",
     "adam_beta2": "betas",
     "seed": "seed",
-    "ignore_data_skip": "none: the stream finds its place by itself",
+    "ignore_data_skip": "none: the stream itself continues at the right sample",
     "eval_strategy": "eval_cache and eval_every",
     "eval_steps": "eval_every",
     "save_strategy": "checkpoint_every",
@@ -31,11 +31,11 @@ RESERVED = {
     "bf16": "mixed_precision",
     "fp16": "mixed_precision",
     "average_tokens_across_devices": "none: the loss is always the mean over the global batch's targets",
-    "use_liger_kernel": "none: the head is ours",
+    "use_liger_kernel": "none: logitcache has its own output layer and loss",
     "label_smoothing_factor": "none: the targets are soft already",
     "logging_nan_inf_filter": "none: a loss that isn't finite stops the run",
     "load_best_model_at_end": "none: checkpoints are plain students, load the one you want",
-    "neftune_noise_alpha": "none: it isn't supported",
+    "neftune_noise_alpha": "none: logitcache doesn't support it",
     "dataloader_num_workers": "prefetch",
     "train_sampling_strategy": "group_by_length",
     "auto_find_batch_size": "none: it would change the global batch",

@@ -1,4 +1,4 @@
-"""What a training run did."""
+"""The result of a training run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from logitcache.evaluate.measure import Metrics
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did.
+    """The result of a training run.
 
     Attributes:
-        out: the trained student.
-        steps: optimizer steps done in all.
-        before, after: the student against the held-out cache, or None without one.
-        history: what was logged, one entry a step or evaluation.
-        seconds: of this run, evaluations and checkpoints included.
-        notes: what the user should know about the pair of student and cache.
+        out: directory of the trained student.
+        steps: number of optimizer steps, with those before a resume.
+        before, after: metrics on the held-out cache before and after training, or None without such a cache.
+        history: the log, one entry for each step or evaluation.
+        seconds: duration of this run, with evaluations and checkpoints.
+        notes: notes for the user about student and cache.
         files: the report's files.
     """
 
@@ -46,5 +46,5 @@ class TrainResult:
 
 
 def evaluations(history: list[dict[str, Any]]) -> list[tuple[int, Metrics]]:
-    """The measurements in a log: (step, metrics)."""
+    """The evaluations in a log: (step, metrics)."""
     return [(entry["step"], Metrics.from_flat(entry, "eval_")) for entry in history if "eval_kl" in entry]

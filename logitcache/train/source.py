@@ -1,4 +1,4 @@
-"""What a run learns from: one cache, or several mixed, opened and checked."""
+"""The caches of a training run: one cache, or several mixed, opened and checked."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Source:
     """The caches of a run.
 
     Attributes:
-        caches: as they were named; the tokenizer is the same in all.
-        readable: what is streamed: the cache, or the mixture.
+        caches: in the order of the settings; all have the same tokenizer.
+        readable: the cache or mixture to stream.
     """
 
     caches: tuple[Cache, ...]
@@ -35,12 +35,12 @@ class Source:
 
     @classmethod
     def open(cls, config: TrainConfig) -> Source:
-        """Open what a configuration names.
+        """Open the caches of a configuration.
 
         Raises:
             TargetsError: a cache holds no targets.
-            ConfigError, TokenizerMismatchError: the caches and weights don't go together.
-            And what ``logitcache.open`` raises.
+            ConfigError, TokenizerMismatchError: the caches can't be mixed, or not with these weights.
+            LogitCacheError: as ``logitcache.open`` raises.
         """
         caches = tuple(open_place(place) for place in config.caches)
         for cache in caches:
@@ -51,12 +51,12 @@ class Source:
 
     @property
     def first(self) -> Cache:
-        """Whose tokenizer and vocabulary stand for those of all."""
+        """The first cache; all have its tokenizer and vocabulary."""
         return self.caches[0]
 
     @cached_property
     def lengths(self) -> Lengths:
-        """Shared by all streams of the run, so that every sequence's length is read only once."""
+        """The lengths of all sequences, shared by all streams of the run so that they are read only once."""
         return Lengths(self.readable)
 
     def stream(
@@ -85,14 +85,14 @@ class Source:
         )
 
     def components(self, stream: Stream) -> list[dict[str, Any]]:
-        """What an epoch takes from each cache of a mixture; empty for a single cache."""
+        """How much an epoch takes from each cache of a mixture; empty for a single cache."""
         return describe(self.readable, stream.sizes) if isinstance(self.readable, Mixture) else []
 
     def teachers(self) -> str:
         return ", ".join(dict.fromkeys(cache.manifest.provenance.teacher.name for cache in self.caches))
 
     def notes(self, stream: Stream, held_out: Cache | None) -> list[str]:
-        """What the user should know about the caches, and the one that the student is measured against."""
+        """Notes for the user about the caches and the held-out cache."""
         notes = []
         if held_out is not None and _teacher(held_out) not in map(_teacher, self.caches):
             other = held_out.manifest.provenance.teacher.name
@@ -105,7 +105,7 @@ class Source:
         if len(set(map(_entries, self.caches))) > 1:
             notes.append(
                 f"the caches hold the top {', '.join(map(str, ks))} of each position: the first {min(ks)} are used, "
-                "all else counts as residual mass"
+                "the others count as residual mass"
             )
         held = sum(cache.manifest.totals.sequences for cache in self.caches)
         left = int(stream.sizes.sequences_S.sum())
@@ -124,10 +124,10 @@ def _teacher(cache: Cache) -> tuple[str, str | None]:
 
 
 def check_eval_cache(caches: Sequence[Cache], held_out: Cache | None) -> None:
-    """Refuse a held-out cache that doesn't go with the others.
+    """Check that a held-out cache can be used with the caches to train on.
 
     Raises:
-        TokenizerMismatchError: another tokenizer or vocabulary.
+        TokenizerMismatchError: it has another tokenizer or vocabulary.
         TargetsError: it holds no targets.
     """
     if held_out is None:
