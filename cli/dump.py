@@ -12,7 +12,7 @@ import typer
 
 from logitcache.dump import DumpConfig, config_path, make_config, plan_dump, preview_rows
 from logitcache.dump import dump as run_dump
-from logitcache.dump.to_store import dump_staged, send_staged, staging_of
+from logitcache.dump.to_store import dump_staged, send_staged, staging_directory
 from logitcache.errors import ConfigError
 from logitcache.stores.url import as_url
 from logitcache.utils.progress import progress_bars
@@ -47,7 +47,7 @@ def dump(
         return
     store = as_url(settings.get("out") or "")
     if store is not None:
-        settings["out"] = staging_of(store)
+        settings["out"] = staging_directory(store)
     checked = make_config(settings)
     if store is not None and (checked.world_size > 1 or checked.tensor_parallel):
         raise ConfigError("several processes dump into one directory that all of them see; push the result afterwards")

@@ -63,7 +63,7 @@ def print_plan(plan: DryRun) -> None:
     table = Table("", "", show_header=False, box=None)
     rows = {
         "sequences": f"{plan.sequences:,}",
-        "tokens": f"{plan.tokens:,} ({plan.filling:.1%} more to fill batches up)",
+        "tokens": f"{plan.tokens:,} ({plan.padding:.1%} more to fill batches up)",
         "targets": f"{plan.targets:,}",
         "shards": f"{plan.shards:,}",
         "size": f"about {plan.bytes / 2**20:,.1f} MiB ({plan.bytes_per_target:.0f} bytes a target)",

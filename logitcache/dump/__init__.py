@@ -1,4 +1,4 @@
-"""Stage 1: a teacher and a corpus to a cache, on any number of workers, whatever happens to them."""
+"""Stage 1: make a cache from a teacher and a corpus, with any number of workers that may stop and start at any time."""
 
 from logitcache.dump.config import DumpConfig, make_config
 from logitcache.dump.dry_run import DryRun, plan_dump

@@ -1,6 +1,7 @@
-"""What an engine gave for a shard, in any order, back into the order of the shard's sequences.
+"""Put the targets that an engine gave for a shard, in any order, into the order of the shard's sequences.
 
-Shape legend: S sequences of a shard, L tokens, N positions that have targets, K entries a position.
+Shape legend: S sequences of a shard, L tokens, N positions that have targets, M those of one sequence, K entries per
+position.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from logitcache.targets.topk import TopK
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """What an engine gave for a shard.
+    """The targets that an engine gave for a shard.
 
     Attributes:
-        sequences: of the shard, in order.
+        sequences: the shard's sequences, in order.
         scored: indices of sequences, and the targets of those sequences in that order, as
             :meth:`logitcache.engines.Engine.score` gives them.
     """
@@ -45,11 +46,12 @@ def assemble(
     Args:
         computed: the shard's sequences and targets.
         where: names a sequence of the shard, for the error.
-        skip_non_finite: leave such positions out, and sequences that have no others; None if nothing stays.
+        skip_non_finite: leave such positions out, and sequences without other positions. The arrays are None if
+            nothing is left.
 
     Raises:
-        NonFiniteLogitsError: names the sequence and the position.
-        ModelError: the engine did not give each sequence once, with a row for each position that has a target.
+        NonFiniteLogitsError: logits weren't finite; the message names the sequence and the position.
+        ModelError: the engine didn't give each sequence once, with a row for each position that has a target.
     """
     parts = _by_sequence(computed)
     sequences: list[TokenSequence] = []

@@ -1,8 +1,8 @@
-"""Who works on which shard, without a coordinator.
+"""Claims: divide the shards among workers without a coordinator.
 
-A claim is a lock on a file in the scratch directory; the kernel (or the file server) drops it when its holder dies, so
-there is nothing to expire. Claims only save work: where a file system has no locks two workers may do the same shard,
-and publish the same bytes.
+A claim is a lock on a file in the scratch directory. The kernel (or the file server) releases it when its process dies,
+so claims need no time limit. Claims only save work: on a file system without locks two workers may compute the same
+shard, and publish the same bytes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _CLAIMS = "claims"
 
 
 class Claim:
-    """A held claim; ``release`` it when the work is published."""
+    """A claim; call ``release`` when the work is published."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the claim, so that other workers can have it."""
         os.close(self._handle)
 
 
 def try_claim(root: Path, name: str) -> Claim | None:
-    """Claim a piece of work; None if somebody else holds it.
+    """Claim a piece of work; None if another worker has claimed it.
 
     Raises:
-        FileNotFoundError: the scratch directory is gone: the dump has been finished meanwhile.
+        FileNotFoundError: the scratch directory is gone, because another worker has finished the dump.
         StorageError: the system refused.
     """
     path = root / SCRATCH_DIR / _CLAIMS / name
@@ -46,10 +46,10 @@ def try_claim(root: Path, name: str) -> Claim | None:
     except OSError as error:
         raise storage_error("write", path, error) from error
     try:
-        # Not a FileLock of a path: that would make the scratch directory again after the dump has been finished.
+        # Not a FileLock of a path: it would make the scratch directory again after the dump was finished.
         held = lock_descriptor(handle, blocking=False)
     except OSError as error:
-        held = error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # no locks on this file system: go on without
+        held = error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # no locks on this file system: work without
         if not held:
             os.close(handle)
             raise storage_error("lock", path, error) from error

@@ -1,4 +1,4 @@
-"""Settings of a dump: each stands once, at its field, with type, default, help, checks and flag."""
+"""Settings of a dump. Each is defined once, as a field with type, default, help, checks and flag."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from logitcache.format.formats import ShardFormatName
 from logitcache.format.manifest import Card
 from logitcache.utils.settings import Flag
 
-#: Entries for what a reference likes best; s-LD compares 8, and some of them are the teacher's top anyway.
+#: Default number of a reference's candidates. s-LD compares 8 ids, and some of those are in the teacher's top too.
 DEFAULT_CANDIDATES = 16
-#: Stands for the teacher's whole vocabulary until the teacher is known; no vocabulary is larger.
+#: ``top_k`` for the whole vocabulary, until the teacher is known; no vocabulary is larger.
 EVERY_ID = 1 << 32
 TARGETS, ANSWERS, CACHE, CARD, WORKERS = "Targets", "Generated answers", "Cache", "Card", "Workers"
 
 
 class DumpConfig(CorpusConfig, TeacherConfig):
-    """What ``lc.dump`` and ``logitcache dump`` take; ``docs/reference/settings.md`` lists all settings."""
+    """The settings of ``lc.dump`` and ``logitcache dump``; ``docs/reference/settings.md`` lists them all."""
 
     listed_by: ClassVar[str] = "logitcache dump --help"
 
@@ -36,16 +36,16 @@ class DumpConfig(CorpusConfig, TeacherConfig):
         int,
         Field(
             ge=0,
-            description="How many of the K entries are drawn from the ids that the others leave out, in proportion to "
-            "their probability, so that forward_kl follows the full KL on average.",
+            description="How many of the K entries are drawn at random from the ids outside the top, in proportion to "
+            "their probability, so that forward_kl estimates the full KL without bias.",
         ),
         Flag(TARGETS),
     ] = 0
     reference: Annotated[
         str | None,
         Field(
-            description="Student (a model directory or hub id) that reads the corpus too; its most probable ids are "
-            "kept beside the teacher's, so that BiLD finds the ids that it asks for."
+            description="Student (a model directory or hub id) that also reads the corpus; its most probable ids are "
+            "kept in addition to the teacher's, because BiLD also compares the student's top ids."
         ),
         Flag(TARGETS, resume="content"),
     ] = None
@@ -56,12 +56,12 @@ class DumpConfig(CorpusConfig, TeacherConfig):
     ] = 0
     every: Annotated[
         int,
-        Field(ge=1, description="Keep one position's targets out of this many, counted over the corpus."),
+        Field(ge=1, description="Keep the targets of one in this many positions, counted over the corpus."),
         Flag(TARGETS),
     ] = 1
     statistics: Annotated[
         bool,
-        Field(description="Also keep what restores raw logits, which NormKD and DKD need."),
+        Field(description="Also keep log-partition and logit deviation, which NormKD and DKD need."),
         Flag(TARGETS),
     ] = False
     skip_non_finite: Annotated[
@@ -82,7 +82,7 @@ class DumpConfig(CorpusConfig, TeacherConfig):
     out: Annotated[
         Path,
         Field(
-            description="Directory of the new cache, or of an unfinished dump of the same settings; the command line "
+            description="Directory of the new cache, or of an unfinished dump with the same settings; the command line "
             "also takes a URL, as `logitcache push` does."
         ),
         Flag(CACHE, as_text=True, resume="free"),
@@ -100,7 +100,11 @@ class DumpConfig(CorpusConfig, TeacherConfig):
     ] = None
     shard_tokens: Annotated[
         int,
-        Field(ge=1, le=16_777_216, description="Tokens after which a shard ends; a crash costs at most one shard."),
+        Field(
+            ge=1,
+            le=16_777_216,
+            description="Tokens after which a shard ends; after a crash a worker repeats at most one shard.",
+        ),
         Flag(CACHE),
     ] = 65_536
     card: Annotated[
@@ -120,36 +124,36 @@ class DumpConfig(CorpusConfig, TeacherConfig):
     ] = 1
     finalize: Annotated[
         bool,
-        Field(description="Only write the manifest over shards that are all finished."),
+        Field(description="Only write the manifest; all shards must be finished already."),
         Flag(WORKERS, resume="free"),
     ] = False
 
     @model_validator(mode="before")
     @classmethod
-    def _candidates_of_a_reference(cls, values: Any) -> Any:
+    def _set_default_candidates(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("reference") and values.get("candidates") is None:
             return values | {"candidates": DEFAULT_CANDIDATES}
         return values
 
     @field_validator("reference", mode="before")
     @classmethod
-    def _reference_path_too(cls, value: Any) -> Any:
+    def _reference_to_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
     @field_validator("top_k", mode="before")
     @classmethod
-    def _or_all(cls, value: Any) -> Any:
+    def _parse_all(cls, value: Any) -> Any:
         return EVERY_ID if value == "all" else value
 
     @field_validator("out")
     @classmethod
-    def _local(cls, value: Path) -> Path:
+    def _check_local(cls, value: Path) -> Path:
         if ":/" in str(value):
             raise ValueError("a dump writes to a directory; send the finished cache on with `logitcache push`")
         return value.expanduser()
 
     @model_validator(mode="after")
-    def _together(self) -> DumpConfig:
+    def _check_combinations(self) -> DumpConfig:
         if self.rank >= self.world_size:
             raise ValueError(f"rank {self.rank} must be below world_size {self.world_size}")
         for name in ("tail_samples", "candidates"):
@@ -170,15 +174,15 @@ class DumpConfig(CorpusConfig, TeacherConfig):
 
     @property
     def reserved(self) -> int:
-        """Tokens that each planned sequence may still grow by."""
+        """Most tokens that an answer may add to each planned sequence."""
         return self.generate.max_new_tokens if self.generate else 0
 
     @property
     def encoding(self) -> Encoding:
-        """How values are stored."""
+        """How log-probs are stored."""
         return Encoding(preset=self.preset, max_error=self.max_error)
 
 
 def make_config(settings: dict[str, Any]) -> DumpConfig:
-    """Check settings. Raises as :meth:`DumpConfig.parse` does."""
+    """Check settings. Raises what :meth:`DumpConfig.parse` raises."""
     return DumpConfig.parse(settings)

@@ -1,4 +1,4 @@
-"""The corpus of a job as a stream of sequences, with what was seen on the way."""
+"""Read the corpus of a job as a stream of sequences, and count its rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _REPORT_ROWS = 64
 
 
 class Corpus:
-    """Iterate once: ``(source, row, sequence)``, in the order of the input, until ``stop`` is set.
+    """Iterate once over ``(source, row, sequence)``, in the order of the input, until ``stop`` is set.
 
     Attributes:
-        tally: what happened to the rows so far.
+        tally: counts of the rows so far.
     """
 
     def __init__(self, job: Job, report: Report, stop: threading.Event | None = None) -> None:
@@ -44,22 +44,22 @@ class Corpus:
 
     @property
     def positions(self) -> str:
-        """``completion`` if any row had tokens that aren't to be predicted, else ``all``."""
+        """``completion`` if any row so far had tokens that aren't targets, else ``all``."""
         return "completion" if self._tokeniser.saw_masked else "all"
 
     def facts(self) -> dict[str, Any]:
-        """What else was settled while reading, for the manifest: the date that a chat template wrote."""
+        """Facts for the manifest that are known after reading: the date that a chat template wrote."""
         return {"date": self._chat.date} if self._chat.date is not None else {}
 
     def __iter__(self) -> Iterator[tuple[int, int, TokenSequence]]:
         for number, row_number, _, sequences in self.rows():
             for sequence in sequences:
-                if (kept := self._thinned(sequence)) is not None:
+                if (kept := self._keep_every_nth(sequence)) is not None:
                     yield number, row_number, kept
         self._report("tokenise", self.tally.read, self.tally.read, "rows")
 
     def rows(self) -> Iterator[tuple[int, int, str, list[TokenSequence]]]:
-        """``(source, row, name of the row, its sequences)`` of each row, those that are left out too.
+        """``(source, row, name of the row, its sequences)`` of each row, also of rows that are left out.
 
         Raises:
             DataError: the corpus can't be read.
@@ -87,8 +87,8 @@ class Corpus:
             return []
         raise RowError(f"{fault} (--bad-rows skip leaves such rows out and counts them)") from fault
 
-    def _thinned(self, sequence: TokenSequence) -> TokenSequence | None:
-        """The sequence with every n-th target of the corpus only; None if none of its own is among them."""
+    def _keep_every_nth(self, sequence: TokenSequence) -> TokenSequence | None:
+        """The sequence with only every n-th target of the corpus; None if it has none of those."""
         if self._every == 1:
             return sequence
         positions_M = np.flatnonzero(sequence.target_mask_L)
@@ -108,7 +108,7 @@ def chat_template(job: Job) -> ChatTemplate:
 
 
 def special_tokens(job: Job) -> dict[str, Any]:
-    """The tokens that a text begins and a document ends with, for the manifest; absent where there are none."""
+    """The tokens at the beginning of a text and the end of a document, for the manifest; absent if there are none."""
     special = SpecialTokens.of(job.tokenizer, job.config.end_of_text)
     before = job.tokenizer.convert_ids_to_tokens(list(special.before))
     end = special.end_of_text
@@ -118,8 +118,8 @@ def special_tokens(job: Job) -> dict[str, Any]:
     }
 
 
-def empty_corpus(tally: Tally) -> DataError:
-    """No row gave a sequence; the error says what became of them."""
+def empty_corpus_error(tally: Tally) -> DataError:
+    """The error for a corpus without sequences; it says why the rows were left out."""
     reasons = "; ".join(
         f"{what.rows:,} {reason} (the first is {what.first})" for reason, what in tally.left_out.items()
     )

@@ -11,15 +11,15 @@ from logitcache.data import LongRows
 from logitcache.data.special_tokens import AUTO
 from logitcache.utils.settings import Config, Flag
 
-#: Longest sequence in tokens unless asked otherwise: what the teacher allows, at most this.
+#: Default limit of a sequence in tokens, if the teacher allows that many.
 DEFAULT_MAX_LENGTH = 2048
-#: What a file can be said to be, where its name doesn't tell.
+#: The kinds of data files.
 DataKind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 CORPUS = "Corpus"
 
 
 class CorpusConfig(Config):
-    """The part of :class:`logitcache.DumpConfig` about the corpus."""
+    """The settings of :class:`logitcache.DumpConfig` about the corpus."""
 
     data: Annotated[
         tuple[str, ...],
@@ -28,10 +28,10 @@ class CorpusConfig(Config):
     ]
     data_kind: Annotated[
         DataKind | None,
-        Field(description="Kind of every file of the data, whatever its name."),
+        Field(description="Kind of all data files, instead of by their names."),
         Flag(CORPUS, default="by the files' names"),
     ] = None
-    split: Annotated[str, Field(description="Split to read, of a data set that has several."), Flag(CORPUS)] = "train"
+    split: Annotated[str, Field(description="Split to read if a data set has several."), Flag(CORPUS)] = "train"
     text_column: Annotated[
         str | None, Field(description="Column to read."), Flag(CORPUS, default="by the columns' names")
     ] = None
@@ -42,7 +42,7 @@ class CorpusConfig(Config):
     ] = None
     turns: Annotated[
         Literal["all", "last"],
-        Field(description="Assistant turns of a chat that get targets: all, or the last one only."),
+        Field(description="Assistant turns of a chat that get targets: all, or only the last one."),
         Flag(CORPUS),
     ] = "all"
     chat_template: Annotated[
@@ -63,7 +63,7 @@ class CorpusConfig(Config):
     long_rows: Annotated[
         LongRows,
         Field(
-            description="What happens to rows longer than the longest sequence; auto splits documents into several "
+            description="What to do with rows longer than max_length; auto splits documents into several "
             "sequences, and truncates chats and completions."
         ),
         Flag(CORPUS),
@@ -75,23 +75,23 @@ class CorpusConfig(Config):
         str,
         Field(
             min_length=1,
-            description="What ends a plain document: auto (the tokenizer's end of text), none, or a token.",
+            description="Token that ends a plain document: auto (the tokenizer's end of text), none, or a token.",
         ),
         Flag(CORPUS),
     ] = AUTO
     bad_rows: Annotated[
         Literal["stop", "skip"],
-        Field(description="At a row that can't be used: stop the dump, or skip the row and count it."),
+        Field(description="What to do at a row that can't be used: stop the dump, or skip the row and count it."),
         Flag(CORPUS),
     ] = "stop"
 
     @field_validator("data", mode="before")
     @classmethod
-    def _one_or_more(cls, value: Any) -> Any:
+    def _data_to_tuple(cls, value: Any) -> Any:
         return (str(value),) if isinstance(value, str | Path) else tuple(map(str, value))
 
     @model_validator(mode="after")
-    def _overlap_fits(self) -> CorpusConfig:
+    def _check_overlap(self) -> CorpusConfig:
         if self.max_length is not None and self.overlap >= self.max_length:
             raise ValueError(f"overlap {self.overlap} must be below max_length {self.max_length}")
         return self

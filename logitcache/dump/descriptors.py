@@ -1,4 +1,4 @@
-"""Descriptors: the scratch directory's record of finished shards, one small file each, written after the shard."""
+"""Descriptors: one small file in the scratch directory for each finished shard, written after the shard."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from logitcache.utils.files import SCRATCH_DIR, storage_error
 
 @dataclass(frozen=True)
 class Descriptor:
-    """One finished shard of the plan.
+    """The record of one finished shard of the plan.
 
     Attributes:
         entry: its row in the shard table; None if no position of the shard had finite logits.
-        vocab_size: V of the logits that the teacher returned.
+        vocab_size: V, the length of the teacher's logit vectors.
         non_finite: positions left out because their logits weren't finite.
-        mean_mass: mean probability that the top K cover; None without targets.
-        calibration: what encoding cost, of the first shard only.
+        mean_mass: mean probability that the K entries hold; None without targets.
+        calibration: errors of the encoding, measured on the first shard only.
     """
 
     entry: ShardEntry | None
@@ -32,17 +32,21 @@ class Descriptor:
 
 
 def descriptor_name(index: int) -> str:
-    """Path of a shard's descriptor, relative to the output. A thousand to a directory."""
+    """Path of a shard's descriptor, relative to the output. A directory has up to 1000."""
     return f"{SCRATCH_DIR}/done/{index // 1000:05d}/{index:08d}.json"
 
 
 def write_descriptor(root: Path, index: int, descriptor: Descriptor) -> None:
-    """Record that a shard is published."""
+    """Record that a shard is published.
+
+    Raises:
+        StorageError: the system refused.
+    """
     write_file(root, descriptor_name(index), json.dumps(asdict(descriptor)).encode())
 
 
 def read_descriptor(root: Path, index: int) -> Descriptor | None:
-    """The record of a shard; None if it isn't finished, or if record or shard have been damaged since.
+    """The record of a shard; None if the shard isn't finished, or the record or the shard is damaged.
 
     Raises:
         StorageError: the system refused.

@@ -1,4 +1,4 @@
-"""What a dump would do: its plan, its size and its time, measured on the first batch. Nothing is written."""
+"""Estimate what a dump would do: its plan, size and time, measured on a small sample. Nothing is written."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from logitcache.format.formats import encode_shard
 from logitcache.models.teacher import choose_device
 from logitcache.utils.progress import Report, silent
 
-#: Tokens that are run to measure the rate and the size; one forward pass of them warms up before.
+#: Tokens that are run to measure the rate and the size, after a warm-up with the first sequence.
 _SAMPLE_TOKENS = 2_048
 
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """Where a worker begins; it goes on with what others leave undone."""
+    """The shards that a worker computes first. After those it helps other workers."""
 
     rank: int
     first_shard: int
@@ -41,16 +41,17 @@ class WorkerShare:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The plan of a dump, and an estimate of what it takes.
+    """The plan of a dump, and an estimate of its size and time.
 
     Attributes:
-        rows, empty_rows: rows of the input, and those of them that are left out.
-        tally: what happened to the rows, as :meth:`logitcache.data.Tally.to_json` gives it.
-        sequences, tokens, targets, shards: of the whole cache; with ``generate``, if every answer is as long as may be.
-        filling: padding, as a share of all tokens that are computed.
+        rows, empty_rows: number of rows of the input, and of those that are left out.
+        tally: counts of the rows, as :meth:`logitcache.data.Tally.to_json` returns them.
+        sequences, tokens, targets, shards: of the whole cache; with ``generate``, if every answer has the most tokens.
+        padding: share of padding in all tokens that are computed.
         bytes_per_target, bytes: estimated from one small shard; larger shards compress a little better.
-        tokens_per_second, seconds: measured here, of one worker; ``seconds`` is for all workers together at this rate.
-        workers: what each begins with.
+        tokens_per_second: of one worker, measured here.
+        seconds: for all workers together at this rate.
+        workers: what each worker computes first.
     """
 
     rows: int
@@ -60,7 +61,7 @@ class DryRun:
     tokens: int
     targets: int
     shards: int
-    filling: float
+    padding: float
     bytes_per_target: float
     bytes: int
     tokens_per_second: float
@@ -69,15 +70,15 @@ class DryRun:
 
 
 def plan_dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> DryRun:
-    """Tokenise the corpus and run the teacher over a small sample, to say what a dump would do and take.
+    """Tokenise the corpus and run the teacher on a small sample, to estimate the size and time of a dump.
 
-    Args and errors are those of :func:`logitcache.dump`; the output isn't touched.
+    Arguments and errors are those of :func:`logitcache.dump`. Nothing is written to the output.
     """
     config = config or make_config(settings)
     check_engine(config)
     if prepare_output(config.out, dry=True) is not None:
         raise OutputExistsError(f"output {config.out} already holds a finished cache")
-    # The processes of a split teacher all do the same here, each for itself.
+    # All processes of a split teacher do the same here.
     with team(config.tensor_parallel, choose_device(config.device)) as processes:
         job = resolve(config, processes.size)
         with tempfile.TemporaryDirectory() as scratch:
@@ -99,7 +100,7 @@ def _estimate(job: Job, plan: Plan) -> DryRun:
         tokens=plan.tokens,
         targets=plan.targets,
         shards=len(plan),
-        filling=1 - plan.tokens / computed,
+        padding=1 - plan.tokens / computed,
         bytes_per_target=bytes_per_target,
         bytes=round(bytes_per_target * plan.targets),
         tokens_per_second=tokens_per_second,
@@ -109,7 +110,7 @@ def _estimate(job: Job, plan: Plan) -> DryRun:
 
 
 def _measure(engine: Engine, job: Job, plan: Plan) -> tuple[float, float]:
-    """Tokens a second, and bytes of a target."""
+    """Tokens per second, and bytes per target."""
     sample: list[TokenSequence] = []
     tokens = 0
     for sequence in plan.shard_sequences(0):

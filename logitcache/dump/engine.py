@@ -1,4 +1,4 @@
-"""The engine of a dump: asked early whether it can do what is wanted, and opened when there is something to compute."""
+"""The engine of a dump: checked before anything is read, and opened when there is something to compute."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from logitcache.models.dtypes import DTYPES
 
 
 def check_engine(config: DumpConfig) -> None:
-    """Refuse what the engine can't do, before anything is read.
+    """Check that the engine can do what the settings ask for, before anything is read.
 
     Raises:
-        ConfigError: names the flag; or there is no such engine.
+        ConfigError: it can't (the message names the flag), or there is no such engine.
     """
     wanted = Capabilities(
         statistics=config.statistics,

@@ -1,4 +1,4 @@
-"""The end of a dump: one worker writes the manifest over what all have published, and clears up."""
+"""The end of a dump: one worker writes the manifest over all shards, and removes the scratch directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ _CLEARING_ATTEMPTS = 20
 
 
 def finalise(job: Job, plan: Plan) -> None:
-    """Write the manifest, by one worker; the others wait for it, or take over if that one dies."""
+    """Write the manifest. One worker does it; the others wait, or take over if that worker dies.
+
+    Raises:
+        StorageError: shards are missing, or the system refused.
+        NonFiniteLogitsError: no position had finite logits.
+    """
     out = job.config.out
     while not (out / MANIFEST_NAME).exists() or (out / SCRATCH_DIR).exists():
         try:
@@ -46,10 +51,10 @@ def finalise(job: Job, plan: Plan) -> None:
 
 
 def clear_scratch(out: Path) -> None:
-    """Remove the scratch directory; again, if another worker was just then looking there for something to do.
+    """Remove the scratch directory. Try again if another worker used it at the same moment.
 
     Raises:
-        StorageError: the system refuses for good.
+        StorageError: the system still refused at the last attempt.
     """
     for attempt in range(_CLEARING_ATTEMPTS):
         try:
@@ -93,7 +98,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
         positions=plan.positions,
         max_length=config.max_length,
         settings={
-            **_recorded(settings),
+            **_recorded_settings(settings),
             **special_tokens(job),
             **plan.facts,
             "rows": plan.tally,
@@ -130,7 +135,7 @@ _RECORDED = (
 )
 
 
-def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
+def _recorded_settings(settings: dict[str, Any]) -> dict[str, Any]:
     recorded = {name: settings[name] for name in _RECORDED if settings[name] not in (None, {})}
-    unusual = {"every": settings["every"] > 1, "turns": settings["turns"] != "all"}
-    return recorded | {name: settings[name] for name, told in unusual.items() if told}
+    changed = [name for name, default in (("every", 1), ("turns", "all")) if settings[name] != default]
+    return recorded | {name: settings[name] for name in changed}

@@ -1,7 +1,8 @@
-"""The work plan: which sequences make which shard, fixed by the input and the settings alone.
+"""The work plan: which sequences each shard has. It depends only on the input and the settings.
 
-The corpus is tokenised once. Its tokens lie in the scratch directory beside the plan, memory-mapped by every worker, so
-that any worker can do any shard, in any order, and no later change of the input can reach an unfinished dump.
+The corpus is tokenised once. Its token ids are stored with the plan in the scratch directory, and every worker
+memory-maps them. So any worker can compute any shard, in any order, and a later change of the input has no effect on an
+unfinished dump.
 
 Shape legend: S sequences of the whole corpus, L tokens of all of them, P shards.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.data import TokenSequence
-from logitcache.dump.corpus import Corpus, empty_corpus
+from logitcache.dump.corpus import Corpus, empty_corpus_error
 from logitcache.errors import StorageError
 from logitcache.utils.atomic import atomic_directory, sync_directory, sync_file
 from logitcache.utils.files import SCRATCH_DIR, storage_error
@@ -37,9 +38,9 @@ class Plan:
         settings: what the plan was made for, see :func:`logitcache.dump.settings.settings_of`.
         stamps: hashes of files already read, see :class:`logitcache.dump.settings.Stamps`.
         corpus_digest: over the tokenised sequences in order.
-        positions: ``all`` or ``completion``, as the rows turned out.
-        tally: what happened to the rows of the input, as :meth:`logitcache.data.Tally.to_json` gives it.
-        facts: what was settled while reading, for the manifest.
+        positions: ``all``, or ``completion`` if some tokens aren't targets.
+        tally: counts of the rows of the input, as :meth:`logitcache.data.Tally.to_json` returns them.
+        facts: facts for the manifest that were known after reading.
         shards: ``[P + 1]``, shard ``i`` holds the sequences from ``shards[i]`` to ``shards[i + 1]``.
     """
 
@@ -60,21 +61,24 @@ class Plan:
 
     @property
     def sequences(self) -> int:
+        """Number of sequences in the corpus."""
         return len(self._offsets_S1) - 1
 
     @property
     def reserved(self) -> int:
-        """Tokens that each sequence may grow by when the teacher answers it."""
+        """Most tokens that the teacher's answer may add to each sequence."""
         generate = self.settings["generate"]
         return int(generate["max_new_tokens"]) if generate else 0
 
     @property
     def tokens(self) -> int:
+        """Number of tokens in the corpus, with every answer at its longest."""
         return len(self._tokens_L) + self.reserved * self.sequences
 
     @property
     def targets(self) -> int:
-        # An answer's last token predicts nothing, and the prompt's last position, already marked, predicts its first.
+        """Number of positions that get targets, with every answer at its longest."""
+        # The last token of an answer predicts nothing. The prompt's last position, already marked, predicts its first.
         return int(np.count_nonzero(self._mask_L)) + max(self.reserved - 1, 0) * self.sequences
 
     def shard_sequences(self, index: int) -> list[TokenSequence]:
@@ -82,17 +86,17 @@ class Plan:
         return [self._sequence(s) for s in range(int(self.shards[index]), int(self.shards[index + 1]))]
 
     def shard_lengths(self, index: int) -> list[int]:
-        """Tokens of each sequence of one shard, with room for its answer."""
+        """Number of tokens of each sequence of one shard, with its answer at its longest."""
         offsets = self._offsets_S1[self.shards[index] : self.shards[index + 1] + 1]
         return [int(length) + self.reserved for length in np.diff(offsets)]
 
     def shard_tokens(self, index: int) -> int:
-        """Tokens of one shard, as far as the plan knows: with answers still to come, those at their longest."""
+        """Number of tokens of one shard, with every answer at its longest."""
         first, after = int(self.shards[index]), int(self.shards[index + 1])
         return int(self._offsets_S1[after] - self._offsets_S1[first]) + self.reserved * (after - first)
 
     def where(self, sequence: int) -> str:
-        """Which row of which input a sequence came from, for messages."""
+        """The input and row of a sequence, for messages."""
         source, row = (int(number) for number in self._rows_S2[sequence])
         name = self.settings["inputs"][source]["name"]
         return f"{name} row {row + 1} (sequence {sequence})"
@@ -103,17 +107,17 @@ class Plan:
 
 
 def cut_into_shards(lengths_S: NDArray[np.int64], shard_tokens: int) -> NDArray[np.int64]:
-    """First sequence of each shard, and their number: a shard ends with the sequence that fills it.
+    """First sequence of each shard, then the number of sequences. A shard ends when it has ``shard_tokens`` or more.
 
     Returns:
         int64 ``[P + 1]``.
     """
-    bounds, filled = [0], 0
+    bounds, tokens = [0], 0
     for s, length in enumerate(lengths_S.tolist(), start=1):
-        filled += length
-        if filled >= shard_tokens:
+        tokens += length
+        if tokens >= shard_tokens:
             bounds.append(s)
-            filled = 0
+            tokens = 0
     if bounds[-1] != len(lengths_S):
         bounds.append(len(lengths_S))
     return np.asarray(bounds, dtype=np.int64)
@@ -139,25 +143,26 @@ def load_plan(root: Path) -> Plan | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"the plan in {directory} is damaged: delete {root} and start anew") from error
+        raise StorageError(f"the plan in {directory} is damaged: delete {root} and start again") from error
     except OSError as error:
         raise storage_error("read", directory, error) from error
 
 
 def make_plan(root: Path, settings: dict[str, Any], stamps: dict[str, Any], corpus: Corpus, shard_tokens: int) -> None:
-    """Tokenise the corpus into a plan, and publish it whole or not at all.
+    """Tokenise the corpus and write the plan, completely or not at all.
 
-    Several workers may do this at once: they write the same, and the first to finish wins.
+    Several workers may do this at the same time. They write the same plan, and the first one is used.
 
     Raises:
-        DataError: there is no position to predict in the whole corpus.
+        DataError: the corpus has no targets, or can't be read.
+        DumpInterruptedError: a signal stopped the dump.
         StorageError: the system refused.
     """
     scratch = root / SCRATCH_DIR
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(scratch / PLAN_DIR) as aside:
-            _write_plan(aside, settings, stamps, corpus, shard_tokens)
+        with atomic_directory(scratch / PLAN_DIR) as temporary:
+            _write_plan(temporary, settings, stamps, corpus, shard_tokens)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and (scratch / PLAN_DIR / _SETTINGS).is_file():
             return  # another worker was first, with the same plan
@@ -182,7 +187,7 @@ def _write_plan(
     for name in (_TOKENS, _MASK):
         sync_file(directory / name)
     if len(offsets) == 1:
-        raise empty_corpus(corpus.tally)
+        raise empty_corpus_error(corpus.tally)
     _write_synced(directory / _OFFSETS, offsets.tobytes())
     _write_synced(directory / _ROWS, rows.tobytes())
     head = {

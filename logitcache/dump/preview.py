@@ -1,4 +1,4 @@
-"""The first rows of a corpus as a dump would read them, before any teacher is loaded."""
+"""Show the first rows of a corpus as a dump would read them. The teacher isn't loaded."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from logitcache.utils.progress import silent
 
 @dataclass(frozen=True)
 class PreviewedSequence:
-    """A sequence as the teacher will see it.
+    """A sequence as the teacher would read it.
 
     Attributes:
-        row: names the row that it is from.
-        tokens, targets: how many there are.
-        parts: its text in stretches, each with whether it is to be predicted.
+        row: name of its row.
+        tokens, targets: number of tokens and targets.
+        parts: its text in parts, each with True if it is a target.
     """
 
     row: str
@@ -32,7 +32,7 @@ class PreviewedSequence:
 
 
 def preview_rows(config: DumpConfig, rows: int) -> tuple[list[PreviewedSequence], Tally]:
-    """The sequences of the first ``rows`` rows, and what happened to those rows.
+    """The sequences of the first ``rows`` rows, and counts of those rows.
 
     Raises:
         ModelError, DataError, ConfigError: as for a dump.
@@ -41,11 +41,11 @@ def preview_rows(config: DumpConfig, rows: int) -> tuple[list[PreviewedSequence]
     corpus = Corpus(job, silent)
     found: list[PreviewedSequence] = []
     for _, _, where, sequences in itertools.islice(corpus.rows(), rows):
-        found.extend(_previewed(job.tokenizer, where, sequence) for sequence in sequences)
+        found.extend(_preview(job.tokenizer, where, sequence) for sequence in sequences)
     return found, corpus.tally
 
 
-def _previewed(tokenizer: Any, where: str, sequence: TokenSequence) -> PreviewedSequence:
+def _preview(tokenizer: Any, where: str, sequence: TokenSequence) -> PreviewedSequence:
     ids_L, mask_L = sequence.token_ids_L, sequence.target_mask_L
     is_target_L = np.concatenate([[False], mask_L[:-1]])
     changes = [0, *(np.flatnonzero(np.diff(is_target_L)) + 1).tolist(), len(ids_L)]

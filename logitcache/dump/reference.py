@@ -1,4 +1,4 @@
-"""The reference student of a dump: it reads the corpus beside the teacher, and says which ids s-LD will ask for."""
+"""The reference student of a dump. It also reads the corpus, and its top ids are those that s-LD will compare."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from logitcache.models.teacher import load_config, load_tokenizer
 
 
 def find_reference(config: DumpConfig, tokenizer: Any, max_length: int, vocab_size: int) -> TeacherFiles | None:
-    """The reference that a dump names, if it names one, checked against the teacher's ``tokenizer``.
+    """Find the dump's reference, if there is one, and check it against the teacher's ``tokenizer``.
 
     Raises:
         ModelError: it can't be found or read.
-        TokenizerMismatchError: it numbers tokens otherwise than the teacher.
+        TokenizerMismatchError: it gives other ids to tokens than the teacher, or has too small a vocabulary.
         ConfigError: it doesn't take sequences of ``max_length`` tokens.
     """
     if config.reference is None:
@@ -30,16 +30,17 @@ def find_reference(config: DumpConfig, tokenizer: Any, max_length: int, vocab_si
     except ModelError as error:
         raise ModelError(f"the reference can't be used: {error}") from error
     found = compare_numbering(tokenizer, theirs, "the reference's", str(config.reference), "the teacher")
-    # Text yields these tokens, and the reference must read them.
+    # Text can have these ids, so the reference must have embeddings for them.
     beyond = [number for number in (*range(found.shared_ids), *found.unknown) if own.vocab_size <= number < vocab_size]
     if beyond:
         raise TokenizerMismatchError(
-            f"the reference {config.reference} has {own.vocab_size:,} words, and the teacher's tokenizer names ids up "
-            f"to {beyond[-1]:,}: resize its embeddings, or take another student of the family"
+            f"the reference {config.reference} has {own.vocab_size:,} ids, and the teacher's tokenizer has ids "
+            f"up to {beyond[-1]:,}: resize its embeddings, or take another student of the family"
         )
     if found.differences:
         warnings.warn(
-            f"the reference's tokenizer differs, and numbers alike what both have: {'; '.join(found.differences)}",
+            "the reference's tokenizer differs, but gives the same ids to tokens that both have: "
+            + "; ".join(found.differences),
             LogitCacheWarning,
             stacklevel=2,
         )

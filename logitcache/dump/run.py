@@ -1,4 +1,4 @@
-"""Stage 1 as a whole: check, plan, work, finalise."""
+"""Run a dump: check, plan, compute, finalise."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from logitcache.utils.progress import Report, silent
 
 
 class LeftOutWarning(LogitCacheWarning):
-    """Rows of the corpus are left out, cut, or not read as they stand."""
+    """Rows of the corpus are left out, cut, or changed."""
 
 
 def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **settings: Any) -> Cache:
-    """Run a teacher over a corpus and keep its top-k next-token distributions as a cache.
+    """Run a teacher on a corpus and store its top-k next-token distributions in a cache.
 
     Give a :class:`DumpConfig`, or its fields as keywords: ``lc.dump(teacher=..., data=[...], out=..., top_k=64)``. The
-    same call again goes on where an earlier one stopped; several processes may run it at once on one output.
+    same call again continues an unfinished dump. Several processes may work on one output at the same time.
 
     Returns:
         The finished cache, opened.
 
     Raises:
         ConfigError, DataError, ModelError, MissingDependencyError: the settings, the data or the teacher can't be used.
-        OutputExistsError: the output holds something else than an unfinished dump.
-        ResumeMismatchError: it holds an unfinished dump of other settings.
-        NonFiniteLogitsError, StorageError, DumpInterruptedError: work stopped; what was finished is kept.
+        OutputExistsError: the output holds something other than an unfinished dump.
+        ResumeMismatchError: the output holds an unfinished dump with other settings.
+        NonFiniteLogitsError, StorageError, DumpInterruptedError: the dump stopped; finished shards are kept.
     """
     if config is None:
         config = make_config(settings)
@@ -64,15 +64,15 @@ def dump(config: DumpConfig | None = None, /, *, report: Report = silent, **sett
 
 
 def _lead(config: DumpConfig, processes: Team, report: Report, stop: threading.Event) -> Cache:
-    """The whole dump, as one worker does it."""
+    """Run the dump as one worker."""
     ready = prepare_output(config.out)
     if ready is not None:
         return ready
     job = resolve(config, processes.size)
     if (config.out / MANIFEST_NAME).exists():
-        return _finished_by_others(job, config)
+        return _open_finished(job, config)
     plan = _plan(job, report, stop)
-    job = _as_planned(job, plan, config)
+    job = _with_planned_batch_tokens(job, plan, config)
     check_resume(plan.settings, settings_of(job, Stamps.from_json(plan.stamps)), config.out)
     if not config.finalize:
         Worker(config.out, plan, job.config, lambda: processes.engine(lambda: open_teacher(job)), report, stop).run()
@@ -81,30 +81,31 @@ def _lead(config: DumpConfig, processes: Team, report: Report, stop: threading.E
 
 
 def _follow(config: DumpConfig, processes: Team) -> Cache:
-    """The passes of a split teacher, as another process asks for them.
+    """Run the forward passes of a split teacher that the leading process asks for.
 
     Raises:
-        DumpInterruptedError: that process was told to stop.
+        DumpInterruptedError: the leading process was stopped.
     """
     job = resolve(config, processes.size)
     processes.follow(lambda: open_teacher(job))
     if not (config.out / MANIFEST_NAME).exists():
-        raise DumpInterruptedError("the process that leads has stopped on request")
+        raise DumpInterruptedError("the leading process was stopped on request")
     return open_cache(config.out)
 
 
 def config_path(out: Path) -> Path:
-    """Where the resolved settings of a dump are kept: beside the output, since a finished cache never changes."""
+    """The file of a dump's resolved settings. It is next to the output, because a finished cache never changes."""
     return out.with_name(f"{out.name}.dump.yaml")
 
 
 def prepare_output(out: Path, *, dry: bool = False) -> Cache | None:
-    """See that the output may be written; the cache itself if only its clearing up was cut off.
+    """Check that the output may be written. Returns the cache if it is finished and only its scratch directory is left.
 
-    A ``dry`` look leaves everything as it is.
+    With ``dry`` nothing is changed, and any finished cache is returned.
 
     Raises:
         OutputExistsError: something else is there.
+        StorageError: the system refused.
     """
     try:
         if (out.exists() or out.is_symlink()) and not out.is_dir():
@@ -122,13 +123,13 @@ def prepare_output(out: Path, *, dry: bool = False) -> Cache | None:
     return None
 
 
-def _finished_by_others(job: Job, asked: DumpConfig) -> Cache:
-    """The finished cache, if this process is a late worker of the dump that made it.
+def _open_finished(job: Job, asked: DumpConfig) -> Cache:
+    """Open the finished cache, if this process is a late worker of the dump that made it.
 
-    Where ``asked`` leaves the batch size open it is the first worker's; another device would choose another.
+    If ``asked`` doesn't set the batch size, the first worker's is used; another device might choose another one.
 
     Raises:
-        OutputExistsError: it isn't.
+        OutputExistsError: it is another dump.
     """
     out = job.config.out
     saved = _saved_config(out)
@@ -142,7 +143,7 @@ def _finished_by_others(job: Job, asked: DumpConfig) -> Cache:
 
 
 def _plan(job: Job, report: Report, stop: threading.Event) -> Plan:
-    """The plan of an earlier start if there is one, else a new one."""
+    """The existing plan of an unfinished dump, else a new one."""
     config, out = job.config, job.config.out
     plan = load_plan(out)
     if plan is None and config.finalize:
@@ -155,15 +156,16 @@ def _plan(job: Job, report: Report, stop: threading.Event) -> Plan:
 
 
 def _warn_of_rows(tally: Tally) -> None:
-    """Say before the teacher's work begins which rows it won't see; what is merely empty can wait for the end."""
-    told = {**{reason: what for reason, what in tally.left_out.items() if reason != EMPTY}, **tally.cut, **tally.notes}
-    for reason, what in told.items():
+    """Warn of rows that are left out or changed, before the teacher runs. Empty rows are only reported at the end."""
+    left_out = {reason: what for reason, what in tally.left_out.items() if reason != EMPTY}
+    events = {**left_out, **tally.cut, **tally.notes}
+    for reason, what in events.items():
         rows = f"{what.rows:,} of {tally.read:,} rows"
         warnings.warn(f"{rows}: {reason}; the first is {what.first}", LeftOutWarning, stacklevel=3)
 
 
-def _as_planned(job: Job, plan: Plan, config: DumpConfig) -> Job:
-    """The job with the plan's batch size where the user left it open: what the first worker's device had room for."""
+def _with_planned_batch_tokens(job: Job, plan: Plan, config: DumpConfig) -> Job:
+    """The job with the plan's batch size, if the user set none: the first worker has chosen it for its device."""
     if config.batch_tokens is not None:
         return job
     update = {"batch_tokens": plan.settings["batch_tokens"]}
@@ -178,10 +180,10 @@ def new_plan(
     stamps: Stamps | None = None,
     stop: threading.Event | None = None,
 ) -> Plan:
-    """Tokenise the corpus into a plan under ``root``; ``settings`` and ``stamps`` are found out where not given.
+    """Tokenise the corpus into a plan under ``root``. ``settings`` and ``stamps`` are computed if they aren't given.
 
     Raises:
-        DataError: the corpus can't be read, or is empty; nothing stays behind then.
+        DataError: the corpus can't be read, or is empty. Then no file is left.
         DumpInterruptedError: ``stop`` was set.
         StorageError: the system refused.
     """
@@ -200,20 +202,20 @@ def new_plan(
         raise
     plan = load_plan(root)
     if plan is None:
-        raise StorageError(f"{root / SCRATCH_DIR} has gone while the dump was at work")
+        raise StorageError(f"{root / SCRATCH_DIR} disappeared while the dump was running")
     return plan
 
 
 def _remove_if_empty(out: Path, existed: bool) -> None:
-    """Leave nothing behind where nothing could be begun."""
-    with suppress(OSError):  # not empty: another worker is at it
+    """Remove the directories of a dump that couldn't begin."""
+    with suppress(OSError):  # not empty: another worker uses it
         (out / SCRATCH_DIR).rmdir()
         if not existed:
             out.rmdir()
 
 
 def config_yaml(config: DumpConfig) -> str:
-    """The content of :func:`config_path`."""
+    """The content of the file at :func:`config_path`."""
     return yaml.safe_dump(
         config.model_dump(mode="json", exclude={"rank", "world_size", "finalize"}, exclude_none=True), sort_keys=False
     )

@@ -1,4 +1,4 @@
-"""What decides the bytes of a cache: resolved settings, input and teacher digests. Two runs that agree here may mix."""
+"""Everything that the bytes of a cache depend on: resolved settings, digests of input and teacher."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file as it was when it was hashed; the same size and time mean that it needn't be read again."""
+    """A file's size, time and hash. If size and time are the same, the file isn't read again."""
 
     bytes: int
     mtime_ns: int
@@ -38,12 +38,16 @@ class Stamp:
 
 @dataclass
 class Stamps:
-    """Hashes of files by absolute path, so that a resumed dump doesn't read a whole teacher again."""
+    """Hashes of files by absolute path, so that a resumed dump doesn't hash a large teacher again."""
 
     known: dict[str, Stamp] = field(default_factory=dict)
 
     def hash(self, path: Path) -> str:
-        """Hex sha256 of a file."""
+        """Hex SHA-256 of a file.
+
+        Raises:
+            DataError: the file can't be read.
+        """
         status = path.stat()
         key = str(path.resolve())
         stamp = self.known.get(key)
@@ -52,20 +56,20 @@ class Stamps:
         return self.known[key].sha256
 
     def to_json(self) -> dict[str, Any]:
-        """As the plan keeps it."""
+        """As plain values, for the plan."""
         return {key: vars(stamp) for key, stamp in self.known.items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Stamps:
-        """Back from :meth:`to_json`."""
+        """The hashes that :meth:`to_json` wrote."""
         return cls({key: Stamp(**stamp) for key, stamp in value.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A dump made concrete: the teacher found, every ``auto`` resolved. Nothing heavy is loaded yet.
+    """A dump with its teacher found and every ``auto`` resolved. No weights are loaded yet.
 
-    ``processes`` is how many the teacher is split over.
+    ``processes`` is the number of processes that the teacher is split over.
     """
 
     config: DumpConfig
@@ -81,10 +85,12 @@ class Job:
 def resolve(config: DumpConfig, processes: int = 1) -> Job:
     """Find teacher and data, and replace every ``auto`` and default by its value.
 
-    ``processes`` share the teacher's weights.
+    ``processes`` is the number of processes that share the teacher's weights.
 
     Raises:
-        ModelError, DataError, ConfigError: what was named isn't there, or the settings don't fit the teacher.
+        ModelError, DataError: the teacher or the data can't be found or read.
+        ConfigError: the settings don't fit the teacher.
+        TokenizerMismatchError: the reference's tokenizer doesn't fit the teacher's.
     """
     sources = find_sources(config.data, kind=config.data_kind)
     files = find_teacher(config.teacher, config.revision)
@@ -132,7 +138,7 @@ def _read_template(path: Path) -> str:
 
 
 def settings_of(job: Job, stamps: Stamps) -> Settings:
-    """Everything that the cache's bytes depend on, as JSON; hashes what ``stamps`` doesn't know yet."""
+    """Everything that the cache's bytes depend on, as plain values. Files without a hash in ``stamps`` are hashed."""
     config = job.config
     shared = config.model_dump(mode="json", include=resumed_as(DumpConfig, "same"))
     return {
@@ -163,16 +169,16 @@ def _input(source: Source, stamps: Stamps) -> dict[str, str]:
 
 
 def check_resume(planned: Settings, now: Settings, out: Path) -> None:
-    """Refuse to go on with a dump that was begun with other settings, another teacher or another input.
+    """Check that an unfinished dump was started with the same settings, teacher and input.
 
     Raises:
-        ResumeMismatchError: names everything that differs.
+        ResumeMismatchError: it wasn't; the message names everything that differs.
     """
     differences = list(_differences(planned, now))
     if differences:
         raise ResumeMismatchError(
-            f"the unfinished dump in {out} was started otherwise: {'; '.join(differences)}. "
-            f"Use the settings it was started with, or another --out (or delete {out} to begin anew)"
+            f"the unfinished dump in {out} was started with other settings: {'; '.join(differences)}. "
+            f"Use the settings it was started with, or another --out (or delete {out} to start again)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and pre-emption: the first asks for a clean end at the next shard, the second ends the process at once."""
+"""Stop on Ctrl-C or SIGTERM: the first signal stops the dump at the next shard, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; handlers are put back at the end.
+    """Give an event that the first SIGINT or SIGTERM sets. The old handlers are restored at the end.
 
-    Ending at once loses only the shard in progress: whatever is published is whole. Outside the main thread
-    signals can't be caught, and stay as they are.
+    If the process ends at once, only unfinished shards are lost, because published shards are complete. Signals can be
+    caught only in the main thread; in other threads nothing is changed.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

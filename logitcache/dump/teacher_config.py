@@ -1,4 +1,4 @@
-"""Settings of a dump's teacher: which model, what runs it, and in which arithmetic."""
+"""Settings of a dump's teacher: which model, which engine, and which dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEACHER = "Teacher"
 
 
 class TeacherConfig(Config):
-    """The part of :class:`logitcache.DumpConfig` about the teacher."""
+    """The settings of :class:`logitcache.DumpConfig` about the teacher."""
 
     teacher: Annotated[
         str,
@@ -22,7 +22,7 @@ class TeacherConfig(Config):
     ]
     engine: Annotated[
         str,
-        Field(min_length=1, description="What runs the teacher, by name: transformers, or one that a package adds."),
+        Field(min_length=1, description="Engine that runs the teacher: transformers, or one that a package adds."),
         Flag(TEACHER),
     ] = "transformers"
     revision: Annotated[
@@ -32,17 +32,17 @@ class TeacherConfig(Config):
     ] = None
     dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        Field(description="Arithmetic of the teacher; auto is the checkpoint's on a GPU, and fp32 on a CPU."),
+        Field(description="Dtype of the teacher; auto is the checkpoint's on a GPU, and fp32 on a CPU."),
         Flag(TEACHER),
     ] = "auto"
     device: Annotated[
         str,
-        Field(description="Device of the teacher: auto, cpu, cuda, or one of several, such as cuda:1."),
+        Field(description="Device of the teacher: auto, cpu, cuda, or one of several GPUs, such as cuda:1."),
         Flag(TEACHER, resume="content"),
     ] = "auto"
     device_map: Annotated[
         str | None,
-        Field(description="How transformers spreads the teacher over several devices, such as auto."),
+        Field(description="How transformers divides the teacher over several devices, such as auto."),
         Flag(TEACHER, default="one device"),
     ] = None
     tensor_parallel: Annotated[
@@ -57,7 +57,7 @@ class TeacherConfig(Config):
     ] = None
     trust_remote_code: Annotated[
         bool,
-        Field(description="Run code that comes with the teacher; only for code that you know."),
+        Field(description="Run Python code that comes with the teacher; use it only if you trust that code."),
         Flag(TEACHER, resume="free"),
     ] = False
     batch_tokens: Annotated[
@@ -68,11 +68,11 @@ class TeacherConfig(Config):
 
     @field_validator("teacher", mode="before")
     @classmethod
-    def _path_too(cls, value: Any) -> Any:
+    def _teacher_to_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
-    def _one_way_to_split(self) -> TeacherConfig:
+    def _check_devices(self) -> TeacherConfig:
         if self.tensor_parallel and self.device_map is not None:
             raise ValueError("device_map and tensor_parallel are two ways to use several devices: choose one")
         return self

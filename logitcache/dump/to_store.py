@@ -1,4 +1,4 @@
-"""Dumps and stores: has anyone dumped this already, and a dump whose result goes to a URL."""
+"""Dumps and stores: find a cache that already has the result of a dump, and dump to a URL."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from logitcache.utils.progress import Report, silent
 
 
 def find_dump(place: str | os.PathLike[str], config: DumpConfig, *, report: Report = silent) -> Listed | None:
-    """A cache of a catalogue that a dump would make again: same teacher, tokenizer, corpus, K and encoding.
+    """Find a cache that a dump would make again, with the same teacher, tokenizer, corpus, K and encoding, or None.
 
-    The teacher isn't loaded. The corpus is tokenised only if a cache agrees in all the rest.
+    The teacher isn't loaded. The corpus is tokenised only if a cache agrees in everything else.
 
     Args:
-        place: a URL or a directory, as ``catalogue`` takes it.
-        config: the dump.
+        place: a URL or a directory, as for ``catalogue``.
+        config: settings of the dump.
         report: called as rows are tokenised.
 
     Raises:
-        ConfigError: the dump lets the teacher answer prompts, so its corpus isn't known before.
-        What ``catalogue`` raises about the place, and ``dump`` about teacher and data.
+        ConfigError: the teacher generates answers, so the corpus isn't known before the dump; or the store can't list.
+        CacheNotFoundError, RemoteError, StorageError: as ``catalogue`` raises them.
+        DataError, ModelError: as ``dump`` raises them.
     """
     if getattr(config, "generate", None) is not None:
         raise ConfigError("a dump that generates answers can't be looked up: its corpus isn't known before")
@@ -63,49 +64,55 @@ def find_dump(place: str | os.PathLike[str], config: DumpConfig, *, report: Repo
 def dump_to(url: str, settings: dict[str, Any], *, move_tag: bool = False, report: Report = silent) -> Transfer:
     """Dump into a directory of the local cache, push the result, and remove the directory.
 
-    The same call again goes on where an earlier one stopped, in the dump as in the push.
+    The same call again continues after an interruption, in the dump or in the push.
 
     Args:
-        url: where to, as ``push`` takes it.
+        url: where the cache goes, as for ``push``.
         settings: of the dump, without ``out``.
         move_tag: as for ``push``.
         report: called as work is done.
 
     Raises:
-        What ``dump`` and ``push`` raise.
+        LogitCacheError: what ``dump`` and ``push`` raise.
     """
-    cache = dump_staged(make_config({**settings, "out": staging_of(url)}), url, move_tag=move_tag, report=report)
+    cache = dump_staged(make_config({**settings, "out": staging_directory(url)}), url, move_tag=move_tag, report=report)
     return send_staged(cache, url, move_tag=move_tag, report=report)
 
 
 def dump_staged(config: DumpConfig, url: str, *, move_tag: bool = False, report: Report = silent) -> Cache:
-    """Dump into :func:`staging_of` a URL, if its name is free; a dump that was finished there is taken as it is.
+    """Dump into the :func:`staging_directory` of a URL, if its name is free. A finished dump there is used as it is.
 
     Raises:
-        OutputExistsError: another cache has the name, or the directory holds a finished cache of other settings.
-        What ``dump`` raises.
+        OutputExistsError: another cache has the name, or the directory holds a finished cache with other settings.
+        LogitCacheError: what ``dump`` raises.
     """
     _check_free(url, move_tag)
     if (config.out / MANIFEST_NAME).exists():
-        # The push was broken off. Its name is free, so what is here was meant for it, by these settings or by others.
+        # The push was interrupted. The directory belongs to this URL, but its dump may have had other settings.
         if config_path(config.out).read_text(encoding="utf-8") == config_yaml(resolve(config).config):
             return open_cache(config.out)
         raise OutputExistsError(
-            f"{config.out} holds a finished dump of other settings that wasn't pushed to {parse_reference(url)}: "
+            f"{config.out} holds a finished dump with other settings that wasn't pushed to {parse_reference(url)}: "
             "`logitcache push` it, or delete it"
         )
     return dump(config, report=report)
 
 
 def _check_free(url: str, move_tag: bool) -> None:
-    """Better to learn now than after the dump that a name is taken."""
+    """Check before the dump that the name isn't taken.
+
+    Raises:
+        OutputExistsError: another cache has it.
+        ConfigError: the URL names a digest, or can't be written to.
+        RemoteError: the store refused, or didn't answer in time.
+    """
     reference = parse_reference(url)
     if reference.digest:
         raise ConfigError(f"{reference}: the digest isn't known before the dump; give a tag after the @")
     try:
         store = open_writable(reference)
     except CacheNotFoundError:
-        return  # a directory that push will make
+        return  # push will make the directory
     if reference.tag and not move_tag and (found := read_tag(store, reference.tag)) is not None:
         raise OutputExistsError(f"the tag {reference.tag!r} at {store.url} stands for {found}: choose another tag")
     if not reference.tag and (taken := read_manifest(Location(store))) is not None:
@@ -113,10 +120,10 @@ def _check_free(url: str, move_tag: bool) -> None:
 
 
 def send_staged(cache: Cache, url: str, *, move_tag: bool = False, report: Report = silent) -> Transfer:
-    """Push a cache that was dumped into :func:`staging_of` its URL, and remove it here.
+    """Push a cache from the :func:`staging_directory` of its URL, and remove it from this machine.
 
     Raises:
-        What ``push`` raises; the cache stays then, and the same dump goes on with the push.
+        LogitCacheError: what ``push`` raises. Then the cache stays here, and the same dump continues with the push.
     """
     staging = cache.root
     transfer = push(staging, url, move_tag=move_tag, progress=report)
@@ -128,14 +135,14 @@ def send_staged(cache: Cache, url: str, *, move_tag: bool = False, report: Repor
     return transfer
 
 
-def staging_of(url: str) -> Path:
-    """Where a dump to a URL grows: the same place for the same URL, so that a rerun finds it."""
+def staging_directory(url: str) -> Path:
+    """The directory of a dump to a URL, before it is pushed. Equal URLs have the same one, so that a rerun finds it."""
     name = hashlib.sha256(str(parse_reference(url)).encode()).hexdigest()[:16]
     return LocalSettings.from_environment().directory / "dumps" / name
 
 
 def _agrees(item: Listed, config: DumpConfig, settings: Settings) -> bool:
-    """True if everything that is known without the corpus is the same."""
+    """True if everything except the corpus is the same."""
     if item.manifest is None:
         return False
     origin = item.manifest.provenance

@@ -1,4 +1,4 @@
-"""One worker's share of a dump: claim a shard, compute it, hand it to the writer, until none is missing."""
+"""One worker of a dump: claim a shard, compute it, give it to the writer, until no shard is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WAIT_SECONDS = 0.5
 
 
 class LowMassWarning(LogitCacheWarning):
-    """The top K leave out much of the teacher's probability."""
+    """The K entries hold too little of the teacher's probability."""
 
 
 def compute(
@@ -36,13 +36,14 @@ def compute(
     generation: Generation | None,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> Computed:
-    """A shard's sequences, answered if that is wanted, and their targets.
+    """Compute the targets of a shard's sequences. With ``generation`` the engine answers the sequences first.
 
     Args:
-        engine: computes them.
-        sequences: of the plan.
-        generation: how the engine answers them first; None leaves them as they are.
-        advance: told the number of tokens after each batch. With answers only those count: they take nearly all time.
+        engine: the engine.
+        sequences: the shard's sequences, from the plan.
+        generation: how the engine generates answers; None for no answers.
+        advance: called with the number of tokens after each batch. With answers only the generation is counted, because
+            it takes nearly all of the time.
     """
     if generation is not None:
         answered: dict[int, TokenSequence] = {}
@@ -59,15 +60,15 @@ def compute(
 
 
 class Worker:
-    """Works on one output until every shard of the plan is there, whoever made it.
+    """Works on one output until every shard of the plan is there, by this or another worker.
 
     Args:
         root: the output.
-        plan: what there is to do.
+        plan: the work plan.
         config: resolved settings.
-        open_teacher: gives the engine; called once, when there is something to compute.
-        report: progress in tokens.
-        stop: set when the worker should end at the next shard.
+        open_teacher: returns the engine; called once, when there is something to compute.
+        report: called with progress in tokens.
+        stop: set to stop the worker at the next shard.
     """
 
     def __init__(
@@ -93,15 +94,15 @@ class Worker:
         self._missing_tokens = plan.tokens
 
     def run(self) -> None:
-        """Return when all shards are published.
+        """Work until all shards are published.
 
         Raises:
-            DumpInterruptedError: a signal asked for the end, and shards are still missing.
+            DumpInterruptedError: a signal stopped the dump, and shards are still missing.
             NonFiniteLogitsError, StorageError, ModelError: from the teacher or the writer.
         """
         while not self._finished():
-            if not self._pass():
-                # Other workers have claimed what is missing. If one of them dies, its claim is free again.
+            if not self._compute_missing():
+                # Other workers have claimed the missing shards. If one of them dies, its claim is free again.
                 self._stop.wait(_WAIT_SECONDS)
             if self._stop.is_set() and not self._finished():
                 done = len(self._plan) - len(self._missing)
@@ -111,16 +112,16 @@ class Worker:
                 )
 
     def _finished(self) -> bool:
-        """Look again at what is missing: other workers may have done some of it."""
+        """Check which shards are still missing, because other workers may have finished some; True if none is."""
         if (self._root / MANIFEST_NAME).exists():
             return True
         for index in [i for i in self._missing if read_descriptor(self._root, i) is not None]:
-            self._drop(index)
+            self._mark_done(index)
         self._report_progress()
         return not self._missing
 
-    def _pass(self) -> bool:
-        """Go through the missing shards once; True if any could be claimed."""
+    def _compute_missing(self) -> bool:
+        """Claim and compute each missing shard that is free; True if there was one."""
         claimed = False
         with ShardWriter(
             self._root,
@@ -152,13 +153,13 @@ class Worker:
         except FileNotFoundError as error:
             if (self._root / MANIFEST_NAME).exists():
                 return None
-            raise StorageError(f"{self._root / SCRATCH_DIR} has gone while the dump was at work") from error
+            raise StorageError(f"{self._root / SCRATCH_DIR} disappeared while the dump was running") from error
         if claim is None:
             return None
-        # Only with the claim in hand is the answer final: somebody may have finished it, or everything, just before.
+        # Check again after claiming: another worker may have finished this shard, or the dump, just before.
         if (self._root / MANIFEST_NAME).exists() or read_descriptor(self._root, index) is not None:
             claim.release()
-            self._drop(index)
+            self._mark_done(index)
             return None
         return claim
 
@@ -168,13 +169,13 @@ class Worker:
         self._in_progress = 0
         sequences = self._plan.shard_sequences(index)
         computed = compute(self._engine, sequences, self._config.generate, self._advance)
-        self._drop(index)
+        self._mark_done(index)
         self._in_progress = 0
         if index == 0:
             self._check_mass(self._engine, computed)
         return computed
 
-    def _drop(self, index: int) -> None:
+    def _mark_done(self, index: int) -> None:
         if index in self._missing:
             self._missing.remove(index)
             self._missing_tokens -= self._plan.shard_tokens(index)
@@ -188,19 +189,19 @@ class Worker:
         self._report("dump", done, self._plan.tokens, "tokens")
 
     def _check_mass(self, engine: Engine, computed: Computed) -> None:
-        """Warn when the top K hold little of the teacher's probability; measured on the first shard."""
+        """Warn if the top K hold too little of the teacher's probability in the first shard."""
         found = [targets for _, targets in computed.scored]
         ranked, beyond = found[0].ranked, found[0].k - found[0].ranked
         residual = torch.cat([targets.top(ranked).residual_logprob for targets in found])
         mass = float(-torch.expm1(residual.double()).mean())
-        if not mass < self._config.min_mass:  # NaN included: the writer reports that by position
+        if not mass < self._config.min_mass:  # also for NaN, which the writer reports with its position
             return
         longest = max(computed.sequences, key=lambda sequence: len(sequence.token_ids_L))
         needed = engine.k_for_mass(longest, self._config.min_mass)
         larger = "a larger --top-k" if needed is None else f"--top-k {needed + beyond}"
         warnings.warn(
             f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need "
-            f"{larger}. A loss over the top few, such as BiLD, may not mind",
+            f"{larger}. A loss over the top few ids, such as BiLD, may not need them",
             LowMassWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Encoding and writing in the background, so that the teacher never waits for the disk."""
+"""Encode and write shards in background threads, so that the teacher doesn't wait for the disk."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _THREADS = 2
 
 
 class ShardWriter:
-    """A few threads that encode and publish shards; at most one more shard waits than threads work.
+    """A few threads that encode and publish shards. At most one more shard is waiting.
 
-    A failure in a thread is raised, as it is, at the next ``submit``, at ``drain`` or when the context ends.
+    An error in a thread is raised at the next ``submit``, at ``drain`` or when the context ends.
     """
 
     def __init__(
@@ -58,7 +58,11 @@ class ShardWriter:
             self.drain()
 
     def submit(self, index: int, computed: Computed, claim: Claim, where: Callable[[int], str]) -> None:
-        """Hand over a computed shard; waits while too many are on their way. Owns the claim from here on."""
+        """Give a computed shard to the threads; waits while they have too many. The writer releases the claim.
+
+        Raises:
+            LogitCacheError: an earlier shard failed.
+        """
         self._room.acquire()
         try:
             self._raise_failures()
@@ -68,7 +72,11 @@ class ShardWriter:
         self._pending[self._pool.submit(self._write, index, computed, claim, where)] = claim
 
     def drain(self) -> None:
-        """Wait until everything handed over is published."""
+        """Wait until all submitted shards are published.
+
+        Raises:
+            LogitCacheError: a shard failed.
+        """
         for future in list(self._pending):
             future.result()
             del self._pending[future]

@@ -213,9 +213,7 @@ def test_two_processes_under_torchrun(tiny_llama_dir: Path, heldout_text: Path, 
     assert lc.open(tmp_path / "two").digest == alone.digest
 
 
-def test_dry_run_writes_nothing_and_is_right(
-    tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path
-) -> None:
+def test_dry_run_writes_nothing_and_is_right(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
     settings: dict[str, Any] = TINY | {"teacher": str(tiny_llama_dir), "data": mixed_rows, "out": tmp_path / "out"}
     planned = plan_dump(**settings, rank=1, world_size=3)
     assert not any(tmp_path.iterdir())

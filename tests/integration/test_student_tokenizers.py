@@ -1,4 +1,4 @@
-"""Tokenizers that number the cache's tokens alike, but have more or fewer entries; and others, which are refused."""
+"""Tokenizers with the same ids for the cache's tokens, but more or fewer entries; and others, which are refused."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def test_one_id_with_two_names_of_which_one_is_unused(teacher_dir: Path, student
     check(cache, student, tmp_path / "out", "'[PAD600]' and '<think>'", "7 tokens ('[PAD601]'")
 
 
-def test_composed_letters_are_no_other_numbering(cache: Cache, student_dir: Path, tmp_path: Path) -> None:
+def test_composed_letters_do_not_change_the_ids(cache: Cache, student_dir: Path, tmp_path: Path) -> None:
     student = with_edit(student_dir, tmp_path / "student", decompose)
     check(cache, student, tmp_path / "out", "composes accented letters")
 
 
 @pytest.mark.parametrize("edit", [swap, rename_special, forget_the_last_merges, forget_the_last_word])
-def test_other_numberings_are_refused(cache: Cache, student_dir: Path, tmp_path: Path, edit: Edit) -> None:
+def test_other_ids_are_refused(cache: Cache, student_dir: Path, tmp_path: Path, edit: Edit) -> None:
     student = with_edit(student_dir, tmp_path / "student", edit)
     with pytest.raises(TokenizerMismatchError, match="the student's tokenizer") as error:
         lc.train(cache=cache.root, student=student, out=tmp_path / "out", **SETTINGS)
@@ -133,7 +133,7 @@ def test_other_numberings_are_refused(cache: Cache, student_dir: Path, tmp_path:
 
 
 def test_another_family_is_refused(cache: Cache, heldout_text: Path, tmp_path: Path) -> None:
-    """Trained on another text, to the same number of words."""
+    """A tokenizer trained on another text, with the same vocabulary size."""
     student = save_llama(tmp_path / "student", save_tokenizer(tmp_path / "tokenizer", heldout_text), seed=1)
     with pytest.raises(TokenizerMismatchError, match="tokens differ"):
         lc.train(cache=cache.root, student=student, out=tmp_path / "out", **SETTINGS)
@@ -141,7 +141,7 @@ def test_another_family_is_refused(cache: Cache, heldout_text: Path, tmp_path: P
 
 @pytest.mark.parametrize("rows", [600, 640])
 def test_tokens_that_the_student_lacks(teacher_dir: Path, student_dir: Path, tmp_path: Path, rows: int) -> None:
-    """A token without a row can't be read: nothing is learnt behind it. With a row it has no meaning yet."""
+    """A token without an embedding can't be read, so later positions are left out. A new embedding has no meaning."""
     teacher = with_tokens(teacher_dir, tmp_path / "teacher", ["<|call|>"], 601)
     model = AutoModelForCausalLM.from_pretrained(teacher).eval()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_tokens_that_the_student_lacks(teacher_dir: Path, student_dir: Path, tmp
 def test_the_ordinary_student_of_a_gguf_teacher(
     teacher_dir: Path, student_dir: Path, heldout_text: Path, tmp_path: Path
 ) -> None:
-    """Its tokenizer names the rows of padding (and adds an end of text that the file doesn't name)."""
+    """Its tokenizer has names for padding rows, and an end of text that the file doesn't name."""
     pytest.importorskip("gguf")
     padded = with_tokens(teacher_dir, tmp_path / "padded", [], 624)
     gguf = write_gguf(padded, tmp_path / "teacher.gguf")
@@ -189,7 +189,7 @@ def test_a_reference_without_rows_for_the_tokens_is_refused(
     teacher_dir: Path, student_dir: Path, heldout_text: Path, tmp_path: Path
 ) -> None:
     teacher = with_tokens(teacher_dir, tmp_path / "teacher", ["<|call|>"], 601)
-    with pytest.raises(TokenizerMismatchError, match="has 600 words, and the teacher's tokenizer names ids up to 600"):
+    with pytest.raises(TokenizerMismatchError, match="has 600 ids, and the teacher's tokenizer has ids up to"):
         lc.dump(teacher=str(teacher), reference=str(student_dir), data=[str(heldout_text)], out=tmp_path / "out")
 
 
@@ -200,7 +200,7 @@ def test_an_added_pad_token_of_a_real_tokenizer(smollm2_dir: Path, tiny_llama_di
     check(cache, student, tmp_path / "out", "1 token ('[PAD]', id 49,152)")
 
 
-def test_equal_tokenizers_need_no_word(cache: Cache, student_dir: Path) -> None:
+def test_equal_tokenizers_give_no_note(cache: Cache, student_dir: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", LogitCacheWarning)
         lc.evaluate(cache, student_dir)

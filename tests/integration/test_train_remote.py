@@ -1,4 +1,4 @@
-"""A real cache of a real tokenizer's text goes to the S3 server, and training from there equals training from disk."""
+"""A real cache is pushed to the S3 server, and training from there equals training from disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import logitcache as lc
 from logitcache.cache.selection import Selection
 from logitcache.dump import make_config
-from logitcache.dump.to_store import dump_staged, dump_to, find_dump, staging_of
+from logitcache.dump.to_store import dump_staged, dump_to, find_dump, staging_directory
 from logitcache.errors import OutputExistsError
 from logitcache.share.merging import merge
 from logitcache.share.pulling import pull
@@ -133,13 +133,13 @@ def test_dump_to_a_store_and_never_twice(
     settings = settings_of(tiny_llama_dir, caches[0].parent / "address0.txt")
     config = make_config({**settings, "out": tmp_path / "never"})
     assert find_dump(url, config) is None
-    # The dump is done, the push broken off: the next call only pushes.
-    dump_staged(make_config({**settings, "out": staging_of(f"{url}@first")}), f"{url}@first")
+    # The dump is done, but the push was interrupted: the next call only pushes.
+    dump_staged(make_config({**settings, "out": staging_directory(f"{url}@first")}), f"{url}@first")
     with pytest.raises(OutputExistsError, match="other settings"):
         dump_to(f"{url}@first", settings | {"top_k": 7})
     sent = dump_to(f"{url}@first", settings)
     assert sent.digest == lc.open(caches[0]).digest == lc.open(f"{url}@first").digest
-    assert not staging_of(f"{url}@first").exists()
+    assert not staging_directory(f"{url}@first").exists()
     with pytest.raises(OutputExistsError, match="stands for"):
         dump_to(f"{url}@first", settings)
     found = find_dump(url, config)
