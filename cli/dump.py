@@ -19,6 +19,7 @@ from logitcache.utils.progress import progress_bars
 
 from .common import messages, print_json, read_config
 from .dump_output import print_cache, print_plan, print_preview, print_reusable
+from .estimate import HardwareOption, described
 from .options import gather, options_of
 
 
@@ -27,18 +28,21 @@ def dump(
     given: dict[str, Any],
     *,
     reuse: Annotated[
-        str | None, typer.Option(help="Catalogue to look in first: a URL or directory. If it has the cache, say where.")
+        str | None,
+        typer.Option(help="URL or directory with caches. If one of them is the wanted cache, print its address only."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, its size and its time; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan with its size and time; write nothing.")
     ] = False,
+    hardware: HardwareOption = None,
     preview: Annotated[
-        int | None, typer.Option(min=1, help="Print so many rows as they will be read, without loading the teacher.")
+        int | None, typer.Option(min=1, help="Print this many rows as they will be read; don't load the teacher.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a teacher over a corpus once, and keep its top-k logits as a cache."""
+    devices = described(hardware, dry_run=dry_run)
     file = read_config(config)
     reuse = file.pop("reuse", None) if reuse is None else reuse
     settings, speaks = _settled(file, given)
@@ -50,12 +54,12 @@ def dump(
         settings["out"] = staging_directory(store)
     checked = make_config(settings)
     if store is not None and (checked.world_size > 1 or checked.tensor_parallel):
-        raise ConfigError("several processes dump into one directory that all of them see; push the result afterwards")
+        raise ConfigError("several processes can't dump to a URL: use a directory that all can read, then push it")
     if reuse is not None and print_reusable(reuse, checked, as_json, speaks):
         return
     if dry_run:
         with progress_bars(messages, enabled=speaks and not as_json) as report:
-            planned = plan_dump(checked, report=report)
+            planned = plan_dump(checked, hardware=devices, report=report)
         if speaks:
             print_json(asdict(planned)) if as_json else print_plan(planned)
         return
@@ -63,7 +67,7 @@ def dump(
 
 
 def _run(config: DumpConfig, store: str | None, as_json: bool, speaks: bool) -> None:
-    """Dump, send the cache to ``store`` if it is to go there, and print what came of it."""
+    """Dump, push the cache to ``store`` if one is given, and print the result."""
     started = time.monotonic()
     with progress_bars(messages, enabled=speaks and not as_json) as report:
         if store is None:
@@ -87,9 +91,9 @@ def _run(config: DumpConfig, store: str | None, as_json: bool, speaks: bool) -> 
 
 
 def _settled(file: dict[str, Any], flags: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Settings of file, environment and flags, later ones winning; and whether this process speaks for its worker.
+    """Settings of file, environment and flags, where later ones override; and whether this process prints.
 
-    The processes of a split teacher are one worker, so what torchrun numbers are no workers then.
+    The processes of a split teacher are one worker. Then the ranks of torchrun are not workers, and only rank 0 prints.
     """
     worker, settings = _worker_of_environment(), gather(DumpConfig, file, flags)
     if settings.get("tensor_parallel"):

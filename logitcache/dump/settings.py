@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from logitcache.data import Source, find_sources, hash_file
 from logitcache.dump.config import EVERY_ID, DumpConfig
 from logitcache.dump.corpus_config import DEFAULT_MAX_LENGTH
 from logitcache.dump.reference import find_reference
-from logitcache.engines.batch_size import automatic_batch_tokens
+from logitcache.engines.batch_size import CPU_TOKENS, automatic_batch_tokens
 from logitcache.errors import ConfigError, ResumeMismatchError
 from logitcache.models.dtypes import DTYPES
 from logitcache.models.identity import TeacherFiles, combined_digest, find_teacher
+from logitcache.models.placement import weights_by_device
 from logitcache.models.probe import longest
 from logitcache.models.teacher import choose_device, choose_dtype, load_config, load_tokenizer
+from logitcache.utils.device import DEVICES, Devices
 from logitcache.utils.settings import resumed_as
 
 _SOFTWARE = ("logitcache", "torch", "transformers", "tokenizers")
@@ -82,10 +84,11 @@ class Job:
     reference: TeacherFiles | None = None
 
 
-def resolve(config: DumpConfig, processes: int = 1) -> Job:
+def resolve(config: DumpConfig, processes: int = 1, *, elsewhere: bool = False, devices: Devices = DEVICES) -> Job:
     """Find teacher and data, and replace every ``auto`` and default by its value.
 
-    ``processes`` is the number of processes that share the teacher's weights.
+    ``processes`` is the number of processes that share the teacher's weights. With ``elsewhere`` the dump is planned
+    for GPUs of another machine, and the teacher's weights need not be here.
 
     Raises:
         ModelError, DataError: the teacher or the data can't be found or read.
@@ -93,7 +96,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
         TokenizerMismatchError: the reference's tokenizer doesn't fit the teacher's.
     """
     sources = find_sources(config.data, kind=config.data_kind)
-    files = find_teacher(config.teacher, config.revision)
+    files = find_teacher(config.teacher, config.revision, weights=not elsewhere)
     model_config = load_config(files, trust_remote_code=config.trust_remote_code)
     text_config = model_config.get_text_config()
     vocab_size = int(text_config.vocab_size)
@@ -102,7 +105,7 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
         raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
     if top_k == vocab_size and (config.tail_samples or config.candidates):
         raise ConfigError("all ids are kept: nothing is left for tail_samples or candidates")
-    device = choose_device(config.device)
+    device = torch.device("cuda") if elsewhere else choose_device(config.device, devices)
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(config.chat_template)
@@ -114,19 +117,38 @@ def resolve(config: DumpConfig, processes: int = 1) -> Job:
         raise ConfigError(f"max_new_tokens {config.reserved} must be below max_length {max_length}")
     dtype = choose_dtype(config.dtype, device, model_config)
     reference = find_reference(config, tokenizer, max_length, vocab_size)
-    weight_files = files.weight_files() + (reference.weight_files() if reference else [])
-    batch_tokens = config.batch_tokens or automatic_batch_tokens(
-        device, text_config, DTYPES[dtype].itemsize, weight_files, processes
-    )
     resolved = config.model_copy(
         update={
             "top_k": top_k,
             "max_length": max_length,
-            "batch_tokens": max(batch_tokens, max_length),
+            "batch_tokens": max(config.batch_tokens or CPU_TOKENS, max_length),
             "dtype": dtype,
         }
     )
-    return Job(resolved, files, tokenizer, device, vocab_size, sources, processes, reference)
+    job = Job(resolved, files, tokenizer, device, vocab_size, sources, processes, reference)
+    return job if elsewhere or config.batch_tokens else _with_fitting_batch(job, text_config, devices)
+
+
+def _with_fitting_batch(job: Job, text_config: Any, devices: Devices) -> Job:
+    """The job with a batch size for the memory that its devices will have beside the weights."""
+    config = job.config
+    dtype = DTYPES[config.dtype]
+    weight_bytes = weights_by_device(
+        job.files,
+        dtype=dtype,
+        device=job.device,
+        device_map=config.device_map,
+        processes=job.processes,
+        trust_remote_code=config.trust_remote_code,
+        devices=devices,
+    )
+    if job.reference is not None:  # it is loaded whole where the teacher takes its tokens
+        first = next(iter(weight_bytes))
+        weight_bytes[first] += sum(path.stat().st_size for path in job.reference.weight_files())
+    tokens = automatic_batch_tokens(weight_bytes, text_config, dtype.itemsize, devices)
+    assert config.max_length is not None
+    update = {"batch_tokens": max(tokens, config.max_length)}
+    return replace(job, config=config.model_copy(update=update))
 
 
 def _read_template(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The transformers engine: token ids to top-k targets, without ever holding ``[tokens, vocabulary]``.
+"""The transformers engine: it computes top-k targets from token ids, without ``[tokens, vocabulary]`` in memory.
 
 Shape legend: B sequences of a batch, L tokens of the longest, N positions that have targets, C of them in one chunk,
 D hidden width, E that of the reference, V and W vocabularies, K entries kept.
@@ -21,7 +21,7 @@ from torch import Tensor
 from logitcache.data import TokenSequence
 from logitcache.engines.base import Capabilities, Engine, EngineInfo, EngineSettings
 from logitcache.engines.batch_size import CPU_TOKENS
-from logitcache.engines.batches import cut_into_batches, pad
+from logitcache.engines.batches import cut_into_batches, pad, padded_tokens
 from logitcache.engines.generate import Generation, answer, heeds_padding
 from logitcache.engines.halving import in_halves
 from logitcache.engines.host import HostTopK, to_host
@@ -33,11 +33,11 @@ from logitcache.utils.device import DEVICES, Devices
 
 Result = TypeVar("Result")
 NAME = "transformers"
-#: What it can do, whatever the model.
+#: What it can do with every model.
 CAN = Capabilities(
     statistics=True, tail_samples=True, candidates=True, generation=True, tensor_parallel=True, reproducible=True
 )
-#: Bytes of one chunk's logits in float32: a GPU wants more work in a call than a CPU.
+#: Bytes of one chunk's logits in float32: a GPU needs larger chunks than a CPU to be fast.
 _CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 
@@ -60,7 +60,7 @@ def open_transformers(settings: EngineSettings, devices: Devices = DEVICES) -> T
         device_map=settings.device_map,
         tensor_parallel=settings.tensor_parallel,
     )
-    # A reference is small: each process of a split teacher has it whole.
+    # A reference is small: each process of a split teacher holds the whole of it.
     reference = None
     if settings.reference is not None:
         reference = load(settings.reference, device=device_of(model))
@@ -84,9 +84,9 @@ class TransformersEngine(Engine):
         model: from :func:`logitcache.models.teacher.load_model`.
         top_k: K.
         batch_tokens: tokens of one forward pass, padding included.
-        tail_samples: how many of the K are drawn from all ids below the others, the same ones for the same sequence.
-        reference: another loaded model over the same tokens, whose preferred ids below the top are kept.
-        candidates: how many of the K those are.
+        tail_samples: how many of the K are drawn from all ids below the others; equal sequences get equal ones.
+        reference: another loaded model with the same token ids, which chooses the candidates.
+        candidates: how many of the K are candidates.
         statistics: also give the log-partition and the logits' standard deviation.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
         devices: the machine's.
@@ -119,13 +119,13 @@ class TransformersEngine(Engine):
         heads = [self.head] if self._reference is None else [self.head, self._reference]
         costs = [head.cost for head in heads if head.cost]
         self._one_by_one = bool(costs)
-        # From here on a long row would change the rotary frequencies of the shorter ones beside it.
+        # A row longer than this would change the rotary frequencies of the shorter rows of its batch.
         self._turn = min((head.turn for head in heads if head.turn is not None), default=sys.maxsize)
         if costs:
             warnings.warn(f"teacher {_name(model)}: {costs[0]}", LogitCacheWarning, stacklevel=2)
         self._statistics = statistics
         self._halve = halve
-        self._heeds_padding: bool | None = None  # found out when prompts are to be answered
+        self._heeds_padding: bool | None = None  # checked when the first prompts are answered
         self._device = device_of(model)
         vocab_size = self.head.vocab_size
         self._info = EngineInfo(NAME, vocab_size, str(model.dtype).removeprefix("torch."), CAN)
@@ -139,7 +139,7 @@ class TransformersEngine(Engine):
         return self._info
 
     def score(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[Sequence[int], TopK]]:
-        """See :meth:`Engine.score`. A batch is given when the next one has been started."""
+        """See :meth:`Engine.score`. A batch is given after the next one has been started."""
         started: tuple[list[int], HostTopK] | None = None
         for which in self._batches(sequences):
             before, started = started, (which, self._start([sequences[s] for s in which]))
@@ -156,7 +156,7 @@ class TransformersEngine(Engine):
             yield which, self._answer([prompts[s] for s in which], generation)
 
     def computed_tokens(self, lengths: Sequence[int]) -> int:
-        return sum(len(which) * lengths[which[0]] for which in cut_into_batches(lengths, self._batch_tokens))
+        return padded_tokens(lengths, self._batch_tokens)
 
     def _batches(self, sequences: Sequence[TokenSequence], reserved: int = 0) -> list[list[int]]:
         return cut_into_batches([len(sequence.token_ids_L) + reserved for sequence in sequences], self._batch_tokens)
@@ -169,7 +169,7 @@ class TransformersEngine(Engine):
         attention mask is needed.
 
         When memory runs out the batch is computed in two halves. Kernels may round differently for another batch
-        size, so values can then differ in their last bits from a run that had room.
+        size, so the last bits of values can differ from a run with enough memory.
         """
         parts = self._in_halves(batch, lambda part: to_host(self._targets(part), self._devices))
         return parts[0] if len(parts) == 1 else HostTopK(TopK.cat([part.wait() for part in parts]))
@@ -178,7 +178,7 @@ class TransformersEngine(Engine):
         """One batch of prompts with their answers.
 
         Raises:
-            ModelError: no room for a single prompt.
+            ModelError: there is too little memory for a single prompt.
         """
 
         def run(part: Sequence[TokenSequence]) -> list[TokenSequence]:
@@ -202,7 +202,7 @@ class TransformersEngine(Engine):
 
     @torch.inference_mode()
     def k_for_mass(self, sequence: TokenSequence, mass: float) -> int:
-        """See :meth:`Engine.k_for_mass`; at most 128 positions are looked at."""
+        """See :meth:`Engine.k_for_mass`; it uses at most 128 positions."""
         input_ids_BL, index_N = pad([sequence])
         some = index_N[:: max(1, len(index_N) // 128)][:128]
         hidden_ND = self.head.hidden_at(input_ids_BL.to(self._device), some.to(self._device))
@@ -253,7 +253,7 @@ class TransformersEngine(Engine):
 
 
 def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
-    """What decides which ids are drawn, one number a target: the same for the same tokens anywhere."""
+    """Random numbers for drawing ids, one for each target; equal sequences have equal ones."""
     tokens = np.ascontiguousarray(sequence.token_ids_L, "<u4").tobytes()
     key = int.from_bytes(hashlib.sha256(tokens).digest()[:16], "little")
     drawn_L = np.random.Generator(np.random.Philox(key=key)).random(len(sequence.token_ids_L))
@@ -261,7 +261,7 @@ def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
 
 
 def _name(model: Any) -> str:
-    """What the model was loaded from, for messages."""
+    """The place that the model was loaded from, for messages."""
     return str(getattr(model.config, "name_or_path", "") or type(model).__name__)
 
 

@@ -210,7 +210,11 @@ def _chunks(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: Jo
 
 
 def _chunk_rows(vocab_size: int, device: torch.device, devices: Devices = DEVICES) -> int:
-    total_bytes = devices.total_bytes(device)
+    return chunk_rows(vocab_size, devices.total_bytes(device))
+
+
+def chunk_rows(vocab_size: int, total_bytes: int | None) -> int:
+    """Positions of one chunk on a device with this much memory; None for the CPU."""
     if total_bytes is None:
         return max(_LEAST_ROWS, CHUNK_BYTES // (4 * vocab_size))
     return min(_MOST_ROWS, max(_LEAST_ROWS, int(total_bytes * _GPU_SHARE) // (4 * vocab_size)))

@@ -113,7 +113,7 @@ def activation_bytes(
 ) -> int:
     """What the body keeps of one token until the backward pass, embedding and last norm included."""
     layer = layer_bytes(sizes, arithmetic, row_tokens, masked=masked, eager=eager)
-    ends = 8 * sizes.width + 8
+    ends = (6 if arithmetic == "half" else 8) * sizes.width + 8
     if checkpointing:
         return sizes.layers * (2 if arithmetic == "half" else 4) * sizes.width + layer + ends
     return sizes.layers * layer + ends

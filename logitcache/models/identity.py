@@ -1,4 +1,4 @@
-"""Which teacher this is: where its files lie, and a digest of its weights and tokenizer."""
+"""Find a teacher's files, and compute the digest of its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from logitcache.models.hub import fetch
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """A teacher resolved to a local directory.
+    """A teacher's files in a local directory.
 
     Attributes:
         name: hub id, or the last part of a local path.
@@ -32,26 +32,28 @@ class TeacherFiles:
     revision: str | None = None
 
     def weight_files(self) -> list[Path]:
-        """The files that transformers reads the weights from, in a fixed order, and no others that lie beside them.
+        """The files that transformers reads the weights from, in a fixed order.
 
         Raises:
-            ModelError: there are none, or an index names one that isn't there.
+            ModelError: there are none, or an index names a file that doesn't exist.
         """
         if self.gguf_file is not None:
             return [self.directory / self.gguf_file]
         return weight_files(f"teacher {self.directory}", self.directory)
 
     def load_kwargs(self) -> dict[str, Any]:
-        """What every ``from_pretrained`` needs to find these files, and nothing else."""
+        """Arguments of ``from_pretrained`` that make it load these files."""
         return {"local_files_only": True} | ({} if self.gguf_file is None else {"gguf_file": self.gguf_file})
 
 
-def find_teacher(teacher: str, revision: str | None = None) -> TeacherFiles:
+def find_teacher(teacher: str, revision: str | None = None, *, weights: bool = True) -> TeacherFiles:
     """Resolve a directory, a GGUF file or a hub id; a hub id is downloaded unless the hub's cache has it.
+
+    Without ``weights`` only configuration and tokenizer are fetched from a hub.
 
     Raises:
         ModelError: it is none of these, or an adapter, with or without its model.
-        MissingDependencyError: a GGUF file, and the `gguf` package isn't there.
+        MissingDependencyError: it is a GGUF file, and the `gguf` package isn't installed.
     """
     path = Path(teacher).expanduser()
     if path.is_dir():
@@ -63,7 +65,7 @@ def find_teacher(teacher: str, revision: str | None = None) -> TeacherFiles:
         return _gguf(teacher, path)
     if path.suffix == ".gguf" or path.is_absolute() or teacher.count("/") > 1 or teacher.startswith("."):
         raise ModelError(f"teacher {teacher} doesn't exist")
-    return _from_hub(teacher, revision)
+    return _from_hub(teacher, revision, weights)
 
 
 def _gguf(teacher: str, path: Path) -> TeacherFiles:
@@ -76,16 +78,17 @@ def _gguf(teacher: str, path: Path) -> TeacherFiles:
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py", "*.tiktoken")
 
 
-def _from_hub(teacher: str, revision: str | None) -> TeacherFiles:
-    directory = fetch("teacher", teacher, _PATTERNS, revision)
+def _from_hub(teacher: str, revision: str | None, weights: bool) -> TeacherFiles:
+    patterns = [pattern for pattern in _PATTERNS if weights or pattern != "*.safetensors"]
+    directory = fetch("teacher", teacher, patterns, revision)
     return TeacherFiles(teacher, directory, revision=directory.name)
 
 
 def combined_digest(hashes: Sequence[str]) -> str:
-    """``sha256:…`` of a sequence of files, from each file's own hex sha256; names don't count."""
+    """``sha256:…`` of a sequence of files, from the hex sha256 of each; file names aren't part of it."""
     return "sha256:" + hashlib.sha256("\n".join(hashes).encode("ascii")).hexdigest()
 
 
 def weights_digest(files: TeacherFiles) -> str:
-    """``sha256:…`` over the weight files; streamed, about a second a gigabyte."""
+    """``sha256:…`` of the weight files; it takes about a second for each gigabyte."""
     return combined_digest([hash_file(path) for path in files.weight_files()])

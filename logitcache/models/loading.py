@@ -1,8 +1,8 @@
-"""One way to load a language model, teacher or student: every weight from its files, or one clear error.
+"""Load a language model, teacher or student: every weight from its files, or one clear error.
 
-transformers fills what a checkpoint lacks with random numbers and says so in a log. Here that is an error. The class is
-chosen by what the configuration says: the class that saved the checkpoint, where one of the automatic classes for text
-knows it; a checkpoint for image and text is loaded whole, and used by its text path.
+transformers gives weights that a checkpoint lacks random numbers, and only logs it. Here it is an error. The
+configuration decides the class: it is the class that saved the checkpoint, if one of the automatic classes for text
+knows it. A checkpoint for images and text is loaded whole, and only its text part is used.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from logitcache.models.files import check_gguf, check_quantised, check_readable
 from logitcache.models.weights import check_loaded
 from logitcache.utils.reasons import reason
 
-# In the order of preference, where the configuration doesn't name the class that saved it.
+# In order of preference, if the configuration doesn't name the class that saved it.
 _AUTOMATIC = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 
 def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) -> Any:
-    """A model that predicts the next token, in evaluation mode, every weight of it from the checkpoint.
+    """Load a model that predicts the next token, in evaluation mode, with every weight from the checkpoint.
 
     Args:
-        what: what the model is to the caller, for messages: teacher, student …
-        name: what the user calls it, for messages.
+        what: the model's role, for messages: teacher, student …
+        name: the user's name for it, for messages.
         place: a directory of ``save_pretrained``, the directory of a GGUF file (with ``gguf_file``), or a hub id.
         kwargs: for ``from_pretrained``: ``dtype``, ``attn_implementation``, ``device_map``, ``gguf_file``, ….
 
     Raises:
-        ModelError: no such model; not one that predicts the next token; a weight is missing or of another shape; an
-            adapter lies there; it doesn't fit on the device.
+        ModelError: there is no such model; it doesn't predict the next token; a weight is missing or of another shape;
+            the directory holds an adapter; it doesn't fit on the device.
         MissingDependencyError: a package is needed to read it.
     """
     import transformers
@@ -43,14 +43,14 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     refuse_adapter(what, name, place)
     if kwargs.get("gguf_file") is not None:
         kwargs.setdefault("quantization_config", transformers.GgufConfig(dequantize=True))
-    # To be told which weights have another shape, instead of a table in the log.
     kwargs.setdefault("trust_remote_code", False)  # without it transformers asks at the terminal
+    # So that from_pretrained returns which weights have another shape, instead of logging a table.
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with explained(what, name, "weights"), _quiet() as told:
         config = _configuration(place, kwargs)
         quantised = bool(getattr(config, "quantization_config", None))
         if Path(place).is_dir() and "gguf_file" not in kwargs:
-            # Code that comes with a model may have numbers of its own.
+            # Code that comes with a model may have its own number formats.
             check_readable(f"{what} {name}", Path(place), plain=not quantised and not hasattr(config, "auto_map"))
         loader = _class_for(what, name, config)
         try:
@@ -65,8 +65,30 @@ def load_language_model(what: str, name: str, place: str | Path, **kwargs: Any) 
     return model.eval()
 
 
+def build_empty(what: str, name: str, place: str | Path, **kwargs: Any) -> Any:
+    """The model without its weights, on the meta device, from its configuration alone. It takes no memory.
+
+    Args:
+        what, name, place: as for :func:`load_language_model`.
+        kwargs: for the configuration, and ``dtype`` and ``attn_implementation``.
+
+    Raises:
+        ModelError: no such model, or not one that predicts the next token, or it can't be built without weights.
+        MissingDependencyError: a package is needed to read it.
+    """
+    kwargs.setdefault("trust_remote_code", False)
+    with explained(what, name, "configuration"), _quiet():
+        config = _configuration(place, kwargs)
+        loader = _class_for(what, name, config)
+        chosen = {key: kwargs[key] for key in ("dtype", "attn_implementation") if kwargs.get(key) is not None}
+        with torch.device("meta"):
+            if hasattr(loader, "from_config"):  # an automatic class
+                return loader.from_config(config, trust_remote_code=kwargs["trust_remote_code"], **chosen)
+            return loader._from_config(config, **chosen)
+
+
 def refuse_adapter(what: str, name: str, place: str | Path) -> None:
-    """transformers would load an adapter, or one that lies beside a model's weights, without a word.
+    """Refuse a directory with an adapter, also beside a model's weights: transformers would load it without a message.
 
     Raises:
         ModelError: there is an adapter in the directory.
@@ -82,7 +104,7 @@ def refuse_adapter(what: str, name: str, place: str | Path) -> None:
 
 
 def _configuration(place: str | Path, kwargs: dict[str, Any]) -> Any:
-    """The configuration of the checkpoint that ``kwargs`` load."""
+    """The configuration of the checkpoint at ``place``."""
     from transformers import AutoConfig
 
     names = ("trust_remote_code", "local_files_only", "revision", "gguf_file", "cache_dir", "token")
@@ -95,7 +117,7 @@ def _class_for(what: str, name: str, config: Any) -> Any:
     """The automatic class, or transformers' own, that loads this checkpoint.
 
     Raises:
-        ModelError: none of them does, or the model writes from an encoder's output.
+        ModelError: none of them does, or the model is an encoder-decoder.
     """
     import transformers
 
@@ -128,7 +150,7 @@ def _local_class(automatic: str, config: Any) -> str:
 
 
 def _conversion_error(what: str, name: str, told: list[str]) -> ModelError | None:
-    """transformers names the weights that it couldn't convert in its log only."""
+    """The error for weights that transformers couldn't convert, which it names only in its log; None without any."""
     lines = [line for text in told for line in text.splitlines() if "CONVERSION" in line and "|" in line]
     if not lines:
         return None
@@ -141,7 +163,7 @@ def _conversion_error(what: str, name: str, told: list[str]) -> ModelError | Non
 
 @contextmanager
 def _quiet() -> Iterator[list[str]]:
-    """Without transformers' progress bars and its report of the load; gives what the report said."""
+    """Hide transformers' progress bars and its report of the load; yields a list that gets the logged texts."""
     from transformers.utils import logging as own
 
     told: list[str] = []
@@ -165,10 +187,10 @@ def _quiet() -> Iterator[list[str]]:
 
 @contextmanager
 def explained(what: str, name: str, part: str) -> Iterator[None]:
-    """Whatever transformers raises while it reads a part of a model becomes one line.
+    """Turn any error of transformers, while it reads a part of a model, into one line.
 
     Raises:
-        ModelError: the part can't be loaded, or the device has no room.
+        ModelError: the part can't be loaded, or doesn't fit on the device.
         MissingDependencyError: a package is needed.
     """
     try:
@@ -191,7 +213,7 @@ def explained(what: str, name: str, part: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """An error of transformers in one line: with what follows its colon, and what a key is."""
+    """An error of transformers in one line; for a KeyError, with what the key means."""
     if isinstance(error, KeyError):
         return f"config.json or another file lacks, or transformers doesn't know, {error}"
     return reason(error)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from logitcache.errors import LogitCacheError
 from logitcache.losses.base import SparseLoss
-from logitcache.losses.fused import CHUNK_BYTES
+from logitcache.losses.fused import chunk_rows
 from logitcache.losses.mix import parts_of
 from logitcache.losses.registry import resolve
 from logitcache.models import build_empty
@@ -32,7 +32,8 @@ from logitcache.train.arguments import micro_batch_size
 from logitcache.train.config import TrainConfig
 from logitcache.train.lora import prepare_student
 
-_LEAST_ROWS, _ENTRY_BYTES, _MOST_DEVICES, _LORA_RANK = 128, 12, 1_024, 16
+#: Bytes of one entry of a target on the device, most devices that are proposed, and the rank of proposed adapters.
+_ENTRY_BYTES, _MOST_DEVICES, _LORA_RANK = 12, 1_024, 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Shape:
         top_k: entries of a target.
         ranks: data-parallel processes.
         sharded: they share weights, gradients and optimizer state.
+        device_memory: bytes of one device, by which the loss chooses its chunks; None for a CPU.
     """
 
     rows: int
@@ -60,6 +62,7 @@ class Shape:
     top_k: int
     ranks: int
     sharded: bool
+    device_memory: int | None
 
 
 def student_sizes(config: TrainConfig) -> Sizes:
@@ -93,6 +96,7 @@ def shape_of(config: TrainConfig, hardware: Hardware, row_tokens: int, top_k: in
         top_k=top_k,
         ranks=hardware.devices,
         sharded=bool(trainer.get("fsdp")),
+        device_memory=hardware.memory,
     )
 
 
@@ -165,7 +169,7 @@ def _communication(sizes: Sizes, shape: Shape) -> int:
 def _output_bytes(sizes: Sizes, shape: Shape, tokens: int) -> int:
     """The loss's chunk of logits, the head's gradient until it is added, hidden states and targets."""
     head = sizes.vocab_size * sizes.width
-    chunk = min(tokens, max(_LEAST_ROWS, CHUNK_BYTES // (4 * sizes.vocab_size)))
+    chunk = min(tokens, chunk_rows(sizes.vocab_size, shape.device_memory))
     logits = (4 if shape.dense else 2) * 4 * chunk * sizes.vocab_size
     copy = 2 * head if shape.arithmetic == "mixed" else 0
     gradient = 4 * head if sizes.trained == sizes.parameters else 0

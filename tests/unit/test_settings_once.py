@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {"dump": DumpConfig, "train": TrainConfig}
 #: Options that say what the command does, and are no settings of a dump or a training run.
 OWN = {
-    "dump": {"--reuse", "--config", "--dry-run", "--preview", "--json", "--help"},
-    "train": {"--losses", "--config", "--dry-run", "--json", "--help"},
+    "dump": {"--reuse", "--config", "--dry-run", "--hardware", "--preview", "--json", "--help"},
+    "train": {"--losses", "--config", "--dry-run", "--hardware", "--json", "--help"},
 }
 EVERY = [(command, setting) for command, config in CONFIGS.items() for setting in settings_of_class(config)]
 FLAGGED = [(command, setting) for command, setting in EVERY if setting.flag]
