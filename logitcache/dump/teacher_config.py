@@ -37,7 +37,10 @@ class TeacherConfig(Config):
     ] = "auto"
     device: Annotated[
         str,
-        Field(description="Device of the teacher: auto, cpu, cuda, or one of several GPUs, such as cuda:1."),
+        Field(
+            description="Device of the teacher: auto, cpu, cuda (under torchrun each process's own GPU), or a certain
+            GPU, " "such as cuda:1."
+        ),
         Flag(TEACHER, resume="content"),
     ] = "auto"
     device_map: Annotated[

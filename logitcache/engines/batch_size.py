@@ -1,37 +1,35 @@
-"""How many tokens a forward pass may hold, where the user doesn't say: what the device has room for."""
+"""The number of tokens of a forward pass that fits on the device, for users who don't set it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-#: A CPU gains nothing from more, and a shard's last batch loses less.
+from logitcache.utils.device import DEVICES, Devices
+
+#: A CPU is not faster with more, and a small batch is padded less.
 CPU_TOKENS = 2_048
 _LEAST, _MOST = 1_024, 65_536
-# Room left for the allocator's gaps, and for the head's chunk of logits with its top-k.
+# Memory kept free for the allocator's gaps, and for the head's chunk of logits with its top-k.
 _SPARE_SHARE, _SPARE_BYTES = 0.15, 2 << 30
 
 
 def automatic_batch_tokens(
-    device: torch.device, model_config: Any, value_bytes: int, weight_files: Iterable[Path], processes: int = 1
+    weight_bytes: Mapping[torch.device, int], model_config: Any, value_bytes: int, devices: Devices = DEVICES
 ) -> int:
-    """Tokens of one batch on this device.
+    """Tokens of one batch. A batch runs on every device that holds weights, so the one with the least room decides.
 
     Args:
-        device: where the teacher will run; of a GPU, the memory that is free now counts.
+        weight_bytes: what each device will hold; of its memory, what is free now counts.
         model_config: the teacher's text configuration.
         value_bytes: of one number in the teacher's arithmetic.
-        weight_files: the teacher's; their size stands for that of its weights.
-        processes: how many share the weights.
+        devices: the machine's.
     """
-    if device.type != "cuda":
-        return CPU_TOKENS
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    weight_bytes = sum(path.stat().st_size for path in weight_files) // processes
-    return tokens_that_fit(free_bytes - weight_bytes, model_config, value_bytes)
+    free_bytes = {device: devices.free_bytes(device) for device in weight_bytes}
+    rooms = [free - weight_bytes[device] for device, free in free_bytes.items() if free is not None]
+    return tokens_that_fit(min(rooms), model_config, value_bytes) if rooms else CPU_TOKENS
 
 
 def tokens_that_fit(room_bytes: int, model_config: Any, value_bytes: int) -> int:

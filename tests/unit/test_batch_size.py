@@ -1,30 +1,31 @@
-"""The batch size where none is given: plain arithmetic here, since only a GPU's memory is asked for."""
+"""The batch size where none is given, on devices of any size that keep a record of nothing but their free memory."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
+from fake_devices import CUDA, GIB, FakeDevices
 from transformers import LlamaConfig
 
 from logitcache.engines.batch_size import CPU_TOKENS, automatic_batch_tokens, tokens_that_fit
 
 SEVEN_BILLION = LlamaConfig(hidden_size=4096, intermediate_size=14_336)
-GIB = 1 << 30
 
 
 def test_cpu_takes_what_a_cpu_likes() -> None:
-    assert automatic_batch_tokens(torch.device("cpu"), SEVEN_BILLION, 4, []) == CPU_TOKENS
+    assert automatic_batch_tokens({torch.device("cpu"): 14 * GIB}, SEVEN_BILLION, 4) == CPU_TOKENS
 
 
-def test_gpu_memory_counts_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = tmp_path / "model.safetensors"
-    with weights.open("wb") as file:
-        file.truncate(14 * GIB)  # sparse
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
-    found = automatic_batch_tokens(torch.device("cuda"), SEVEN_BILLION, 2, [weights])
+def test_gpu_memory_counts_without_the_weights() -> None:
+    found = automatic_batch_tokens({CUDA[0]: 14 * GIB}, SEVEN_BILLION, 2, FakeDevices(24 * GIB))
     assert found == tokens_that_fit(10 * GIB, SEVEN_BILLION, 2) == 32_768
+
+
+def test_the_device_with_the_least_room_decides() -> None:
+    held = {CUDA[0]: 14 * GIB, CUDA[2]: 14 * GIB}
+    devices = FakeDevices(24 * GIB, 0, 20 * GIB)  # the second one is full, and holds nothing of the teacher
+    assert automatic_batch_tokens(held, SEVEN_BILLION, 2, devices) == tokens_that_fit(6 * GIB, SEVEN_BILLION, 2)
+    assert tokens_that_fit(6 * GIB, SEVEN_BILLION, 2) < tokens_that_fit(10 * GIB, SEVEN_BILLION, 2)
 
 
 @pytest.mark.parametrize("gib", [0, 1, 3, 8, 24, 80, 640])
