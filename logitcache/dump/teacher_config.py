@@ -38,8 +38,8 @@ class TeacherConfig(Config):
     device: Annotated[
         str,
         Field(
-            description="Device of the teacher: auto, cpu, cuda (under torchrun each process's own GPU), or a certain
-            GPU, " "such as cuda:1."
+            description="Device of the teacher: auto, cpu, cuda (under torchrun each process's own GPU), or a certain "
+            "GPU, such as cuda:1."
         ),
         Flag(TEACHER, resume="content"),
     ] = "auto"
