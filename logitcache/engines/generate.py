@@ -67,7 +67,7 @@ def heeds_padding(model: Any) -> bool:
 
     try:
         alone = first_logits(prompts[1:])
-    except torch.OutOfMemoryError:  # whoever asked may try fewer prompts
+    except torch.OutOfMemoryError:  # the caller may try fewer prompts
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"{type(model).__name__} can't answer prompts in transformers: {reason(error)}") from error

@@ -1,6 +1,6 @@
 """Encoding: turn the arrays of a shard into small integers, and back with at most a stated error.
 
-Nothing here knows about files. ``encode_arrays`` turns a :class:`ShardArrays` into a few plain arrays and JSON
+No files are read or written here. ``encode_arrays`` turns a :class:`ShardArrays` into a few plain arrays and JSON
 attributes (:class:`StoredShard`); a shard format (Zarr, Arrow) writes those; ``decode_arrays`` checks and decodes them.
 
 Shape legend: S sequences, L tokens, N positions that have targets, K entries a position, E exceptions.

@@ -1,4 +1,4 @@
-"""Shard formats by name. A format turns named arrays into the bytes of one file, and back; it knows nothing else."""
+"""Shard formats by name. A format turns named arrays into the bytes of one file, and back."""
 
 from __future__ import annotations
 

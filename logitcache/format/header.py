@@ -27,7 +27,7 @@ class Header(BaseModel):
         values: how the log-probs are stored.
         step: distance of neighbouring values in nats, a power of two, if they are stored as ``steps``; else 0.
         tail_samples, candidates: how many of the K entries, the last ones, are a sample of the tail, or candidates
-            that a reference model prefers; absent if there are none.
+            with the largest logits in a reference model; absent if there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -87,8 +87,8 @@ class Provenance(Frozen):
         tokenizer_digest: see ``logitcache.cache.tokenizer_digest``; equal digests mean equal token ids.
         corpus_digest: digest of the tokenised sequences in order.
         top_k: K, entries kept for each position.
-        tail_samples, candidates: how many of the K, the last ones, are a sample of the tail, or candidates that a
-            reference model prefers; absent if there are none.
+        tail_samples, candidates: how many of the K, the last ones, are a sample of the tail, or candidates with
+            the largest logits in a reference model; absent if there are none.
         vocab_size: V, the length of the teacher's logit vector.
         temperature: always 1; losses apply their own.
         positions: which positions have targets, such as ``all`` or ``completion``.

@@ -40,7 +40,7 @@ class ArrayReader:
         return name in self._left
 
     def array(self, name: str, dtype: type[np.generic], shape: Shape) -> NDArray[Any]:
-        """Return an array; None in ``shape`` stands for any size.
+        """Return an array; None in ``shape`` means any size.
 
         Raises:
             CorruptCacheError: it is missing, or of another dtype or shape.

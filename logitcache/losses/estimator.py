@@ -76,7 +76,7 @@ class Estimator:
             TargetsError: it was learnt from a smaller vocabulary than the targets'.
         """
         if len(self.mean_V) < targets.vocab_size:
-            raise TargetsError(f"the estimator knows {len(self.mean_V)} ids, the targets {targets.vocab_size}")
+            raise TargetsError(f"the estimator has {len(self.mean_V)} ids, but the targets have {targets.vocab_size}")
         # Half precision has too few digits for a precision matrix.
         with torch.autocast(ids_NC.device.type, enabled=False):
             return self._predict(targets, ids_NC)

@@ -78,7 +78,7 @@ def check_readable(who: str, directory: Path, *, plain: bool) -> None:
         if plain and name.endswith(".weight") and kind.split()[0] not in _FLOATS:
             raise ModelError(
                 f"{who}: {name} is {kind} in its files, and its config.json has no quantization_config that says what "
-                "these numbers stand for"
+                "these numbers mean"
             )
 
 

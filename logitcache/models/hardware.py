@@ -1,4 +1,4 @@
-"""The devices that a plan is for: those at hand, or others that somebody describes."""
+"""The devices of a plan: those of this machine, or others that the user describes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Hardware:
         memory: bytes of one device; None if there is no limit to compare with.
         devices: how many there are.
         tflops: 10^12 operations a second that one device reaches in matrix products; None if it isn't known.
-        elsewhere: they aren't those of this machine, so nothing is loaded here.
+        elsewhere: True if they aren't those of this machine; then no model is loaded.
     """
 
     memory: int | None = None
@@ -33,10 +33,10 @@ class Hardware:
 
 
 def parse_hardware(text: str) -> Hardware:
-    """Devices as a command line names them: ``80GiB``, ``8x80GiB``, ``8x80GiB,400TFLOPS``.
+    """Parse devices of the command line: ``80GiB``, ``8x80GiB``, ``8x80GiB,400TFLOPS``.
 
     Raises:
-        ConfigError: it can't be read.
+        ConfigError: the text isn't of this form, or holds a zero.
     """
     memory, devices, tflops = None, 1, None
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -52,5 +52,5 @@ def parse_hardware(text: str) -> Hardware:
 
 
 def hardware_at_hand(device: torch.device, devices: int = 1) -> Hardware:
-    """This machine's: of a GPU the memory that is free now, and no limit for a CPU."""
+    """The devices of this machine: with the memory of a GPU that is free now, and without a limit for a CPU."""
     return Hardware(DEVICES.free_bytes(device), devices)

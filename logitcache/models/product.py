@@ -1,4 +1,4 @@
-"""Products of matrices in half precision with results in float32, as tensor cores add them up anyway.
+"""Products of half-precision matrices with float32 results; tensor cores add up in float32 anyway.
 
 Shape legend: M, N, P rows and columns of the operands.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Kinds of devices that multiply half-precision operands into float32 results. Elsewhere the operands are widened.
+#: Kinds of devices with such products. On other devices the operands are widened.
 NATIVE = frozenset({"cuda"})
 
 
@@ -18,7 +18,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def product_dtype(*operands: Tensor) -> torch.dtype:
-    """The dtype in which a product reads its operands: autocast's where that is on, else the wider of theirs."""
+    """The dtype of a product's operands: autocast's if autocast is on, else the widest of the operands' dtypes."""
     kind = operands[0].device.type
     if torch.is_autocast_enabled(kind) and wide(operands[0].dtype) == torch.float32:
         return torch.get_autocast_dtype(kind)
@@ -29,18 +29,18 @@ def product_dtype(*operands: Tensor) -> torch.dtype:
 
 
 def operand(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix as :func:`product` reads it: rounded to ``dtype``, and widened again where the device needs that."""
+    """A matrix for :func:`product`: rounded to ``dtype``, and widened again if the device needs it."""
     rounded = matrix.detach().to(dtype)
     return rounded if _native(rounded) else rounded.to(wide(dtype))
 
 
 def gradient_operand(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """A gradient as :func:`product` reads it: rounded to ``dtype`` only where the device has no other way."""
+    """A gradient for :func:`product`: rounded to ``dtype`` only if the device needs it."""
     return gradient.to(dtype) if gradient.device.type in NATIVE else gradient
 
 
 def product(left_MN: Tensor, right_NP: Tensor, *, out_MP: Tensor | None = None) -> Tensor:
-    """``left @ right`` with a result of :func:`wide` dtype; both come from :func:`operand`, with the same dtype."""
+    """``left @ right`` with a result of :func:`wide` dtype; both are made by :func:`operand`, with the same dtype."""
     if _native(left_MN):
         return torch.mm(left_MN, right_NP, out_dtype=wide(left_MN.dtype), out=out_MP)
     return torch.mm(left_MN, right_NP, out=out_MP)

@@ -1,4 +1,4 @@
-"""How large a model is, counted on a model without weights: parameters, widths, and what a token is multiplied with.
+"""The size of a model, counted without loading its weights: parameters, widths, and operations per token.
 
 Shape legend: V vocabulary, D hidden width, I feed-forward width, H attention heads.
 """
@@ -16,19 +16,19 @@ _EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the formulas of memory and time need to know of a model.
+    """Numbers of a model for the formulas of memory and time.
 
     Attributes:
         parameters, trained: numbers of all weights, and of those that are trained. Tied weights count once.
-        weight_bytes, trained_bytes: the same in bytes.
+        weight_bytes, trained_bytes: their sizes in bytes.
         trained_tensors: how many tensors are trained.
-        active: weights of matrices that a token is multiplied with, without embeddings and output layer. Of experts
-            only the share that a token goes to.
+        active: weights of matrices that a token is multiplied with, without embeddings and output layer; of
+            experts, only the share that a token uses.
         active_trained: those of them that are trained.
         cast_bytes: the weights of linear layers, without the output layer, as 2-byte numbers.
         block_parameters: the largest block that a sharding wrapper gathers at once.
         outer_parameters: weights outside of all blocks, such as embeddings.
-        vocab_size, width, inner, layers, heads: V, D, I (of the experts that a token goes to, together), layers, H.
+        vocab_size, width, inner, layers, heads: V, D, I (the sum over the experts that a token uses), layers, H.
         attention_width, key_width: width of all queries of a token, and of all its keys.
         norm_width: numbers of a token that the norms of one layer read, together; 2 D for most models.
     """
@@ -58,7 +58,7 @@ def sizes_of(model: Any) -> Sizes:
     config = model.config.get_text_config()
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     vocab_size, width = (int(size) for size in embedding.weight.shape[:2])
-    values = list(model.parameters())  # each once, whatever is tied
+    values = list(model.parameters())  # tied weights are listed once
     trained = [value for value in values if value.requires_grad]
     matrices = list(_matrices(model, output, _used_share(config)))
     modules = _blocks(model)
@@ -90,7 +90,7 @@ def sizes_of(model: Any) -> Sizes:
 
 
 def inner_width(config: Any, width: int) -> int:
-    """I: the feed-forward width that one token goes through, the experts that it goes to together."""
+    """I: the feed-forward width of one token, the sum over the experts that it uses."""
     inner = int(getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width)
     used = _first(config, _EXPERTS_USED)
     if not used or not _first(config, _EXPERT_COUNTS):
@@ -102,7 +102,7 @@ def inner_width(config: Any, width: int) -> int:
 
 
 def _matrices(model: Any, output: Any, used_share: float) -> list[tuple[int, float, bool]]:
-    """Of each matrix: its numbers, how many of them a token is multiplied with, and whether it is trained."""
+    """For each matrix: its weights, how many of them a token is multiplied with, and whether it is trained."""
     left_out = {
         id(value) for module in model.modules() if isinstance(module, nn.Embedding) for value in module.parameters()
     }
@@ -115,7 +115,7 @@ def _matrices(model: Any, output: Any, used_share: float) -> list[tuple[int, flo
 
 
 def _blocks(model: Any) -> list[nn.Module]:
-    """The blocks that FSDP gathers one after the other: the classes that the model says are not to be split."""
+    """The blocks that FSDP gathers one after the other: modules of the model's ``_no_split_modules``."""
     classes = set(getattr(model, "_no_split_modules", None) or ())
     found = [module for module in model.modules() if type(module).__name__ in classes]
     inside = {id(inner) for module in found for inner in module.modules() if inner is not module}
@@ -123,7 +123,7 @@ def _blocks(model: Any) -> list[nn.Module]:
 
 
 def _norm_width(block: nn.Module, width: int, queries: int, keys: int) -> int:
-    """Numbers of one token that the norms of a block read. Those of queries and keys are as wide as one head."""
+    """Numbers of one token that the norms of a block read. A query or key norm's weight is as wide as one head."""
     total = 0
     for name, module in block.named_modules():
         weight = getattr(module, "weight", None)
@@ -134,12 +134,12 @@ def _norm_width(block: nn.Module, width: int, queries: int, keys: int) -> int:
 
 
 def _used_share(config: Any) -> float:
-    """The share of all experts that a token goes to; 1 for a model without experts."""
+    """The share of all experts that a token uses; 1 for a model without experts."""
     used, count = _first(config, _EXPERTS_USED), _first(config, _EXPERT_COUNTS)
     return min(1.0, used / count) if used and count else 1.0
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int:
-    """The first of some numbers that a configuration has; 0 if it has none."""
+    """The first of these settings that a configuration has as a positive number; 0 if it has none."""
     found = (getattr(config, name, None) for name in names)
     return next((int(value) for value in found if isinstance(value, int) and value > 0), 0)

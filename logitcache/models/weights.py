@@ -76,14 +76,14 @@ def _check_more_layers(what: str, name: str, modules: dict[str, nn.Module], unex
         prefix = _first_unknown(key, modules)
         if isinstance(modules.get(prefix.rpartition(".")[0]), nn.ModuleList):
             beyond[prefix].add(key.removeprefix(f"{prefix}."))
-    like = []
+    further = []
     for prefix, names in beyond.items():
         kinds = [set(layer.state_dict()) for layer in modules[prefix.rpartition(".")[0]].children()]
         if not kinds or any(names == kind for kind in kinds):
-            like.append(prefix)
-    if like:
+            further.append(prefix)
+    if further:
         raise ModelError(
-            f"{what} {name}: its files hold more layers than config.json says ({_some(sorted(like))}): correct the "
+            f"{what} {name}: its files hold more layers than config.json says ({_some(sorted(further))}): correct the "
             "number of layers there; `logitcache student` makes a smaller model"
         )
 

@@ -1,8 +1,8 @@
-"""How the rows of a global batch are divided over ranks and micro-batches: in order, or by length.
+"""Divide the rows of a global batch over ranks and micro-batches: in order, or by length.
 
-A division changes neither what a global batch holds nor the sum of its loss. It decides how much padding is computed,
-and how long the slowest rank takes. It needs the number of rows and their lengths, and nothing else, so every rank
-finds the same one without asking another.
+A division changes neither the samples of a global batch nor the sum of its loss. It decides how much padding is
+computed, and how long the slowest rank takes. It depends only on the number of rows and their lengths, so every rank
+finds the same division without communication.
 
 Shape legend: B rows of the global batch.
 """
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from logitcache.stream.layout import Layout
 
-#: By rank and micro-batch: the numbers of the rows that stand in it.
+#: By rank and micro-batch: the row numbers in it.
 Division = list[list[list[int]]]
 
 
 def divide(lengths_B: Sequence[int], layout: Layout) -> Division:
-    """Divide a global batch as the layout asks.
+    """Divide a global batch as the layout says.
 
     Args:
         lengths_B: tokens of each row, in the order of samples.
@@ -30,7 +30,7 @@ def divide(lengths_B: Sequence[int], layout: Layout) -> Division:
 
     Returns:
         For each of ``layout.world_size`` ranks, ``layout.parts`` lists of at most ``layout.micro_rows`` row numbers,
-        each in ascending order. Every row stands in exactly one of them.
+        each in ascending order. Every row is in exactly one of them.
     """
     plain = _in_order(len(lengths_B), layout)
     if not layout.group_by_length:
@@ -57,7 +57,7 @@ def _in_order(count: int, layout: Layout) -> Division:
 
 
 def _grouped(lengths_B: Sequence[int], layout: Layout) -> Division:
-    """Rows of like length together, with the least padding; each rank gets one of as many similar micro-batches."""
+    """Group rows of similar length, with the least padding; micro-batches of similar work go to different ranks."""
     longest_first = np.argsort(-np.asarray(lengths_B, dtype=np.int64), kind="stable")
     sizes = _least_padding(
         np.asarray(lengths_B, dtype=np.int64)[longest_first], layout.world_size * layout.parts, layout.micro_rows
@@ -68,8 +68,8 @@ def _grouped(lengths_B: Sequence[int], layout: Layout) -> Division:
     division: Division = [[] for _ in range(layout.world_size)]
     done = [0] * layout.world_size
     for start in range(0, len(groups), layout.world_size):
-        # The most work goes to the rank that has the least so far. So no two ranks ever differ by more than the
-        # micro-batches of one such round do.
+        # The rank with the least work so far gets the most work. So two ranks never differ by more than the
+        # micro-batches of one round do.
         ranks = sorted(range(layout.world_size), key=lambda rank: (done[rank], rank))
         for rank, rows in zip(ranks, groups[start : start + layout.world_size], strict=True):
             division[rank].append(rows)
@@ -78,10 +78,10 @@ def _grouped(lengths_B: Sequence[int], layout: Layout) -> Division:
 
 
 def _least_padding(lengths_B: NDArray[np.int64], groups: int, most: int) -> list[int]:
-    """Sizes of consecutive groups of at most ``most`` rows, for which padding is least; of equal ones, the most even.
+    """Sizes of consecutive groups of at most ``most`` rows with the least padding; if several have it, the most even.
 
-    ``lengths_B`` falls. No other division into as many groups has less padding: groups of given sizes are at their
-    narrowest when rows are taken in order. Found by dynamic programming over the slots that stay free.
+    ``lengths_B`` is in descending order. No other division into the same number of groups has less padding: for given
+    sizes, groups of consecutive rows have the least width. It is found by dynamic programming over the empty slots.
     """
     count = len(lengths_B)
     spare = groups * most - count
@@ -90,7 +90,8 @@ def _least_padding(lengths_B: NDArray[np.int64], groups: int, most: int) -> list
     cost = np.zeros(spare + 1, dtype=np.int64)
     left_free = np.zeros((groups, spare + 1), dtype=np.int32)
     for group in range(groups):
-        free = np.arange(min(spare, group * most) + 1)  # by the groups before; this one begins behind their rows
+        # Slots that the groups before leave free; this group begins after their rows.
+        free = np.arange(min(spare, group * most) + 1)
         first = width[group * most - free] * scale
         best = np.full_like(cost, np.iinfo(np.int64).max)
         for empty in range(min(most, spare) + 1):

@@ -70,8 +70,8 @@ class Position:
                 )
         if state["part"] and state["parts"] != _parts(layout):
             raise ResumeMismatchError(
-                "the state was saved inside a step, which can only go on with as many ranks, and batches and "
-                "micro-batches of the same size, divided in the same way"
+                "the state was saved inside a step: it can only continue with the same number of ranks, and batches "
+                "and micro-batches of the same size, divided in the same way"
             )
         return cls(state["epoch"], state["samples_consumed"], state["part"], state["turn"])
 

@@ -120,15 +120,15 @@ def best_fit(lengths: NDArray[np.int64], budget: int) -> list[list[int]]:
             f"give at least {int(lengths.max())}, or leave such sequences out with max_length"
         )
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens free, row), sorted
+    space: list[tuple[int, int]] = []  # (tokens free, row), sorted
     for item in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[item])
-        slot = bisect_left(room, (length, -1))
-        if slot == len(room):
+        slot = bisect_left(space, (length, -1))
+        if slot == len(space):
             rows.append([item])
-            insort(room, (budget - length, len(rows) - 1))
+            insort(space, (budget - length, len(rows) - 1))
         else:
-            free, row = room.pop(slot)
+            free, row = space.pop(slot)
             rows[row].append(item)
-            insort(room, (free - length, row))
+            insort(space, (free - length, row))
     return rows

@@ -1,4 +1,4 @@
-"""Entries from beyond the top: a sample of the tail, or candidates that a reference model prefers."""
+"""Entries from beyond the top: a sample of the tail, or candidates, chosen by a reference model."""
 
 from __future__ import annotations
 

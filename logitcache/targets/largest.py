@@ -1,4 +1,4 @@
-"""What top-k targets need of each row of logits, with as few readings of the row as plain torch allows.
+"""The largest ids and log Σ exp of each row of logits. Each row is read as few times as possible in plain torch.
 
 Shape legend: N positions, V ids in the vocabulary, k largest, B blocks of a row, C candidates, T columns of a tile.
 """
@@ -19,7 +19,7 @@ def largest_ids(logits_NV: Tensor, k: int) -> Tensor:
 
     The k largest entries are in the k blocks with the largest maxima. So one reading of the row, for the maximum of
     each block of 64, leaves 64 k candidates. (``topk`` alone reads a row several times, and takes about twice as long
-    on a CPU.) Equal logits may come in any order, and the same one every time.
+    on a CPU.) Equal logits are in any order, but in the same order every time.
     """
     logits_NV = logits_NV.detach()
     blocks = logits_NV.shape[1] // _BLOCK
@@ -37,21 +37,21 @@ def largest_ids(logits_NV: Tensor, k: int) -> Tensor:
 
 
 def ranked_ids(logits_NV: Tensor, k: int) -> Tensor:
-    """The same, with ties in ascending order of id, so that equal logits always give equal caches."""
+    """The same, with ties in ascending order of id: equal logits must give equal caches."""
     ids_Nk = largest_ids(logits_NV, k).sort(dim=1).values
     by_value_Nk = logits_NV.gather(1, ids_Nk).sort(dim=1, descending=True, stable=True).indices
     return ids_Nk.gather(1, by_value_Nk)
 
 
 def log_sum_exp(values_NV: Tensor, dtype: torch.dtype) -> Tensor:
-    """log Σ exp of each row, ``[N]``, in ``dtype``; -inf where every entry is.
+    """log Σ exp of each row, ``[N]``, in ``dtype``; -inf if every entry of the row is.
 
-    Each row is read once, in tiles of columns: no copy of ``[N, V]`` is made, in whatever dtype the values are. The sum
-    is kept relative to the largest value met so far (Milakov and Gimelshein, arXiv 1805.02867).
+    Each row is read once, in tiles of columns: no copy of ``[N, V]`` is made, for any dtype of the values. The sum
+    is relative to the largest value so far (Milakov and Gimelshein, arXiv 1805.02867).
     """
     count, vocab_size = values_NV.shape
     width = max(1, _TILE_BYTES.get(values_NV.device.type, _GPU_TILE_BYTES) // (4 * max(1, count)))
-    # Not -inf: a row may begin with a tile of nothing else, and -inf less -inf is NaN.
+    # Not -inf: the first tile of a row may hold only -inf, and -inf - -inf is NaN.
     largest_N1 = values_NV.new_full((count, 1), torch.finfo(dtype).min, dtype=dtype)
     sum_N1 = torch.zeros_like(largest_N1)
     for start in range(0, vocab_size, width):

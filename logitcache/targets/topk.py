@@ -95,7 +95,7 @@ class TopK:
 
     @property
     def samples_tail(self) -> bool:
-        """True when the last entries are a sample of the tail, so that together they stand for all of it."""
+        """True if the last entries are a sample of the tail, which represents the whole tail."""
         return self.tail_samples > 0
 
     @property
@@ -146,12 +146,12 @@ class TopK:
             ids_NK = choose_candidates(logits_NV.to(wide), ids_NK, candidates, reference)
         values_NK = logits_NV.gather(1, ids_NK).to(wide)
         first_N = values_NK[:, 0]
-        # The mass outside the list is summed on its own, as one minus the mass inside would cancel to noise; and
-        # relative to its own largest, which may lie far below the list, or above candidates in it.
+        # The residual mass is summed directly: one minus the listed mass would lose all digits. The sum is relative to
+        # the largest logit in it, which may be far below the listed ones, or above a candidate.
         rest_NV = logits_NV if overwrite else logits_NV.clone()
         rest_N = log_sum_exp(rest_NV.scatter_(1, ids_NK, -math.inf), wide) - first_N
         values_NK = values_NK - first_N[:, None]
-        # Log Σ exp relative to the first entry: at most log V, so that no log-prob loses digits to it.
+        # Log Σ exp relative to the first entry: it is at most log V, so the log-probs keep their digits.
         log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
         return cls(
             ids=ids_NK,

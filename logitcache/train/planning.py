@@ -1,4 +1,4 @@
-"""What a run would do: its memory and time by formula first, then all checks, as far as the student fits here."""
+"""Describe a run before it starts: its memory and time by formula, and then all checks if the student fits here."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _UNCHECKED = "the student's weights and tokenizer were not read, so they are not
 
 
 def plan(config: TrainConfig, hardware: Hardware | None = None) -> dict[str, Any]:
-    """What a run would do, and what it takes. Nothing is written.
+    """Describe a run, with its memory and time. Nothing is written.
 
-    The student is loaded and checked, unless it doesn't fit or the plan is for other devices than this machine's.
+    The student is loaded and checked, except if it doesn't fit, or if the plan is for devices of another machine.
 
     Args:
         config: the run.
-        hardware: devices elsewhere to plan for; by default those at hand.
+        hardware: devices of another machine to plan for; by default those of this machine.
 
     Raises:
-        As :func:`logitcache.train`.
+        LogitCacheError: as :func:`logitcache.train`.
     """
     run.check_settings(config)
     source, sizes = Source.open(config), student_sizes(config)
@@ -53,7 +53,7 @@ def _estimate(config: TrainConfig, source: Source, stream: Stream, sizes: Sizes,
 
 
 def _longest_row(config: TrainConfig, source: Source) -> int:
-    """Tokens of the longest row, by what the caches say of themselves."""
+    """Tokens of the longest row, from the caches' manifests or lengths."""
     if config.pack_tokens is not None:
         return config.pack_tokens
     longest = 1
@@ -72,7 +72,7 @@ def _mean_row(config: TrainConfig, source: Source) -> float:
 
 
 def _without_student(config: TrainConfig, source: Source, stream: Stream, sizes: Sizes) -> dict[str, Any]:
-    """What caches and configuration alone tell."""
+    """The part of a plan that needs only the caches and the student's configuration."""
     components = source.components(stream)
     epochs = 1 if config.max_steps else config.epochs
     return {

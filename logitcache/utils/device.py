@@ -1,6 +1,6 @@
-"""What each kind of device does in its own way: which one is current, copies to the host, free memory.
+"""Operations that differ between kinds of devices: the current device, copies to the host, free memory.
 
-Other modules take a :class:`Devices` as an argument. A test gives one of its own, which keeps a record.
+Other modules take a :class:`Devices` as an argument, so that a test can give its own, which records the calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Event(Protocol):
-    """A point in a device's work."""
+    """A point in the sequence of a device's operations."""
 
     def synchronize(self) -> None:
         """Wait until the device has done everything before that point."""
@@ -29,7 +29,7 @@ class Devices:
         return torch.accelerator.device_count() if accelerator is not None and accelerator.type == kind else 0
 
     def check(self, device: torch.device) -> None:
-        """Allocate nothing there.
+        """Check that a device exists, by making an empty tensor on it.
 
         Raises:
             RuntimeError, AssertionError: there is no such device, or torch was built without its kind.
@@ -37,44 +37,44 @@ class Devices:
         torch.empty(0, device=device)
 
     def make_current(self, device: torch.device) -> None:
-        """Let calls that name no device mean this one. Nothing happens where the kind has one device only."""
+        """Make this the default device of its kind. A device without an index changes nothing."""
         if device.index is not None and (set_device := _call(device, "set_device")) is not None:
             set_device(device)
 
     def copy_to_host(self, tensor: Tensor) -> Tensor:
-        """A copy on the CPU: from CUDA one that is only begun, in page-locked memory; from elsewhere a finished one.
+        """A copy on the CPU. From CUDA it is only started, into page-locked memory; from other devices it is finished.
 
-        The tensor must be kept until an event that is recorded afterwards has come.
+        The tensor must be kept until an event that is recorded after this call has been reached.
         """
         if tensor.device.type != "cuda":
             return tensor.to("cpu")
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
     def record(self, device: torch.device) -> Event | None:
-        """An event after all copies from this device so far; None where every copy is finished when it returns."""
+        """An event after all copies from this device so far; None if copies are finished when they return."""
         if device.type != "cuda":
             return None
         event: Event = torch.cuda.current_stream(device).record_event()
         return event
 
     def free_bytes(self, device: torch.device) -> int | None:
-        """Memory that nobody uses; None for the CPU, and where torch can't tell."""
+        """Free memory of the device, in bytes; None for the CPU, and if torch doesn't know."""
         query = _call(device, "mem_get_info")
         return None if query is None else int(query(device)[0])
 
     def total_bytes(self, device: torch.device) -> int | None:
-        """All of the device's memory; None for the CPU, and where torch can't tell."""
+        """All memory of the device, in bytes; None for the CPU, and if torch doesn't know."""
         query = _call(device, "get_device_properties")
         total = None if query is None else getattr(query(device), "total_memory", None)
         return None if total is None else int(total)
 
     def empty_cache(self, device: torch.device) -> None:
-        """Give back memory that torch keeps for later tensors, on all devices of this kind."""
+        """Free the memory that torch keeps for later tensors, on all devices of this kind."""
         if (empty := _call(device, "empty_cache")) is not None:
             empty()
 
     def has_bf16(self, device: torch.device) -> bool:
-        """True if the device computes in bfloat16 by itself; False where it emulates that, or torch can't tell."""
+        """True if the device has bfloat16 arithmetic; False if it emulates it, or torch doesn't know."""
         if device.type == "cpu":
             return True
         if device.type == "cuda":
@@ -84,14 +84,14 @@ class Devices:
         return supported is not None and bool(supported())
 
 
-#: The real ones.
+#: The devices of this machine.
 DEVICES = Devices()
 
 
 def local_device(kind: str, devices: Devices = DEVICES) -> torch.device:
-    """This process's own device of a kind, by the process's number on this machine; without an index if there is none.
+    """The device of this process, by the local rank that torchrun or Slurm sets; without an index if there is none.
 
-    torchrun and Slurm set that number. Alone a process takes the first device.
+    A process without a local rank uses the first device.
     """
     count = devices.count(kind)
     number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"

@@ -17,8 +17,8 @@ from logitcache.errors import CorruptCacheError, MissingFileError, StorageError
 SCRATCH_DIR = ".dump"
 _CHUNK = 1 << 20
 _ADVICE = {
-    errno.ENOSPC: "make room, then run the same command again: what is finished is kept",
-    errno.EDQUOT: "your quota is used up: make room, then run the same command again",
+    errno.ENOSPC: "free some space, then run the same command again: finished parts are kept",
+    errno.EDQUOT: "your quota is used up: free some space, then run the same command again",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
     errno.EROFS: "the file system is read-only: choose another path",

@@ -149,7 +149,7 @@ def test_disk_without_room(dump: Any, small_disk: Path, tmp_path: Path, text: Pa
     text.write_text(WORDS * 8)
     undisturbed = dump(out=tmp_path / "undisturbed").digest
     out = small_disk / "out"
-    refused(dump, out, StorageError, "No space left on device; make room")
+    refused(dump, out, StorageError, "No space left on device; free some space")
     finished = len(list((out / "shards").glob("*.zip")))
     assert finished > 0
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

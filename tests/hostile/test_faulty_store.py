@@ -151,7 +151,7 @@ def test_full_disk_leaves_nothing_behind(
 ) -> None:
     cache = lc.open(pushed)
     monkeypatch.setattr("logitcache.stores.pool.os.posix_fallocate", _no_room)
-    with pytest.raises(StorageError, match="make room"):
+    with pytest.raises(StorageError, match="free some space"):
         cache.read_shard(0)
     assert not list((tmp_path / "local" / "shards").glob("*"))
 

@@ -113,7 +113,7 @@ def test_a_shard_lost_before_the_end_is_named(tmp_path: Path, damage: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "advice"), [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EIO, "can't write")]
+    ("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "read-only"), (errno.EIO, "can't write")]
 )
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_when_the_system_refuses(
