@@ -109,9 +109,14 @@ def head_loss(
     bias: Tensor | None = None,
     finish: Finish = UNCHANGED,
     labels: Tensor | None = None,
+    label_range: tuple[int, int] | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Tensor, HeadStats]:
     """``linear_loss`` for a loss object; it also returns numbers for the log.
+
+    Args:
+        label_range: the least and the greatest label. Without it a GPU has to report whether any is -100, and the host
+            waits for that.
 
     Raises:
         ConfigError: a setting's value isn't allowed.
@@ -119,9 +124,9 @@ def head_loss(
     """
     _check(hidden, weight, bias, finish, reduction)
     check_rows(hidden.shape[0], weight.shape[0], targets, labels)
-    check_labels(loss, labels, weight.shape[0])
+    check_labels(loss, labels, weight.shape[0], label_range)
     loss.check_inputs(targets, labels)
-    hidden, targets, labels = _without_ignored(hidden, targets, labels)
+    hidden, targets, labels = _without_ignored(hidden, targets, labels, label_range)
     if len(targets) == 0:
         return _zero_loss(hidden, weight, bias), HeadStats(0)
     scale = 1 / len(targets) if reduction == "mean" else 1.0
@@ -137,6 +142,7 @@ def dense_loss(
     targets: TopK,
     *,
     labels: Tensor | None = None,
+    label_range: tuple[int, int] | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> tuple[Tensor, HeadStats]:
     """The same from logits ``[N, V]``, for a model whose output layer isn't linear.
@@ -145,9 +151,9 @@ def dense_loss(
         TargetsError: shapes don't fit, or the targets lack something that the loss needs.
     """
     check_shapes(logits, targets, labels)
-    check_labels(loss, labels, logits.shape[1])
+    check_labels(loss, labels, logits.shape[1], label_range)
     loss.check_inputs(targets, labels)
-    logits, targets, labels = _without_ignored(logits, targets, labels)
+    logits, targets, labels = _without_ignored(logits, targets, labels, label_range)
     if len(targets) == 0:
         return _zero_loss(logits), HeadStats(0)
     dtype = wide(logits.dtype)
@@ -157,10 +163,14 @@ def dense_loss(
     return value, _stats(job, len(targets))
 
 
-def _without_ignored(rows: Tensor, targets: TopK, labels: Tensor | None) -> tuple[Tensor, TopK, Tensor | None]:
+def _without_ignored(
+    rows: Tensor, targets: TopK, labels: Tensor | None, label_range: tuple[int, int] | None
+) -> tuple[Tensor, TopK, Tensor | None]:
     """Leave out the positions that are labelled -100."""
     if labels is None:
         return rows, targets, None
+    if label_range is not None and label_range[0] >= 0:
+        return rows, targets, labels
     keep = labels != IGNORED_LABEL
     return (rows, targets, labels) if bool(keep.all()) else (rows[keep], targets[keep], labels[keep])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from logitcache.losses.base import Loss, check_positive
 from logitcache.losses.divergence import kl
-from logitcache.losses.tail import finite_std, logit_std, warn_of_tail, with_student_tail
+from logitcache.losses.tail import finite_variance, logit_std, warn_of_tail, with_student_tail
 from logitcache.targets.topk import TopK
 
 # A row of logits with a smaller standard deviation counts as constant; its normalised logits are equal.
@@ -54,7 +54,5 @@ def normalised(logits_NV: Tensor, targets: TopK, loss: str, temperature: float) 
 
 def _student_std(logits_NV: Tensor) -> Tensor:
     """σ ``[N]`` with gradient. The logits must be near 0, because σ loses digits far from it."""
-    if not torch.isfinite(logits_NV).all():
-        return finite_std(logits_NV).clamp_min(_LEAST_STD)
     # The slope of the root at 0 is infinite, so the minimum is applied under the root.
-    return logits_NV.var(1).clamp_min(_LEAST_STD**2).sqrt()
+    return finite_variance(logits_NV).clamp_min(_LEAST_STD**2).sqrt()

@@ -140,7 +140,7 @@ def resolve(loss: str | Loss, **params: Any) -> Loss:
     if isinstance(loss, str):
         return get(loss, **params) if params or loss in _LOSSES.names() else parse(loss)
     if params:
-        raise ConfigError(f"{', '.join(params)}: a loss object takes no further settings")
+        raise ConfigError(f"{', '.join(params)}: a loss object takes no more settings")
     return loss
 
 

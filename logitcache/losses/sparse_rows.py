@@ -30,19 +30,24 @@ def rows_times(weight_VD: Tensor, ids_NC: Tensor, gradient_NC: Tensor) -> Tensor
 
 
 def scatter_rows(hidden_ND: Tensor, ids_NC: Tensor, gradient_NC: Tensor, weight_VD: Tensor) -> Tensor:
-    """``[V, D]``: Σ of gradient · hidden for each id that a position reads, in the weight's dtype; zero for other ids.
+    """``[V, D]``: the sum of gradient · hidden for each row that a position reads, in the weight's dtype; others are 0.
 
-    The (position, id) pairs are sorted by id, and one weighted sum of hidden states gives one row. Each row is written
-    once, so the result is deterministic, and only the result is as large as the weight.
+    The P = N · C (position, id) pairs are sorted by id, so that one weighted bag of hidden states gives one row: each
+    row is written once, which makes the result deterministic. No shape depends on values, so that a GPU never has to
+    report how many rows there are before the host can go on.
     """
-    order = ids_NC.flatten().argsort(stable=True)
-    ids_U, counts = torch.unique_consecutive(ids_NC.flatten()[order], return_counts=True)
-    offsets = counts.cumsum(0) - counts
-    rows_UD = functional.embedding_bag(
-        order // ids_NC.shape[1],
-        hidden_ND.to(gradient_NC.dtype),
-        offsets,
-        mode="sum",
-        per_sample_weights=gradient_NC.flatten()[order],
-    )
-    return torch.zeros_like(weight_VD).index_copy_(0, ids_U, rows_UD.to(weight_VD.dtype))
+    ids_P, order_P = ids_NC.flatten().sort(stable=True)
+    from_P, by_P = order_P // ids_NC.shape[1], gradient_NC.flatten()[order_P]
+    hidden_ND = hidden_ND.to(gradient_NC.dtype)
+    if weight_VD.dtype == gradient_NC.dtype:
+        starts_V = torch.searchsorted(ids_P, torch.arange(len(weight_VD), device=ids_P.device))
+        return functional.embedding_bag(from_P, hidden_ND, starts_V, mode="sum", per_sample_weights=by_P)
+    # One bag a row of the weight would need [V, D] a second time, in float32: here one a pair. The bags that are left
+    # over are empty, and add 0 to the first row.
+    is_first_P = torch.ones_like(ids_P, dtype=torch.bool)
+    is_first_P[1:] = ids_P[1:] != ids_P[:-1]
+    bag_P, place_P = is_first_P.cumsum(0) - 1, torch.arange(len(ids_P), device=ids_P.device)
+    starts_P = torch.full_like(place_P, len(ids_P)).scatter_reduce_(0, bag_P, place_P, "amin")
+    row_P = torch.zeros_like(ids_P).scatter_(0, bag_P, ids_P)
+    rows_PD = functional.embedding_bag(from_P, hidden_ND, starts_P, mode="sum", per_sample_weights=by_P)
+    return torch.zeros_like(weight_VD).index_add_(0, row_P, rows_PD.to(weight_VD.dtype))

@@ -82,13 +82,18 @@ def logit_std(targets: TopK, loss: str) -> Tensor:
 
 
 def finite_std(logits_NV: Tensor) -> Tensor:
-    """The unbiased standard deviation of each row's finite entries; 0 where there are fewer than two."""
+    """The unbiased standard deviation ``[N]`` of each row's finite entries; 0 where there are fewer than two."""
+    return finite_variance(logits_NV).sqrt()
+
+
+def finite_variance(logits_NV: Tensor) -> Tensor:
+    """The square of :func:`finite_std`. (Whether all entries are finite isn't asked: a GPU's answer takes time.)"""
     finite_NV = logits_NV > -math.inf
     count_N = finite_NV.sum(1)
     values_NV = torch.where(finite_NV, logits_NV, 0)
     mean_N = values_NV.sum(1) / count_N.clamp_min(1)
     squares_N = torch.where(finite_NV, values_NV - mean_N[:, None], 0).square().sum(1)
-    return (squares_N / (count_N - 1).clamp_min(1)).sqrt()
+    return squares_N / (count_N - 1).clamp_min(1)
 
 
 def warn_of_tail(targets: TopK, loss: str, temperature: float, *, always: bool = False) -> None:

@@ -38,6 +38,9 @@ class Batch:
         epoch, step, part: the epoch, the global batch in it, and the micro-batch in that, each counted from 0.
         samples_before, samples_consumed: samples of the epoch before this global batch, and up to its end.
         ends_step: True at the last micro-batch of a global batch.
+        document_starts: ``[D + 1]`` int32: where each of the D documents begins in ``input_ids.view(-1)``, and how long
+            that is; the padding of a packed row is one document. None if that isn't known.
+        longest_document: tokens of the longest of these documents.
         known_labels: what is known of ``labels``, so that a training step need not look at them on a GPU.
     """
 
@@ -54,6 +57,8 @@ class Batch:
     samples_before: int = 0
     samples_consumed: int = 0
     ends_step: bool = True
+    document_starts: Tensor | None = None
+    longest_document: int = 0
     known_labels: KnownLabels | None = None
 
     @property
@@ -121,6 +126,7 @@ def collate(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays],
     index_N = np.concatenate(index_parts or [np.zeros(0, dtype=np.int64)])
     # A sequence's last token has no targets, so the next token is always in the same row.
     labels_N = torch.from_numpy(input_ids_BT.reshape(-1).take(index_N + 1))
+    starts_D1 = _document_starts(pieces, height, width)
     return Batch(
         input_ids=torch.from_numpy(input_ids_BT),
         position_ids=torch.from_numpy(_positions(pieces, height, width)),
@@ -129,6 +135,8 @@ def collate(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays],
         labels=labels_N,
         known_labels=KnownLabels.of(labels_N),
         tokens=sum(piece.length for piece in pieces),
+        document_starts=torch.from_numpy(starts_D1),
+        longest_document=int(np.diff(starts_D1).max()),
     )
 
 
@@ -181,3 +189,15 @@ def _positions(pieces: Sequence[_Piece], height: int, width: int) -> NDArray[np.
     for piece in pieces:
         position_ids_BT[piece.row, piece.columns] = counted_BT[0, : piece.length]
     return position_ids_BT
+
+
+def _document_starts(pieces: Sequence[_Piece], height: int, width: int) -> NDArray[np.int32]:
+    """Where documents begin if the rows are laid end to end, and where the last one ends.
+
+    In rows of one document each, the padding belongs to it, as its positions say.
+    """
+    packed = any(piece.column for piece in pieces)
+    starts = {row * width for row in range(height + 1)} | {piece.row * width + piece.column for piece in pieces}
+    if packed:  # where a row's padding begins, if it has any: otherwise the next row begins there
+        starts |= {piece.row * width + piece.column + piece.length for piece in pieces}
+    return np.array(sorted(starts), dtype=np.int32)

@@ -1,5 +1,6 @@
 """Losses inside ``torch.autocast``: their arithmetic stays in float32, forward and backward."""
 
+import pytest
 import torch
 from test_fused_head import case, fused_loss
 
@@ -7,11 +8,28 @@ import logitcache as lc
 from logitcache import losses
 
 
-def test_mixed_dtypes_under_autocast_stay_in_float32() -> None:
+@pytest.mark.parametrize("loss", ["bild", "residual_kl", "bild=1.0,cross_entropy=0.1"])
+def test_autocast_rounds_what_the_head_multiplies_and_nothing_else(loss: str) -> None:
     leaves, targets, labels = case()
-    expected = fused_loss("bild", leaves, targets, labels)
+    rounded = {
+        name: (value if name == "bias" else value.bfloat16().float()).detach().requires_grad_()
+        for name, value in leaves.items()
+    }
+    expected = fused_loss(loss, rounded, targets, labels)
+    expected.backward()
     with torch.autocast("cpu", torch.bfloat16):
-        assert fused_loss("bild", leaves, targets, labels) == expected
+        value = fused_loss(loss, leaves, targets, labels)
+    value.backward()
+    assert value == expected
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.float32
+        # Not bfloat16, whose step is 2^-8: the gradients are float32 sums.
+        torch.testing.assert_close(leaf.grad, rounded[name].grad, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_mixed_dtypes_keep_their_own() -> None:
+    leaves, targets, labels = case()
     mixed = {"hidden": leaves["hidden"].detach().bfloat16().requires_grad_(), "weight": leaves["weight"]}
     fused_loss("bild", mixed, targets, labels).backward()
     assert mixed["hidden"].grad is not None

@@ -24,7 +24,7 @@ HEADS: dict[str, dict[str, Any]] = {
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last of them ragged."""
     monkeypatch.setattr(fused, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(fused, "_LEAST_CHUNK", 7)
+    monkeypatch.setattr(fused, "_LEAST_ROWS", 7)
     monkeypatch.setattr(sparse_rows, "_STEP_BYTES", 0)
     warnings.filterwarnings("ignore", message=".*shape of the teacher's tail.*")
 
@@ -171,7 +171,7 @@ def test_a_second_backward_pass_repeats_the_first(spec: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, leaves["weight"])[0], first)
 
 
-def test_sum_is_the_mean_times_the_positions_that_count() -> None:
+def test_the_sum_is_the_mean_times_the_positions_that_are_not_ignored() -> None:
     leaves, targets, labels = case()
     labels[:4] = -100
     mean = fused_loss("bild", leaves, targets, labels)
@@ -180,7 +180,7 @@ def test_sum_is_the_mean_times_the_positions_that_count() -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_no_further_from_the_truth_than_the_naive_form(spec: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_as_close_to_float32_as_the_simple_form(spec: str, dtype: torch.dtype) -> None:
     leaves, targets, labels = case(n=64, d=32, v=600, dtype=dtype, bias=True)
     exact_leaves = {name: leaf.detach().float().requires_grad_() for name, leaf in leaves.items()}
     truth = dense(spec, exact_leaves, targets, labels, None, 1.0)
@@ -208,7 +208,7 @@ def test_float64_stays_float64() -> None:
         )
 
 
-def test_only_touched_rows_of_the_weight_get_a_gradient() -> None:
+def test_only_rows_that_are_read_get_a_gradient() -> None:
     leaves, targets, labels = case(v=3000)
     gradient = gradients(fused_loss("bild", leaves, targets, labels), leaves)["weight"]
     touched = (gradient != 0).any(1).sum()
