@@ -1,4 +1,4 @@
-"""Dry runs: the devices that they are for, and the estimate of memory and time that they print."""
+"""Dry runs: the option for other devices, and the lines of the estimate of memory and time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ HardwareOption = Annotated[
     str | None,
     typer.Option(
         metavar="DEVICES",
-        help="With --dry-run: plan for other devices than this machine's, such as 80GiB or 8x80GiB,400TFLOPS; "
-        "no weights are read then.",
+        help="With --dry-run: plan for other devices, such as 80GiB or 8x80GiB,400TFLOPS. No weights are read.",
     ),
 ]
 
@@ -27,12 +26,12 @@ def described(text: str | None, *, dry_run: bool) -> Hardware | None:
     """The devices that an option names; None if it isn't given.
 
     Raises:
-        ConfigError: they can't be read, or it is no dry run.
+        ConfigError: the text can't be read, or it isn't a dry run.
     """
     if text is None:
         return None
     if not dry_run:
-        raise ConfigError("--hardware says what a plan is for: give --dry-run with it")
+        raise ConfigError("--hardware is for a dry run: give --dry-run with it")
     return parse_hardware(text)
 
 
@@ -41,20 +40,20 @@ def estimate_lines(estimate: Estimate, what: str, count: int | None = None) -> I
 
     Args:
         estimate: of a dump or a training run.
-        what: ``token`` or ``step``: what the operations are of.
-        count: how many of them there are in all.
+        what: ``token`` or ``step``, the unit of the operations.
+        count: the total number of tokens or steps.
     """
     parts = ", ".join(f"{name} {gib(amount)}" for name, amount in estimate.memory.items())
     yield "device memory", f"{gib(estimate.total)}: {parts}"
     if estimate.fits is not None and estimate.device_memory is not None:
-        room = f"{gib(estimate.device_memory)} on a device"
-        yield "fits", f"yes, in {room}" if estimate.fits else f"no: a tenth more than the sum must be free, of {room}"
+        device = f"a device has {gib(estimate.device_memory)}"
+        yield "fits", f"yes, {device}" if estimate.fits else f"no: {device}, and needs a tenth more than the sum"
     for advice in estimate.advice:
         yield "what to change", advice
     yield "operations", f"{estimate.operations:.3g} FLOP per {what}"
     if estimate.rate is not None:
         told = f"at most {estimate.rate:,.3g} {what}s/s on {estimate.devices} device{'s' * (estimate.devices > 1)}"
-        yield "rate", told if count is None else f"{told}, so at least {_time(count / estimate.rate)} in all"
+        yield "rate", told if count is None else f"{told}, so at least {_time(count / estimate.rate)} in total"
 
 
 def _time(seconds: float) -> str:

@@ -37,7 +37,7 @@ class DumpConfig(CorpusConfig, TeacherConfig):
         Field(
             ge=0,
             description="How many of the K entries are drawn at random from the ids outside the top, in proportion to "
-            "their probability, so that forward_kl estimates the full KL without bias.",
+            "their probability, so that the mean gradient of forward_kl is that of the full KL.",
         ),
         Flag(TARGETS),
     ] = 0
