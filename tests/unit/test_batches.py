@@ -40,9 +40,7 @@ def expected_rows(cache: MemoryCache) -> dict[int, ShardArrays]:
     pack_tokens=st.one_of(st.none(), st.integers(8, 40)),
     world_size=st.integers(1, 3),
 )
-def test_every_target_stands_at_its_own_token(
-    seed: int, batch_size: int, pack_tokens: int | None, world_size: int
-) -> None:
+def test_every_target_is_at_its_own_token(seed: int, batch_size: int, pack_tokens: int | None, world_size: int) -> None:
     cache = MemoryCache.random(shards=4, largest=5, longest=8, seed=seed)
     by_first = expected_rows(cache)
     met = 0
@@ -86,7 +84,7 @@ def test_the_targets_of_a_step_are_counted_over_all_its_parts() -> None:
 
 
 def test_padding_stays_within_the_range_of_positions() -> None:
-    """A row of several documents may be filled far beyond the longest document: learned positions have no such row."""
+    """The padding of a row of several documents may be long: its positions must be inside the range of learned ones."""
     cache = MemoryCache.random(shards=4, largest=9, longest=8, seed=2)
     for batch in stream(cache, batch_size=4, pack_tokens=60):
         assert int(batch.position_ids.max()) < 8
@@ -94,7 +92,7 @@ def test_padding_stays_within_the_range_of_positions() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(lengths=st.lists(st.integers(0, 20), max_size=60), extra=st.integers(0, 30))
-def test_packing_keeps_the_budget_and_loses_nothing(lengths: list[int], extra: int) -> None:
+def test_packed_rows_keep_the_limit_and_hold_all_sequences(lengths: list[int], extra: int) -> None:
     budget = max([1, *lengths]) + extra
     rows = best_fit(np.array(lengths, dtype=np.int64), budget)
     assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
@@ -104,7 +102,7 @@ def test_packing_keeps_the_budget_and_loses_nothing(lengths: list[int], extra: i
     assert len(fill) < 2 or fill[0] + fill[1] > budget
 
 
-def test_a_sequence_beyond_the_budget_is_refused() -> None:
+def test_a_sequence_longer_than_pack_tokens_is_refused() -> None:
     cache = MemoryCache.random(shards=2, largest=5, longest=8, seed=1)
     with pytest.raises(ConfigError, match="pack_tokens is 4, but the cache holds a sequence of"):
         stream(cache, pack_tokens=4).steps(0)
@@ -134,7 +132,7 @@ def known(shard: ShardArrays, limit: int) -> int:
 
 
 @pytest.mark.parametrize("limit", [30_000, 45_000])
-def test_a_smaller_vocabulary_leaves_positions_out_and_moves_nothing(limit: int) -> None:
+def test_a_smaller_vocabulary_leaves_out_positions_and_keeps_the_others_in_place(limit: int) -> None:
     cache = MemoryCache.random(shards=6, largest=9, longest=8, seed=4, first_word=100)
     by_first = expected_rows(cache)
     kept = sum(known(shard, limit) for shard in cache._shards)

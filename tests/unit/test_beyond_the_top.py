@@ -106,7 +106,7 @@ def test_a_shard_says_what_its_last_entries_are(shard_format: ShardFormatName, k
 @pytest.mark.parametrize(
     ("kind", "told"), [("tail_samples", "2 drawn from the tail"), ("candidates", "2 candidates of a reference")]
 )
-def test_a_cache_passes_it_on(tmp_path: Path, kind: str, told: str) -> None:
+def test_a_cache_keeps_it(tmp_path: Path, kind: str, told: str) -> None:
     cache_with(tmp_path / "cache", **{kind: 2})
     cache = lc.open(tmp_path / "cache")
     assert (cache.top_k, cache.ranked) == (5, 3)

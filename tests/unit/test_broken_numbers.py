@@ -1,4 +1,4 @@
-"""Input that isn't numbers any more, or that doesn't fit: it must show, as NaN or as one clear error."""
+"""Input with NaN or infinity, or that doesn't fit, gives NaN or one clear error."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ def _quiet() -> None:
 @pytest.mark.parametrize("k", [12, 40])
 @pytest.mark.parametrize("name", losses.names())
 def test_a_student_of_nan_has_a_loss_of_nan(name: str, k: int) -> None:
-    """A loss of 0 would look like a student with nothing left to learn."""
+    """A loss of 0 would look like a perfect student."""
     student, targets, labels = random_case(k=k, dtype=torch.float32)
     hidden, weight = torch.randn(6, 4), torch.randn(40, 4)
     hidden[3] = math.nan
@@ -43,8 +43,8 @@ def test_a_teacher_of_nan_has_a_loss_of_nan(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in losses.names() if name != PLAIN])
-def test_a_teacher_without_any_possible_entry_does_no_harm(name: str) -> None:
-    """All its mass lies outside the list."""
+def test_a_teacher_of_minus_infinity_gives_finite_losses(name: str) -> None:
+    """All its mass is outside of the listed ids."""
     student, targets, labels = random_case(k=12, dtype=torch.float32)
     nothing = torch.full_like(targets.logprobs, -math.inf)
     targets = lc.TopK(targets.ids, nothing, torch.zeros(6), 40, logit_std=targets.logit_std)
@@ -73,7 +73,7 @@ def test_labels_that_are_no_ids_are_named(name: str) -> None:
         loss(student, targets, labels.int())
 
 
-def test_labels_that_nobody_reads_may_be_anything() -> None:
+def test_labels_that_no_loss_reads_are_not_checked() -> None:
     student, targets, _ = random_case(k=12, dtype=torch.float32)
     assert losses.get("bild")(student, targets, torch.full((6,), 10**6)).isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Batches are as narrow as their values allow, and no narrower."""
+"""Batches have the narrowest dtypes that hold their values exactly."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_narrowing_never_changes_a_log_prob(values: list[float], columns: int) -
 @pytest.mark.parametrize(
     ("vocab", "dtype"), [(65_536, np.uint16), (65_537, np.int32), (2**31, np.int32), (2**32, np.int64)]
 )
-def test_ids_take_as_little_as_the_vocabulary_allows(vocab: int, dtype: type[np.generic]) -> None:
+def test_ids_have_the_narrowest_dtype_for_the_vocabulary(vocab: int, dtype: type[np.generic]) -> None:
     narrow = narrow_ids(np.array([[0, vocab - 1]], np.uint32), vocab)
     assert narrow.dtype == dtype
     assert narrow.tolist() == [[0, vocab - 1]]

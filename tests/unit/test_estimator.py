@@ -76,8 +76,8 @@ def test_the_gradient_of_s_ld_comes_closer_to_the_exact_one(estimator: losses.Es
     torch.testing.assert_close(gradient(losses.get("s_ld", estimator=estimator), full), exact)
 
 
-def test_an_estimate_counts_for_more_the_more_of_a_row_is_missing(estimator: losses.Estimator) -> None:
-    """The fill, against its formula, on rows that lack from one to all of the student's ids."""
+def test_an_estimate_has_more_weight_if_more_of_a_row_is_missing(estimator: losses.Estimator) -> None:
+    """The values for missing ones, against their formula, on rows that lack from one to all of the student's ids."""
     logits = teacher_logits(8, seed=6)
     targets = lc.TopK.from_logits(logits, K)
     order = logits.argsort(1, descending=True)
@@ -109,7 +109,7 @@ def test_saved_and_named_in_a_line_of_text(estimator: losses.Estimator, tmp_path
     assert hidden.grad is not None
 
 
-def test_what_is_no_estimator_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_estimator_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"nothing of the kind")
     with pytest.raises(lc.LogitCacheError, match="is no estimator file"):
         losses.get("bild", estimator=str(tmp_path / "other"))
@@ -124,8 +124,8 @@ def test_what_is_no_estimator_is_refused(tmp_path: Path) -> None:
         losses.Estimator.fit([teacher_logits(40, seed=1)], rank=64)
 
 
-def test_rows_that_repeat_teach_what_they_have() -> None:
-    """Prompts from a template say the same again and again."""
+def test_an_estimator_is_learnt_from_repeated_rows() -> None:
+    """Rows repeat, for example, if prompts are made from a template."""
     rows = teacher_logits(20, seed=9)
     repeated = losses.Estimator.fit([rows.repeat(4, 1)], rank=64)
     once = losses.Estimator.fit([rows], rank=19)
@@ -134,7 +134,7 @@ def test_rows_that_repeat_teach_what_they_have() -> None:
     torch.testing.assert_close(repeated.predict(targets, ids), once.predict(targets, ids), rtol=1e-3, atol=5e-3)
 
 
-def test_rows_that_can_not_teach_are_refused() -> None:
+def test_rows_that_an_estimator_can_not_be_learnt_from_are_refused() -> None:
     rows = teacher_logits(100, seed=11)
     for broken in (math.nan, math.inf):
         with pytest.raises(lc.LogitCacheError, match="hold NaN"):
@@ -160,7 +160,7 @@ def test_an_estimator_of_another_vocabulary_is_refused(estimator: losses.Estimat
         losses.parse("bild(estimator=7)")
 
 
-def test_impossible_entries_do_no_harm(estimator: losses.Estimator) -> None:
+def test_entries_of_minus_infinity_give_finite_estimates(estimator: losses.Estimator) -> None:
     logits = teacher_logits(4, seed=6)
     logits[:, 20:] = -torch.inf
     targets = lc.TopK.from_logits(logits, K)

@@ -53,7 +53,7 @@ def test_parts_add_up() -> None:
     assert parts.rows == whole.rows
 
 
-def test_best_fill_is_at_least_as_good_as_what_it_starts_from() -> None:
+def test_best_fill_is_at_least_as_good_as_the_settings_it_starts_with() -> None:
     student, full = pair(noise=2)
     start = sld(offset=5, slope=0)
     found, match = fidelity.best_fill(start, [(student[:20], full[:20]), (student[20:], full[20:])], 16)
@@ -62,7 +62,7 @@ def test_best_fill_is_at_least_as_good_as_what_it_starts_from() -> None:
     assert match.cosine == pytest.approx(fidelity.s_ld_match(found, student, full, 16).cosine)
 
 
-def test_an_estimator_is_tried_and_kept_where_it_helps() -> None:
+def test_an_estimator_is_tried_and_kept_if_it_is_better() -> None:
     generator = torch.Generator().manual_seed(5)
     factor, mean = torch.randn(8, 400, generator=generator) * 2, torch.randn(400, generator=generator)
     teacher = torch.randn(300, 8, generator=generator) @ factor + mean
@@ -84,7 +84,7 @@ def test_fill_reaches_the_student_led_part_only() -> None:
     assert changed.parts == ((1.0, lc.losses.get("bild", offset=2, slope=0)), (0.5, lc.losses.get("residual_kl")))
 
 
-def test_truncated_rows_are_no_audit() -> None:
+def test_truncated_audit_rows_are_refused() -> None:
     student, full = pair()
     with pytest.raises(TargetsError, match="must list all 300 ids"):
         fidelity.s_ld_match(sld(), student, full.top(64), 16)

@@ -1,4 +1,4 @@
-"""Two whole caches of format 1, as they were when it was fixed. Every later version reads them, for all time."""
+"""Two whole caches of format 1, as they were when the format was fixed. Every later version must read them."""
 
 from __future__ import annotations
 

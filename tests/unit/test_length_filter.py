@@ -1,4 +1,4 @@
-"""Sequences left out by length: decided before anything is shared out, so that nothing else moves."""
+"""Sequences left out by length: this is decided before rows are divided over ranks."""
 
 from __future__ import annotations
 

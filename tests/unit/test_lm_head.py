@@ -1,4 +1,4 @@
-"""Body plus fused head equals the model's own logits plus the dense loss, for the architectures people train."""
+"""Body plus fused head equals the model's own logits plus the dense loss, for common architectures."""
 
 from collections.abc import Callable
 from typing import Any

@@ -40,12 +40,12 @@ def test_bild_defaults_are_the_papers() -> None:
     assert (parameters["k"], parameters["temperature"]) == (8, 3.0)
 
 
-def test_an_unknown_loss_names_those_there_are_and_the_nearest() -> None:
+def test_an_unknown_loss_gets_the_list_of_losses_and_the_nearest_name() -> None:
     with pytest.raises(lc.LogitCacheError, match=r"'bidl'; did you mean bild\? choose from bild, t_ld"):
         losses.get("bidl")
 
 
-def test_an_unknown_setting_names_those_there_are() -> None:
+def test_an_unknown_setting_gets_the_list_of_settings() -> None:
     with pytest.raises(lc.LogitCacheError, match="nkd has no setting 'beta'; it has: gamma, temperature"):
         losses.get("nkd", beta=1.0)
 
@@ -95,7 +95,7 @@ def test_a_mix_that_can_not_be_read_says_so(spec: str) -> None:
         losses.parse(spec)
 
 
-def test_labels_are_asked_for_only_where_they_are_needed() -> None:
+def test_labels_are_required_only_if_they_are_needed() -> None:
     student, targets, _ = random_case()
     for name in losses.names():
         loss = losses.get(name)
@@ -176,7 +176,7 @@ def test_residual_kl_is_at_most_the_full_divergence_and_equals_it_with_everythin
 
 @pytest.mark.parametrize("name", ZERO_AT_THE_TEACHER)
 @pytest.mark.parametrize("k", [5, 40])
-def test_zero_and_flat_where_student_and_teacher_agree(name: str, k: int) -> None:
+def test_loss_and_gradient_are_zero_if_student_and_teacher_are_equal(name: str, k: int) -> None:
     logits = random_case()[0].requires_grad_()
     targets = lc.TopK.from_logits(logits, k, statistics=True)
     # s-LD looks for the student's 8 while 5 are held: what is missing is filled in, so it can't be zero there.
@@ -189,7 +189,7 @@ def test_zero_and_flat_where_student_and_teacher_agree(name: str, k: int) -> Non
 
 
 @pytest.mark.parametrize("name", ANY_TEMPERATURE)
-def test_a_guess_about_the_tail_is_announced(name: str) -> None:
+def test_a_guess_about_the_tail_gives_a_warning(name: str) -> None:
     student, targets, _ = random_case(k=5)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -281,7 +281,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(
 
 
 @pytest.mark.parametrize("name", losses.names())
-def test_half_precision_logits_are_worked_on_in_float32(name: str) -> None:
+def test_half_precision_logits_are_computed_in_float32(name: str) -> None:
     student, targets, labels = random_case(dtype=torch.float32, k=12)
     rounded = student.bfloat16()
     ours = losses.get(name)(rounded, targets, labels)

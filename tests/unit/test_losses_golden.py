@@ -1,4 +1,4 @@
-"""The published values: every loss and its gradient, in float64, where the targets hold the whole vocabulary."""
+"""Reference values: every loss and its gradient, in float64, for targets that hold the whole vocabulary."""
 
 import re
 from pathlib import Path

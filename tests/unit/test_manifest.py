@@ -1,4 +1,4 @@
-"""The manifest: canonical bytes, versions and features, what may stand in it, and what it never tells."""
+"""The manifest: canonical bytes, versions and features, what it may hold, and what it must never hold."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_json_cannot_hold_is_refused(value: Any) -> None:
         b"1" * 5000 + b"\n",
     ],
 )
-def test_other_spellings_are_refused(spelling: bytes) -> None:
+def test_other_forms_of_json_are_refused(spelling: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         parse_canonical(spelling)
 
@@ -194,7 +194,7 @@ def test_provenance_fits_together(raw: bytes) -> None:
         parse_manifest(changed(raw, provenance=provenance | {"temperature": 2}), "it")
 
 
-def test_the_size_is_capped_both_ways(raw: bytes) -> None:
+def test_the_size_is_limited_for_writing_and_reading(raw: bytes) -> None:
     with pytest.raises(CacheFormatError, match="at most 1,048,576"):
         parse_manifest(b" " * (MAX_MANIFEST_BYTES + 1), "it")
     big = parse_manifest(raw, "it").model_copy(update={"extensions": {"x": "y" * MAX_MANIFEST_BYTES}})

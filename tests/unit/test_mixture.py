@@ -1,4 +1,4 @@
-"""Several caches as one: shares of tokens, the same order for every topology, and nothing mixed that doesn't go."""
+"""Several caches as one: shares of tokens, the same order for every topology, and caches that can't be mixed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_shares_hold_to_within_a_shard_in_every_epoch(mixture: Mixture, seed: in
 
 @settings(max_examples=60, deadline=None)
 @given(mixture=mixtures(), seed=st.integers(0, 9), window_tokens=st.integers(1, 80))
-def test_over_the_epochs_every_sequence_of_a_cache_comes_equally_often(
+def test_over_many_epochs_every_sequence_of_a_cache_is_used_equally_often(
     mixture: Mixture, seed: int, window_tokens: int
 ) -> None:
     seen = Counter(n for epoch in epochs_of(mixture, Settings(4, None, None, seed, window_tokens, 5)) for n in epoch)
@@ -106,7 +106,7 @@ def test_over_the_epochs_every_sequence_of_a_cache_comes_equally_often(
 
 
 def test_every_window_has_the_shares_of_the_whole() -> None:
-    """One small cache in a single shard with a large share: it mustn't come all at once."""
+    """A small cache in a single shard with a large share must not be used all at once."""
     mixture = Mixture([memory(0, 1, 1, largest=400), memory(1, 60, 2, largest=100)], [0.3, 0.7])
     batches = list(stream(mixture, batch_size=64, window_tokens=2000))
     assert len(batches) > 10
@@ -138,7 +138,7 @@ def test_workers_and_threads_change_nothing() -> None:
     assert steps_of(chosen.stream(mixture, prefetch=3)) == alone
 
 
-def test_the_digest_names_caches_and_weights_and_states_of_other_mixtures_are_refused() -> None:
+def test_the_digest_depends_on_caches_and_weights_and_states_of_other_mixtures_are_refused() -> None:
     one, two = memory(0, 2, 1), memory(1, 3, 2)
     digests = [
         Mixture(caches, weights).digest
@@ -183,7 +183,7 @@ def test_the_smallest_k_is_taken_and_what_is_dropped_joins_the_residual() -> Non
     assert np.allclose(nothing.top(3).residual_logprob_N, shard.residual_logprob_N)
 
 
-def test_statistics_stay_only_where_all_caches_hold_them() -> None:
+def test_statistics_are_kept_only_if_all_caches_hold_them() -> None:
     one, two = memory(0, 2, 1), memory(1, 2, 2)
     one._shards = [replace(s, logit_std_N=np.ones(s.targets, np.float32)) for s in one._shards]
     assert all(batch.targets.logit_std is None for batch in stream([one, two]))
@@ -209,7 +209,7 @@ def test_caches_without_a_token_give_nothing() -> None:
     assert sum(batch.tokens for batch in stream(caches)) == 0
 
 
-def test_caches_that_do_not_go_together() -> None:
+def test_caches_that_can_not_be_mixed_are_refused() -> None:
     one, two = memory(0, 2, 1), memory(1, 2, 2)
     two._shards = [replace(shard, vocab_size=60_000) for shard in two._shards]
     with pytest.raises(TokenizerMismatchError, match="vocab_size is 50000 in sha256:1-1 and 60000"):

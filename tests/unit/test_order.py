@@ -75,7 +75,7 @@ def test_workers_change_nothing(workers: int) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("taken", [1, 5, 9])
-def test_a_stateful_dataloader_goes_on_where_it_stopped(workers: int, taken: int) -> None:
+def test_a_stateful_dataloader_continues_where_it_stopped(workers: int, taken: int) -> None:
     loaders = pytest.importorskip("torchdata.stateful_dataloader")
     cache = MemoryCache.random(shards=5, largest=6, longest=12, seed=3)
     chosen = Settings(batch_size=4, micro_batch_size=2, pack_tokens=None, seed=1, window_tokens=40)
@@ -101,7 +101,7 @@ def test_threads_change_nothing(prefetch: int) -> None:
     assert steps_of(chosen.stream(cache, prefetch=prefetch)) == steps_of(chosen.stream(cache))
 
 
-def test_the_state_is_that_of_what_was_delivered_and_not_of_what_was_made_ahead() -> None:
+def test_the_state_counts_delivered_batches_and_not_prefetched_ones() -> None:
     cache = MemoryCache.random(shards=4, largest=6, longest=12, seed=3)
     chosen = Settings(batch_size=3, micro_batch_size=None, pack_tokens=None, seed=1, window_tokens=40)
     ahead = chosen.stream(cache, prefetch=5)
@@ -112,7 +112,7 @@ def test_the_state_is_that_of_what_was_delivered_and_not_of_what_was_made_ahead(
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_state_inside_a_step_goes_on_with_the_next_micro_batch(grouped: bool) -> None:
+def test_a_state_inside_a_step_continues_with_the_next_micro_batch(grouped: bool) -> None:
     cache = MemoryCache.random(shards=4, largest=6, longest=12, seed=3)
     chosen = Settings(4, micro_batch_size=1, pack_tokens=None, seed=1, window_tokens=40, group_by_length=grouped)
     whole = [sequence_ids(batch) for batch in chosen.stream(cache)]
@@ -173,7 +173,7 @@ def test_windows_are_bounded_and_samples_mix_across_shards() -> None:
     assert len(set(mixed.tolist())) > 3
 
 
-def test_a_million_shards_need_no_walk() -> None:
+def test_a_sample_of_a_million_shards_is_found_directly() -> None:
     sizes = ShardSizes("sha256:d", np.full(1_000_000, 100), np.full(1_000_000, 60_000))
     order = Order(seed=0).epoch(sizes, 0)
     last = order.window_of(order.samples - 1)

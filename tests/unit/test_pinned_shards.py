@@ -1,4 +1,4 @@
-"""Format 1 for all time: shards that were written once decode to the same arrays, and are written the same again."""
+"""Format 1 doesn't change: pinned shards decode to the same arrays, and are written as the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""s-LD from a cache: what is exact, and what stands for the teacher values that are missing."""
+"""s-LD from a cache: when it is exact, and which values it uses for missing teacher values."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def test_s_ld_is_exact_where_the_targets_hold_the_students_ids() -> None:
     assert (ours[~covered] != exact[~covered]).all()
 
 
-def test_a_missing_value_is_filled_below_its_bound() -> None:
+def test_the_value_for_a_missing_one_is_below_its_bound() -> None:
     student = torch.tensor([[5.0, 4.0, 3.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     teacher = torch.tensor([[5.0, 0.0, 0.0, 4.0, 3.0, 0.0]], dtype=torch.float64)
     targets = lc.TopK.from_logits(teacher, 3)

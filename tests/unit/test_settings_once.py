@@ -1,4 +1,4 @@
-"""Each setting of `dump` and `train` stands once, at its field: flags, YAML, `--help` and the reference follow it."""
+"""Each setting of `dump` and `train` is written once, at its field; flags, `--help` and the reference use it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_reference_is_fresh() -> None:
     subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], check=True)
 
 
-def test_help_stands_nowhere_else() -> None:
+def test_help_is_written_nowhere_else() -> None:
     for name in ("dump", "dump_output", "train", "options", "common", "main"):
         code = (ROOT / "cli" / f"{name}.py").read_text(encoding="utf-8")
         assert [setting.name for _, setting in EVERY if setting.help in code] == []
@@ -150,11 +150,11 @@ def test_sources_are_joined_and_the_later_wins() -> None:
     ("config", "name", "close"),
     [(DumpConfig, "license", "licence"), (DumpConfig, "topk", "top_k"), (TrainConfig, "learning_rat", "learning_rate")],
 )
-def test_a_name_that_there_is_not(config: type[Config], name: str, close: str) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest(config: type[Config], name: str, close: str) -> None:
     with pytest.raises(LogitCacheError, match=f"^{name} is not a setting; did you mean {close}\\? `logitcache "):
         gather(config, {name: 1})
 
 
-def test_python_proposes_names_too() -> None:
+def test_python_suggests_names_too() -> None:
     with pytest.raises(LogitCacheError, match=r"^max_lenght is not a setting; did you mean max_length\?"):
         TrainConfig.parse({"cache": "c", "student": "s", "out": "o", "max_lenght": 5})

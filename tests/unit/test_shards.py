@@ -1,4 +1,4 @@
-"""What every shard format must do: one suite, run on each."""
+"""The same tests for every shard format."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def assert_decodes(arrays: ShardArrays, decoded: ShardArrays, encoding: Encoding
 @any_encoding
 @many
 @given(arrays=shards())
-def test_any_shard_comes_back(shard_format: ShardFormatName, encoding: Encoding, arrays: ShardArrays) -> None:
+def test_any_shard_is_read_as_written(shard_format: ShardFormatName, encoding: Encoding, arrays: ShardArrays) -> None:
     payload = encode_shard(arrays, encoding, shard_format)
     decoded = decode_shard(payload, shard_format)
     assert_decodes(arrays, decoded, encoding)
@@ -82,7 +82,9 @@ def test_any_shard_comes_back(shard_format: ShardFormatName, encoding: Encoding,
         ([300], 262_144, 64),
     ],
 )
-def test_larger_shards_come_back(shard_format: ShardFormatName, lengths: list[int], vocab: int, k: int) -> None:
+def test_larger_shards_are_read_as_written(
+    shard_format: ShardFormatName, lengths: list[int], vocab: int, k: int
+) -> None:
     arrays = random_shard(1, lengths, vocab, k)
     assert_decodes(arrays, decode_shard(encode_shard(arrays, Encoding(), shard_format), shard_format), Encoding())
 
@@ -171,7 +173,7 @@ def test_unknown_format() -> None:
 
 
 @any_format
-def test_shard_that_readers_would_take_for_a_bomb(
+def test_a_shard_that_readers_would_refuse_as_too_large_is_not_written(
     shard_format: ShardFormatName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("logitcache.format.formats.size_limit", lambda payload_bytes: 64 * payload_bytes)
@@ -201,7 +203,7 @@ def test_one_array_can_be_read_by_itself(shard_format: ShardFormatName, arrays: 
             get_format(shard_format).read_one(file, "sequence_widths")
 
 
-def test_of_a_zip_file_hardly_more_is_read_than_the_array() -> None:
+def test_little_more_than_the_array_is_read_from_a_zip_file() -> None:
     class Counted(io.BytesIO):
         total = 0
 

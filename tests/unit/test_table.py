@@ -35,7 +35,7 @@ def columns_of(entries: list[ShardEntry]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_entries_come_back(count: int) -> None:
+def test_entries_are_read_as_written(count: int) -> None:
     entries = [entry(number) for number in range(count)]
     table = ShardTable(write_table(entries), "zarr", "it")
     assert list(table) == entries
@@ -55,7 +55,7 @@ def test_equal_entries_give_equal_bytes_and_may_repeat() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
-def test_locate_is_a_walk_over_the_shards(sizes: list[int]) -> None:
+def test_locate_finds_the_same_as_a_loop_over_the_shards(sizes: list[int]) -> None:
     table = ShardTable(write_table([entry(number, size) for number, size in enumerate(sizes)]), "zarr", "it")
     walk = [(shard, within) for shard, size in enumerate(sizes) for within in range(size)]
     assert [table.locate(sequence) for sequence in range(sum(sizes))] == walk

@@ -1,4 +1,4 @@
-"""A sample of the tail: which ids come in, what they stand for, and what a loss makes of them."""
+"""A sample of the tail: which ids are drawn, their weights, and the losses that use them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def all_draws(logits_V: Tensor, k: int, samples: int, steps: int) -> lc.TopK:
 
 
 def masses(targets: lc.TopK) -> Tensor:
-    """``[N, V]``: the mass that every id stands for."""
+    """``[N, V]``: the weight of every id."""
     found_NV = torch.zeros(len(targets), targets.vocab_size, dtype=torch.float64)
     return found_NV.scatter_(1, targets.ids, represent_tail(targets, 1.0).exp().double())
 
@@ -73,7 +73,7 @@ def test_any_sample_is_well_formed(seed: int, scale: float, k: int, samples: int
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 5.0])
-def test_every_id_stands_for_its_own_mass_on_average(scale: float) -> None:
+def test_the_average_weight_of_every_id_is_its_mass(scale: float) -> None:
     logits = teacher_logits(scale=scale)
     found = masses(all_draws(logits[0], K, M, 40_000)).mean(0)
     torch.testing.assert_close(found, logits[0].softmax(0), atol=2e-5, rtol=2e-3)
@@ -156,7 +156,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(
         assert (value >= 0).all()
 
 
-def test_the_top_is_told_from_the_sample() -> None:
+def test_ranked_entries_and_sampled_ones_are_distinguished() -> None:
     targets = lc.TopK.from_logits(teacher_logits(4), K, tail_samples=M, draws=torch.rand(4, dtype=torch.float64))
     student = teacher_logits(4, seed=8)
     ranked = lc.TopK.from_logits(teacher_logits(4), K - M)

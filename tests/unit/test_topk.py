@@ -1,4 +1,4 @@
-"""TopK: what it keeps of a row of logits, and that nothing about the row's mass is lost."""
+"""TopK: the entries that it keeps of a row of logits, and the mass of the others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_residual_of_a_sure_teacher_is_exact() -> None:
     assert targets.residual_logprob.item() == pytest.approx(math.log(999) - 40, rel=1e-6)
 
 
-def test_residual_far_below_the_first_choice_is_not_lost() -> None:
+def test_a_residual_far_below_the_first_entry_is_not_lost() -> None:
     # Gaps of 60 nats: e^-120 vanishes in float32, and must not on the way to its logarithm.
     targets = lc.TopK.from_logits(torch.tensor([[0.0, -60.0, -120.0]]), 2)
     assert targets.residual_logprob.item() == pytest.approx(-120, rel=1e-6)
@@ -52,7 +52,7 @@ def test_overwriting_the_logits_changes_nothing_else() -> None:
     )
 
 
-def test_ties_come_in_order_of_id() -> None:
+def test_ties_are_in_order_of_id() -> None:
     logits_NV = torch.tensor([[1.0, 3.0, 3.0, 1.0, 3.0]])
     assert lc.TopK.from_logits(logits_NV, 5).ids.tolist() == [[1, 2, 4, 0, 3]]
 
@@ -68,7 +68,7 @@ def test_masked_logits_keep_minus_infinity() -> None:
     assert targets.logprobs[0].tolist() == pytest.approx([-math.log(2), -math.log(2), -math.inf])
 
 
-def test_statistics_bring_raw_logits_back() -> None:
+def test_statistics_restore_raw_logits() -> None:
     logits_NV = torch.randn(4, 50, dtype=torch.float64)
     targets = lc.TopK.from_logits(logits_NV, 8, statistics=True)
     assert targets.log_partition is not None
@@ -118,8 +118,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lc.TopK(ids_NK.int(), torch.zeros(2, 3), torch.zeros(2), 10)
 
 
-def test_candidates_may_lie_far_below_what_is_left_out() -> None:
-    """Ids masked with a large number that the reference likes all the same; what is listed least isn't the bound."""
+def test_candidates_may_be_far_below_the_largest_id_that_is_left_out() -> None:
+    """Ids that are masked with a low number may be candidates; the least listed value isn't the bound then."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.cat([torch.randn(3, 6, generator=generator), torch.full((3, 44), -1e4)], 1)
     liked = torch.arange(50.0).expand(3, -1)
@@ -132,7 +132,7 @@ def test_candidates_may_lie_far_below_what_is_left_out() -> None:
     torch.testing.assert_close(targets.residual_logprob, left, rtol=1e-5, atol=1e-5)
 
 
-def test_a_tail_hundreds_of_nats_down_keeps_its_mass() -> None:
+def test_a_tail_hundreds_of_nats_lower_keeps_its_mass() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 200, generator=generator)
     logits[:, :8] += torch.tensor([[110.0], [900.0]])

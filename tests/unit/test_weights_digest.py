@@ -1,4 +1,4 @@
-"""The digest of a teacher's weights covers the files that are loaded, and no others that lie beside them."""
+"""The digest of a teacher's weights covers the files that are loaded, and no other files of the directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""zarr-python writes the Zarr shards, and ``Cache.zarr`` hands them out as its groups."""
+"""zarr-python writes the Zarr shards, and ``Cache.zarr`` opens them as its groups."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_files_are_those_that_zarr_writes(tmp_path: Path) -> None:
             assert ours[name] == content, name
 
 
-def test_what_zarr_spells_itself_is_read(tmp_path: Path) -> None:
+def test_metadata_in_the_form_of_zarr_itself_is_read(tmp_path: Path) -> None:
     arrays = random_shard(2, [1300, 7], 3000, 16)
     written = zipped(plain_zarr(encode_arrays(arrays, Encoding()), tmp_path / "plain"))
     decoded = decode_shard(written, "zarr")
@@ -95,7 +95,7 @@ def test_bytes_do_not_depend_on_threads_or_on_settings_of_zarr() -> None:
 
 
 @pytest.mark.parametrize("where", ["directory", "url"])
-def test_cache_hands_out_its_shards_as_groups(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_opens_its_shards_as_groups(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGITCACHE_CACHE_DIR", str(tmp_path / "local"))
     root = tmp_path / "cache"
     build_cache(root, "zarr", SHARDS)
@@ -118,7 +118,7 @@ def test_cache_hands_out_its_shards_as_groups(where: str, tmp_path: Path, monkey
         cache.zarr(len(SHARDS))
 
 
-def test_altered_shard_is_not_handed_out(tmp_path: Path) -> None:
+def test_an_altered_shard_is_not_opened(tmp_path: Path) -> None:
     build_cache(tmp_path / "cache", "zarr", SHARDS)
     cache = lc.open(tmp_path / "cache")
     path = tmp_path / "cache" / cache.shards[1].path
@@ -129,7 +129,7 @@ def test_altered_shard_is_not_handed_out(tmp_path: Path) -> None:
         cache.zarr(1)
 
 
-def test_missing_chunk_is_not_taken_for_zeros() -> None:
+def test_a_missing_chunk_is_not_read_as_zeros() -> None:
     files = members(encode_shard(SHARDS[0], Encoding(), "zarr"))
     del files["residual/c/0/0"]
     with pytest.raises(CorruptCacheError, match=r"here: the chunk residual/c/0/0 is missing"):
