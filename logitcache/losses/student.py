@@ -135,8 +135,8 @@ class StudentWithLoss(nn.Module):
         """
         batch = batch.batch if isinstance(batch, Sealed) else batch
         _check_not_cast(batch)
-        told = inputs or self._documents(batch)
-        hidden_ND = self.hidden_at(batch.input_ids, batch.position_ids, batch.target_index, **told)
+        extra = inputs or self._documents(batch)
+        hidden_ND = self.hidden_at(batch.input_ids, batch.position_ids, batch.target_index, **extra)
         if read is not None:
             return read(self, batch, hidden_ND)
         targets = batch.targets if self.vocab_limit is None else batch.targets.limited(self.vocab_limit)

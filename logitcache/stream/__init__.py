@@ -51,7 +51,7 @@ def stream(
             See :class:`Mixture`.
         batch_size: rows of a global batch, over all ranks and micro-batches; the last batch of an epoch may be smaller.
         micro_batch_size: rows of each yielded :class:`Batch`; by default all rows of this rank in a step.
-        pack_tokens: pack sequences into rows of at most so many tokens; by default a row holds one sequence.
+        pack_tokens: pack sequences into rows of at most this many tokens; by default a row holds one sequence.
         seed, shuffle: the order of samples; without shuffling it is the cache's own.
         epochs: passes over the cache; None never ends.
         rank, world_size: which part of each global batch to yield.

@@ -16,7 +16,7 @@ class Layout:
     Attributes:
         batch_size: rows of a global batch, over all ranks and micro-batches.
         micro_batch_size: rows of one forward pass on one rank; None means all rows of the rank.
-        pack_tokens: pack sequences into rows of at most so many tokens; None means one sequence in each row.
+        pack_tokens: pack sequences into rows of at most this many tokens; None means one sequence in each row.
         rank, world_size: which part of each global batch this rank gets.
         vocab_limit: leave out positions whose targets list this id or a larger one (for a student with fewer ids).
         selection: which positions to use.
