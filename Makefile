@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests at a time. Each takes up to two threads and 2 GiB.
 JOBS ?= 2
 
-.PHONY: install teacher demo test check docs bench clean
+.PHONY: install teacher demo test check docs bench test-gpu bench-gpu clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -43,6 +43,15 @@ docs: $(STAMP)
 
 bench: $(STAMP) teacher
 	$(BIN)/python -m benchmarks
+
+# Both need a GPU, and fail with one line where there is none. Tests that need two GPUs are skipped on a machine with one.
+test-gpu: $(STAMP)
+	@$(BIN)/python -m benchmarks._device
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# Writes results-gpu/gpu.json and results-gpu/gpu.md.
+bench-gpu: $(STAMP)
+	@$(BIN)/python -m benchmarks.gpu --out results-gpu
 
 clean:
 	rm -rf $(VENV) demo-out site build

@@ -1,4 +1,7 @@
-"""Run every benchmark, one after the other: `make bench`, or `python -m benchmarks NAME...` for some of them."""
+"""Run every benchmark, one after the other: `make bench`, or `python -m benchmarks NAME...` for some of them.
+
+`before_after` is left out, which needs a revision to compare with, and `gpu`, which `make bench-gpu` runs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import benchmarks
 
 
 def main() -> int:
-    known = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name[0] != "_")
+    names = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    known = sorted(name for name in names if name[0] != "_" and name not in ("before_after", "gpu"))
     wanted = sys.argv[1:] or known
     if unknown := sorted(set(wanted) - set(known)):
         print(f"no benchmark called {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks._device import wait
 from benchmarks._memory import peak_mib
 from benchmarks._teacher import DATA, REPO, TEACHER
 from logitcache.dump import DumpConfig
@@ -36,6 +37,7 @@ from logitcache.dump.worker import Worker
 from logitcache.engines import Engine
 from logitcache.engines.batches import cut_into_batches, pad
 from logitcache.engines.transformers_engine import TransformersEngine
+from logitcache.models import device_of
 from logitcache.models.dtypes import DTYPES
 from logitcache.models.teacher import load_model
 from logitcache.utils.progress import silent
@@ -52,8 +54,10 @@ class Seconds:
 
 
 def timed(call: Callable[[], None]) -> Seconds:
+    wait()
     wall, cpu = time.perf_counter(), time.process_time()
     call()
+    wait()
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
@@ -65,7 +69,7 @@ def bare_pass(model: Any, plan: Plan, job: Job) -> None:
             sequences = plan.shard_sequences(shard)
             for members in cut_into_batches([len(s.token_ids_L) for s in sequences], job.config.batch_tokens):
                 input_ids_BL, _ = pad([sequences[s] for s in members])
-                model(input_ids=input_ids_BL, use_cache=False).logits.topk(job.config.top_k)
+                model(input_ids=input_ids_BL.to(device_of(model)), use_cache=False).logits.topk(job.config.top_k)
 
 
 def engine_of(model: Any, job: Job) -> Engine:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import logitcache as lc
+from benchmarks._device import wait
 from benchmarks._markdown import table
 from benchmarks._memory import peak_mib, reset_peak, resident_mib
 
@@ -34,18 +35,29 @@ LIMITS = {"time": 0.42, "memory": 0.25}
 class Setup:
     """Random hidden states, a weight, and targets whose ids overlap with what the student prefers."""
 
-    def __init__(self, width: int, vocab: int, tokens: int, top_k: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.hidden = torch.randn(tokens, width, generator=generator).requires_grad_()
-        self.weight = (torch.randn(vocab, width, generator=generator) / width**0.5 * 3).requires_grad_()
-        self.labels = torch.randint(0, vocab, (tokens,), generator=generator)
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        tokens: int,
+        top_k: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        device = device or torch.device("cpu")
+        generator = torch.Generator(device).manual_seed(0)
+        kind = {"generator": generator, "device": device, "dtype": dtype}
+        self.hidden = torch.randn(tokens, width, **kind).requires_grad_()  # type: ignore[call-overload]
+        self.weight = (torch.randn(vocab, width, **kind) / width**0.5 * 3).requires_grad_()  # type: ignore[call-overload]
+        self.labels = torch.randint(0, vocab, (tokens,), generator=generator, device=device)
         with torch.no_grad():
             rows = [self._targets(part, top_k, generator) for part in self.hidden.split(64)]
         self.targets = lc.TopK.cat(rows)
 
     def _targets(self, hidden_ND: Tensor, top_k: int, generator: torch.Generator) -> lc.TopK:
         logits_NV = hidden_ND @ self.weight.T
-        return lc.TopK.from_logits(logits_NV + torch.randn(logits_NV.shape, generator=generator) / 2, top_k)
+        noise_NV = torch.randn(logits_NV.shape, generator=generator, device=logits_NV.device)
+        return lc.TopK.from_logits(logits_NV + noise_NV / 2, top_k)
 
     def run(self, way: str) -> None:
         self.hidden.grad = self.weight.grad = None
@@ -61,8 +73,10 @@ def seconds(setup: Setup, ways: list[str], rounds: int) -> dict[str, list[float]
     times: dict[str, list[float]] = {way: [] for way in ways}
     for round_number in range(rounds + 1):
         for way in ways:
+            wait()
             start = time.perf_counter()
             setup.run(way)
+            wait()
             if round_number:  # the first round warms up
                 times[way].append(time.perf_counter() - start)
     return times

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import logitcache as lc
+from benchmarks._device import wait
 from benchmarks._teacher import DATA, load, parse, teacher_parser
 from logitcache import losses
 from logitcache.stream import Batch
@@ -51,7 +52,8 @@ def ways(teacher: Any, student: Any, input_ids_1L: Tensor, top_k: int) -> dict[s
         targets = lc.TopK.from_logits(logits_LV, top_k)
     del logits_LV
     labels = input_ids_1L[0, 1:]
-    batch = Batch(input_ids_1L, torch.arange(len(labels) + 1)[None], torch.arange(len(labels)), targets, labels)
+    positions_L = torch.arange(len(labels) + 1, device=labels.device)
+    batch = Batch(input_ids_1L, positions_L[None], positions_L[:-1], targets, labels)
     model = losses.loss_model(student, "bild")
     assert model.fused, model.why_dense
 
@@ -86,11 +88,13 @@ def measure(steps: dict[str, Callable[[], Tensor]], student: Any, rounds: int) -
     times: dict[str, list[float]] = {way: [] for way in steps}
     for round_number in range(rounds + 1):
         for way, loss in steps.items():
+            wait()
             start = time.perf_counter()
             loss().backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            wait()
             if round_number:  # the first round warms up
                 times[way].append(time.perf_counter() - start)
     return times
