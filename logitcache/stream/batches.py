@@ -196,8 +196,7 @@ def _document_starts(pieces: Sequence[_Piece], height: int, width: int) -> NDArr
 
     In rows of one document each, the padding belongs to it, as its positions say.
     """
-    packed = any(piece.column for piece in pieces)
-    starts = {row * width for row in range(height + 1)} | {piece.row * width + piece.column for piece in pieces}
-    if packed:  # where a row's padding begins, if it has any: otherwise the next row begins there
-        starts |= {piece.row * width + piece.column + piece.length for piece in pieces}
+    starts = {row * width for row in range(height + 1)}
+    if any(piece.column for piece in pieces):  # where a document ends, the next one or the padding begins
+        starts |= {piece.row * width + piece.columns.stop for piece in pieces}
     return np.array(sorted(starts), dtype=np.int32)

@@ -145,7 +145,7 @@ class TrainConfig(Config):
     attention: Annotated[
         str | None,
         Field(description="Attention implementation of transformers, such as sdpa or eager."),
-        Flag(MODEL, default="transformers' choice"),
+        Flag(MODEL, default="flash attention on a GPU if it is installed, otherwise transformers' choice"),
     ] = None
     lora_rank: Annotated[
         int | None,

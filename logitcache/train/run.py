@@ -23,6 +23,7 @@ from logitcache.stream import Stream, stream
 from logitcache.students.pairing import check_lengths, load_student, pair
 from logitcache.train import checkpoints
 from logitcache.train.arguments import CHECKPOINTS, micro_batch_size, training_arguments
+from logitcache.train.attention import at_loading, choose_attention
 from logitcache.train.audit import Audit, choose_fill
 from logitcache.train.config import TrainConfig
 from logitcache.train.lora import prepare_student
@@ -120,7 +121,7 @@ class Run:
         check_eval_cache(self.source.caches, audit_cache)
         self._check_targets()
         torch.manual_seed(config.seed)
-        student = load_student(config.student, dtype=DTYPES[config.dtype], attention=config.attention)
+        student = load_student(config.student, dtype=DTYPES[config.dtype], attention=at_loading(config))
         self.pairing = pair(self.cache, student, config.student, max_length=config.max_length)
         for cache in self.source.caches[1:]:
             check_lengths(cache, student, config.max_length)
@@ -160,6 +161,7 @@ class Run:
             feed_stream.load_state_dict(self.state)
         limit = self.pairing.vocab_limit
         module = StudentWithLoss(self.student, self.loss, limit, args.world_size)
+        choose_attention(self.student, config, args.device)
         if module.why_dense:
             warnings.warn(module.why_dense, LogitCacheWarning, stacklevel=2)
         if self.audit is not None:

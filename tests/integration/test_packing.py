@@ -23,6 +23,7 @@ from transformers import (
 
 import logitcache as lc
 from logitcache.losses import StudentWithLoss
+from logitcache.models.documents import BY_DOCUMENT, register
 from logitcache.stream import Selection
 from logitcache.train.packing import check_packing
 
@@ -61,10 +62,11 @@ def token_losses(module: StudentWithLoss, cache: MemoryCache, flatten: bool = Fa
     return found
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", BY_DOCUMENT])
 @pytest.mark.parametrize("name", SHAPES)
 def test_packed_and_unpacked_losses_agree(name: str, attention: str) -> None:
     torch.manual_seed(0)
+    register()
     model = AutoModelForCausalLM.from_config(SHAPES[name], attn_implementation=attention).eval()
     cache = small_cache()
     module = StudentWithLoss(model, lc.losses.get("forward_kl"), 500)
