@@ -27,10 +27,12 @@ class Computed:
         sequences: the shard's sequences, in order.
         scored: indices of sequences, and the targets of those sequences in that order, as
             :meth:`logitcache.engines.Engine.score` gives them.
+        head_dtype: dtype of the logits, if it isn't that of the teacher's arithmetic.
     """
 
     sequences: list[TokenSequence]
     scored: list[tuple[Sequence[int], TopK]]
+    head_dtype: str | None = None
 
     @property
     def vocab_size(self) -> int:

@@ -22,6 +22,7 @@ class Descriptor:
         non_finite: positions left out because their logits weren't finite.
         mean_mass: mean probability that the K entries hold; None without targets.
         calibration: errors of the encoding, measured on the first shard only.
+        head_dtype: dtype of the logits, if it isn't that of the teacher's arithmetic.
     """
 
     entry: ShardEntry | None
@@ -29,6 +30,7 @@ class Descriptor:
     non_finite: int
     mean_mass: float | None
     calibration: dict[str, Any] | None = None
+    head_dtype: str | None = None
 
 
 def descriptor_name(index: int) -> str:

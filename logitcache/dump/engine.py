@@ -46,5 +46,6 @@ def open_teacher(job: Job) -> Engine:
         tensor_parallel=config.tensor_parallel,
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
+        wide_head=config.head_dtype == "fp32",
     )
     return open_engine(config.engine, settings, generation=config.generate is not None)

@@ -88,6 +88,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
             weights_digest=settings["weights_digest"],
             dtype=str(DTYPES[config.dtype]).removeprefix("torch."),
             engine=config.engine,
+            head_dtype=done[0].head_dtype,
         ),
         tokenizer_digest=settings["tokenizer_digest"],
         corpus_digest=plan.corpus_digest,

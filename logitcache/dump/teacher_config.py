@@ -35,6 +35,14 @@ class TeacherConfig(Config):
         Field(description="Dtype of the teacher; auto is the checkpoint's on a GPU, and fp32 on a CPU."),
         Flag(TEACHER),
     ] = "auto"
+    head_dtype: Annotated[
+        Literal["fp32", "model"],
+        Field(
+            description="Dtype of the teacher's logits: fp32 adds up and returns the output layer's product in float32, "
+            "also if the weights are in half precision; model leaves it to the model."
+        ),
+        Flag(TEACHER),
+    ] = "fp32"
     device: Annotated[
         str,
         Field(

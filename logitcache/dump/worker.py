@@ -56,7 +56,7 @@ def compute(
         scored.append((which, targets))
         if generation is None:
             advance(sum(len(sequences[s].token_ids_L) for s in which))
-    return Computed(sequences, scored)
+    return Computed(sequences, scored, engine.info.head_dtype)
 
 
 class Worker:

@@ -95,7 +95,9 @@ class ShardWriter:
                 entry = publish_shard(self._root, payload, arrays, self._shard_format)
                 if index == 0:
                     calibration = calibrate(arrays, self._encoding, payload).model_dump(mode="json")
-            descriptor = Descriptor(entry, computed.vocab_size, non_finite, _mean_mass(arrays), calibration)
+            descriptor = Descriptor(
+                entry, computed.vocab_size, non_finite, _mean_mass(arrays), calibration, computed.head_dtype
+            )
             write_descriptor(self._root, index, descriptor)
         finally:
             claim.release()

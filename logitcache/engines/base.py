@@ -50,12 +50,14 @@ class EngineInfo:
         vocab_size: V, the length of the teacher's logit vectors.
         dtype: dtype of the teacher's arithmetic, as torch names it: ``float32``, ``bfloat16`` …
         can: what it can do.
+        head_dtype: dtype of the logits, where it is another one.
     """
 
     name: str
     vocab_size: int
     dtype: str
     can: Capabilities
+    head_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class EngineSettings:
         tensor_parallel: this process holds a part of each layer, and all processes run the same forward passes.
         attention: the implementation of attention, as transformers names it; None is its default.
         trust_remote_code: run code that comes with the models.
+        wide_head: give logits in float32, also if the weights are in half precision.
     """
 
     teacher: TeacherFiles
@@ -92,6 +95,7 @@ class EngineSettings:
     tensor_parallel: bool = False
     attention: str | None = None
     trust_remote_code: bool = False
+    wide_head: bool = True
 
 
 class Engine(Protocol):

@@ -28,6 +28,7 @@ from logitcache.engines.host import HostTopK, to_host
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
 from logitcache.models.teacher import load_model
+from logitcache.models.wide_head import can_widen, wide_logits
 from logitcache.targets.topk import TopK
 from logitcache.utils.device import DEVICES, Devices
 
@@ -72,6 +73,7 @@ def open_transformers(settings: EngineSettings, devices: Devices = DEVICES) -> T
         reference=reference,
         candidates=settings.candidates,
         statistics=settings.statistics,
+        wide_head=settings.wide_head,
         halve=not settings.tensor_parallel,
         devices=devices,
     )
@@ -88,6 +90,7 @@ class TransformersEngine(Engine):
         reference: another loaded model with the same token ids, which chooses the candidates.
         candidates: how many of the K are candidates.
         statistics: also give the log-partition and the logits' standard deviation.
+        wide_head: give logits in float32, also if the weights are in half precision.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
         devices: the machine's.
 
@@ -107,6 +110,7 @@ class TransformersEngine(Engine):
         reference: Any | None = None,
         candidates: int = 0,
         statistics: bool = False,
+        wide_head: bool = True,
         halve: bool = True,
         devices: Devices = DEVICES,
     ) -> None:
@@ -128,7 +132,15 @@ class TransformersEngine(Engine):
         self._heeds_padding: bool | None = None  # checked when the first prompts are answered
         self._device = device_of(model)
         vocab_size = self.head.vocab_size
-        self._info = EngineInfo(NAME, vocab_size, str(model.dtype).removeprefix("torch."), CAN)
+        self._widens = wide_head and can_widen(self.head)
+        self._info = EngineInfo(NAME, vocab_size, _dtype_name(model), CAN, "float32" if self._widens else None)
+        if wide_head and not self._widens and model.dtype.itemsize < 4:
+            warnings.warn(
+                f"teacher {_name(model)}: its logits stay in {_dtype_name(model)}, because its output layer is not a "
+                "plain matrix on one device. Log-probs are off by up to 1/16 nat",
+                LogitCacheWarning,
+                stacklevel=2,
+            )
         if top_k > vocab_size:
             raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
         chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
@@ -236,7 +248,7 @@ class TransformersEngine(Engine):
         return head.hidden_at(input_ids_BL.to(self._device), index_N.to(self._device))
 
     def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor, liked_CE: Tensor | None) -> TopK:
-        logits_CV = self.head.logits(hidden_CD)
+        logits_CV = wide_logits(self.head, hidden_CD) if self._widens else self.head.logits(hidden_CD)
         reference_CW = None
         if self._reference is not None and liked_CE is not None:
             reference_CW = self._reference.logits(liked_CE).to(logits_CV.device)
@@ -263,6 +275,10 @@ def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
 def _name(model: Any) -> str:
     """The place that the model was loaded from, for messages."""
     return str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+
+
+def _dtype_name(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _too_large(batch: Sequence[TokenSequence]) -> str:

@@ -63,6 +63,7 @@ class Teacher(Frozen):
         weights_digest: digest of the weight files' contents.
         dtype: the data type that it computed in, such as ``float32``.
         engine: the engine that ran it, such as ``transformers``.
+        head_dtype: the data type of its logits; absent if it is ``dtype``.
     """
 
     name: Name
@@ -70,6 +71,7 @@ class Teacher(Frozen):
     weights_digest: Digest | None = None
     dtype: Name
     engine: Name
+    head_dtype: Name | None = None
 
     @field_validator("name")
     @classmethod

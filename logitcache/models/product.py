@@ -31,7 +31,7 @@ def product_dtype(*operands: Tensor) -> torch.dtype:
 def operand(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """A matrix for :func:`product`: rounded to ``dtype``, and widened again if the device needs it."""
     rounded = matrix.detach().to(dtype)
-    return rounded if _native(rounded) else rounded.to(wide(dtype))
+    return rounded if reads_half(rounded) else rounded.to(wide(dtype))
 
 
 def gradient_operand(gradient: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,18 +41,19 @@ def gradient_operand(gradient: Tensor, dtype: torch.dtype) -> Tensor:
 
 def product(left_MN: Tensor, right_NP: Tensor, *, out_MP: Tensor | None = None) -> Tensor:
     """``left @ right`` with a result of :func:`wide` dtype; both are made by :func:`operand`, with the same dtype."""
-    if _native(left_MN):
+    if reads_half(left_MN):
         return torch.mm(left_MN, right_NP, out_dtype=wide(left_MN.dtype), out=out_MP)
     return torch.mm(left_MN, right_NP, out=out_MP)
 
 
 def add_product(total_MP: Tensor, left_MN: Tensor, right_NP: Tensor) -> None:
     """Add ``left @ right`` to ``total``, which has the :func:`wide` dtype, in its memory."""
-    if _native(left_MN):
+    if reads_half(left_MN):
         torch.addmm(total_MP, left_MN, right_NP, out_dtype=total_MP.dtype, out=total_MP)
     else:
         total_MP.addmm_(left_MN, right_NP)
 
 
-def _native(matrix: Tensor) -> bool:
+def reads_half(matrix: Tensor) -> bool:
+    """True if the matrix is in half precision, and its device multiplies it as it is."""
     return matrix.device.type in NATIVE and matrix.dtype != wide(matrix.dtype)
