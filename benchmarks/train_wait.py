@@ -35,9 +35,8 @@ from logitcache.stream import Batch
 STUDENTS = {"small": (10, 576, 1536, 9, 3, 8, 3), "tiny": (2, 64, 128, 2, 1, 80, 4)}
 
 
-def make_student(vocab_size: int, layers: int, width: int, inner: int, heads: int, kv_heads: int) -> StudentWithLoss:
-    torch.manual_seed(0)
-    config = LlamaConfig(
+def llama_config(vocab_size: int, layers: int, width: int, inner: int, heads: int, kv_heads: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=width,
         intermediate_size=inner,
@@ -46,7 +45,12 @@ def make_student(vocab_size: int, layers: int, width: int, inner: int, heads: in
         num_key_value_heads=kv_heads,
         tie_word_embeddings=True,
     )
-    return StudentWithLoss(LlamaForCausalLM(config), lc.losses.get("bild"), vocab_size)
+
+
+def make_student(vocab_size: int, *shape: int) -> StudentWithLoss:
+    """With random weights, and BiLD; ``shape`` as in ``STUDENTS``."""
+    torch.manual_seed(0)
+    return StudentWithLoss(LlamaForCausalLM(llama_config(vocab_size, *shape)), lc.losses.get("bild"), vocab_size)
 
 
 @dataclass(frozen=True)
