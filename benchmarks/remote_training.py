@@ -9,7 +9,7 @@ The student is tiny, which makes what reading costs as large as it can be. The s
 machine's loopback (extra `dev`), and takes its time from the same processors. Needs the demo's teacher once, for real
 predictions (`make teacher`).
 
-    python -m benchmarks.remote_training
+    python -m benchmarks.remote_training --markdown benchmarks/results/remote_training.md
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import logitcache as lc
+from benchmarks._markdown import table, write_tables
+from benchmarks._teacher import REPO
 from benchmarks._tiled import real_cache, tiled_cache
 from benchmarks.train_wait import make_student, run_steps
 from logitcache.cache.remote import open_remote
@@ -36,11 +39,17 @@ from logitcache.losses import StudentWithLoss
 from logitcache.share.pushing import push
 from logitcache.stores.local_cache import LocalSettings
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(REPO / "tests"))
 from s3_server import start_s3  # the tests' own way of starting the server
 
 #: layers, width, feed-forward width, heads, key-value heads
 STUDENT = (2, 64, 128, 2, 1)
+#: Rows of the table, by the name in the result.
+WAYS = {
+    "from_s3_nothing_kept_here": "from S3, nothing kept here: every shard is fetched on the way",
+    "from_s3_shards_kept_here": "from S3, shards in the local cache",
+    "from_disk_again": "from disk again: chance",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=24, help="shards of the cache")
     parser.add_argument("--shard-tokens", type=int, default=4_096, help="tokens of each")
     parser.add_argument("--batch-size", type=int, default=4, help="rows of a step")
+    parser.add_argument("--markdown", type=Path, help="write the ratios there, with their quartiles")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     server = start_s3()
@@ -67,10 +77,24 @@ def main() -> None:
         disk = tiled_cache(folder, real_cache(folder), shards=arguments.shards, tokens_per_shard=arguments.shard_tokens)
         url = server.place()
         push(disk.root, url)
-        print(json.dumps(measure(disk, url, folder, arguments), indent=2))
+        result = measure(disk, url, folder, arguments)
+    print(json.dumps(result, indent=2))
+    if arguments.markdown:
+        write_tables(arguments.markdown, [ratios_table(result)])
 
 
-def measure(disk: lc.Cache, url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def ratios_table(result: dict[str, Any]) -> str:
+    """Time over that of the passes from disk around it."""
+    rows = []
+    for key, title in WAYS.items():
+        found = result[key]
+        low, high = found["its_quartiles"]
+        later = f"{found['ratio_after_the_first_batch']:.3f} ({low:.3f}–{high:.3f})"
+        rows.append([title, f"{found['ratio']:.3f}", later])
+    return table(["", "whole pass, opening included", "after the first batch"], rows)
+
+
+def measure(disk: lc.Cache, url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All ways in turn, after a pass that nobody counts."""
     module = make_student(disk.vocab_size, *STUDENT)
     steps = sum(1 for _ in lc.stream(disk, batch_size=arguments.batch_size))

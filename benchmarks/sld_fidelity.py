@@ -1,6 +1,7 @@
 """How closely s-LD from a cache follows the exact one: coverage by K, and cosine of the gradients by policy.
 
-    python -m benchmarks.sld_fidelity --plot benchmarks/results/sld_fidelity.png
+    python -m benchmarks.sld_fidelity --markdown benchmarks/results/sld_fidelity.md \\
+        --plot benchmarks/results/sld_fidelity.png
 
 Students are the teacher without some of its layers. The gradient is that of s-LD (k = 8, T = 3), summed over tokens,
 with respect to the student's logits. The cosine is taken over all tokens together, as one step of training adds them
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 import logitcache as lc
+from benchmarks._markdown import table, write_tables
 from benchmarks._students import without
 from benchmarks._teacher import DATA, load, parse, teacher_parser
 from logitcache import losses
@@ -43,6 +45,8 @@ STUDENTS: tuple[tuple[int, ...], ...] = (
 )
 TOP_KS = (8, 16, 32, 64, 128, 256, 512)
 CONTEXT, PART = 512, 256
+#: Ends of the names of the policies whose mean over tokens is in the table.
+SHOWN_BY_TOKEN = (", b − 1", ", default", ", chosen")
 UNION = "K=64 and another student's best 16"
 
 
@@ -146,16 +150,16 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: result["kl"])
 
 
-def report(results: list[dict[str, Any]]) -> None:
-    header = " | ".join(f"{result['kl']:.2f}" for result in results)
-    line = "|---" * (len(results) + 1) + "|"
-    print(f"| coverage, by the student's KL to the teacher in nats | {header} |\n{line}")
-    for k in TOP_KS:
-        print(f"| K={k} | " + " | ".join(f"{result['coverage'][k]:.3f}" for result in results) + " |")
+def tables(results: list[dict[str, Any]]) -> list[str]:
+    """Coverage by K, and cosines by policy, over all tokens together and token by token; a column a student."""
+    distances = [f"{result['kl']:.2f}" for result in results]
+    rows = [[f"K={k}", *(f"{result['coverage'][k]:.3f}" for result in results)] for k in TOP_KS]
+    found = [table(["coverage, by the student's KL to the teacher in nats", *distances], rows)]
     for title, key in (("over all tokens together", "cosine"), ("mean over tokens", "mean_cosine")):
-        print(f"\n| gradient cosine, {title} | {header} |\n{line}")
-        for name in results[0][key]:
-            print(f"| {name} | " + " | ".join(f"{result[key][name]:.3f}" for result in results) + " |")
+        names = [name for name in results[0][key] if key == "cosine" or name.endswith(SHOWN_BY_TOKEN)]
+        rows = [[name, *(f"{result[key][name]:.3f}" for result in results)] for name in names]
+        found.append(table([f"gradient cosine, {title}", *distances], rows))
+    return found
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -181,11 +185,15 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=1536, help="tokens measured on")
     parser.add_argument("--audit-rows", type=int, default=128, help="so many to learn from, and to decide")
     parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     parser.add_argument("--plot", type=Path, help="write a picture there")
     parser.add_argument("--json", action="store_true")
     options = parse(parser)
     results = run(options)
-    print(json.dumps(results, indent=2)) if options.json else report(results)
+    found = tables(results)
+    print(json.dumps(results, indent=2) if options.json else "\n\n".join(found))
+    if options.markdown:
+        write_tables(options.markdown, found)
     if options.plot:
         plot(results, options.plot)
     return 0

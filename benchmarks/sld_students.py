@@ -1,17 +1,17 @@
 """How far the default fill of s-LD can be relied on: many students, two kinds of text, and the step that is taken.
 
-    python -m benchmarks.sld_students --plot benchmarks/results/sld_students.png
-    python -m benchmarks.sld_students --pruned 12
-    python -m benchmarks.sld_students --weights
+    python -m benchmarks.sld_students --weights --markdown benchmarks/results/sld_students.md \\
+        --plot benchmarks/results/sld_students.png
+    python -m benchmarks.sld_students --pruned 1 2 4 5 6 7 8 12 --markdown benchmarks/results/sld_pruned.md
 
 Students are the teacher without 1 to 5 layers drawn at random (never the first two or the last), or pruned layer by
 layer, each time of the one that costs least on other text. Texts are three addresses, and three chapters of the
 language reference that comes with Python. For each student the s-LD gradient from a cache of K = 64 is compared with
 the exact one: with respect to the logits, token by token and averaged; the same over all tokens together; and, with
-``--weights`` (which takes four times as long), with respect to all weights of the student, which is what a step of
-training takes: errors of single tokens point in many directions and mostly cancel there. Over all tokens the fill b − 1
-and the estimator, learnt from 256 audit rows of other text, are measured too, and BiLD as a whole, of which s-LD is
-one half and the other half is exact.
+``--weights`` and on the addresses (which then take four times as long), with respect to all weights of the student,
+which is what a step of training takes: errors of single tokens point in many directions and mostly cancel there. Over
+all tokens the fill b − 1 and the estimator, learnt from 256 audit rows of other text, are measured too, and BiLD as a
+whole, of which s-LD is one half and the other half is exact.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 import logitcache as lc
+from benchmarks._markdown import table, write_tables
 from benchmarks._students import Dropped, drawn, pruned, without
 from benchmarks._teacher import DATA, load, parse, teacher_parser
 from benchmarks.sld_fidelity import AUDITED, CONTEXT, MEASURED, exact_gradient, hidden_states, s_ld
@@ -41,13 +43,15 @@ CHAPTERS = ("compound", "specialnames", "types")
 BINS = ((0.1, 0.3), (0.3, 0.5), (0.5, 0.8), (0.8, 1.2), (1.2, 1.8), (1.8, 2.5))
 #: Columns of the tables: title, and which figure of a result.
 COLUMNS = {
-    "all tokens: b − 1": "simple",
+    "s-LD, all tokens: b − 1": "simple",
     "default": "logits",
     "estimator": "estimated",
-    "BiLD, default": "bild",
-    "each token": "per_token",
+    "BiLD, all tokens": "bild",
+    "s-LD, each token": "per_token",
 }
-WEIGHTS = {"the weights": "weights"}
+WEIGHTS = {"s-LD, the weights": "weights"}
+#: The text whose gradient of the weights is measured.
+WEIGHED = "addresses"
 
 
 @dataclass(frozen=True)
@@ -159,13 +163,14 @@ def students_of(options: argparse.Namespace, model: Any, tokenizer: Any) -> list
     if not options.pruned:
         return drawn(options.students, options.seed, model.config.num_hidden_layers)
     others = [tokenizer((DATA / name).read_text(encoding="utf-8"))["input_ids"][:PRUNING_TOKENS] for name in AUDITED]
-    return pruned(model, options.pruned, torch.tensor(others))
+    made = pruned(model, max(options.pruned), torch.tensor(others))
+    return [dropped for dropped in made if len(dropped) in options.pruned]
 
 
 def run(options: argparse.Namespace) -> list[Result]:
     model, tokenizer = load(options.teacher)
     texts = {
-        "addresses": read(model, tokenizer, [(DATA / name).read_text(encoding="utf-8") for name in MEASURED]),
+        WEIGHED: read(model, tokenizer, [(DATA / name).read_text(encoding="utf-8") for name in MEASURED]),
         "language reference": read(model, tokenizer, [topics[chapter] for chapter in CHAPTERS]),
     }
     estimator = learn(model, tokenizer, AUDIT_ROWS)
@@ -173,57 +178,60 @@ def run(options: argparse.Namespace) -> list[Result]:
     results = []
     for dropped in students_of(options, model, tokenizer):
         for name, text in texts.items():
-            results.append(measure(model, dropped, name, text, fills, with_weights=options.weights))
+            with_weights = options.weights and name == WEIGHED
+            results.append(measure(model, dropped, name, text, fills, with_weights=with_weights))
             print(json.dumps(asdict(results[-1])), file=sys.stderr)
     return sorted(results, key=lambda result: (result.text, result.kl))
 
 
-def report(results: list[Result], *, binned: bool) -> None:
-    """A table a text: median and worst of each measure by distance, or each student by itself."""
-    columns = COLUMNS if results[0].weights is None else COLUMNS | WEIGHTS
-    for text in dict.fromkeys(result.text for result in results):
-        own = [result for result in results if result.text == text]
-        first = ["nats to the teacher", "students"] if binned else ["layers left out", "nats to the teacher"]
-        print(f"\n{text}\n\n| " + " | ".join([*first, "coverage", *columns]) + " |")
-        print("|---" * (3 + len(columns)) + "|")
-        for cells in _binned(own, columns) if binned else _single(own, columns):
-            print("| " + " | ".join(cells) + " |")
+def by_text(results: list[Result]) -> dict[str, list[Result]]:
+    texts = dict.fromkeys(result.text for result in results)
+    return {text: [result for result in results if result.text == text] for text in texts}
 
 
-def _binned(results: list[Result], columns: dict[str, str]) -> list[list[str]]:
-    rows = []
-    for low, high in BINS:
-        near = [result for result in results if low <= result.kl < high]
-        if near:
-            middle = statistics.median(result.kl for result in near)
-            rows.append([f"{low} to {high}, median {middle:.2f}", str(len(near))])
-            rows[-1].append(f"{statistics.median(result.coverage for result in near):.3f}")
-            for figure in columns.values():
-                values = [getattr(result, figure) for result in near]
-                rows[-1].append(f"{statistics.median(values):.3f} ({min(values):.3f})")
-    return rows
+def binned_tables(results: list[Result]) -> list[str]:
+    """A table a text: median and worst of each measure, by distance."""
+    tables = []
+    for text, own in by_text(results).items():
+        columns = COLUMNS if own[0].weights is None else COLUMNS | WEIGHTS
+        header = [f"{text}, nats to the teacher", "students", "coverage", *columns]
+        bins = ((low, high, [result for result in own if low <= result.kl < high]) for low, high in BINS)
+        rows = [_bin(f"{low} to {high}", near, columns) for low, high, near in bins if near]
+        tables.append(table(header, rows))
+    return tables
 
 
-def _single(results: list[Result], columns: dict[str, str]) -> list[list[str]]:
-    return [
-        [str(len(result.dropped)), f"{result.kl:.2f}", f"{result.coverage:.3f}"]
-        + [f"{getattr(result, figure):.3f}" for figure in columns.values()]
-        for result in results
-    ]
+def _bin(name: str, near: list[Result], columns: dict[str, str]) -> list[str]:
+    cells = [f"{name}, median {statistics.median(result.kl for result in near):.2f}", str(len(near))]
+    cells.append(f"{statistics.median(result.coverage for result in near):.3f}")
+    for figure in columns.values():
+        values = [getattr(result, figure) for result in near]
+        cells.append(f"{statistics.median(values):.3f} ({min(values):.3f})")
+    return cells
+
+
+def pruned_table(results: list[Result]) -> str:
+    """A row a student: its distance and the default's cosines, text by text."""
+    texts = by_text(results)
+    header, rows = ["layers left out"], defaultdict[Dropped, list[str]](list)
+    for text, own in texts.items():
+        header += [f"nats: {text}", "s-LD", "BiLD"]
+        for result in own:
+            rows[result.dropped] += [f"{result.kl:.2f}", f"{result.logits:.3f}", f"{result.bild:.3f}"]
+    return table(header, [[str(len(dropped)), *rows[dropped]] for dropped in sorted(rows, key=len)])
 
 
 def plot(results: list[Result], path: Path) -> None:
     from matplotlib import pyplot  # the extra `plot`
 
-    texts = dict.fromkeys(result.text for result in results)
+    texts = by_text(results)
     figure, axes = pyplot.subplots(1, len(texts), figsize=(11, 4), layout="constrained", sharey=True)
     names = {
         "per_token": "s-LD, each token",
         "bild": "BiLD, all tokens together",
         "logits": "s-LD, all tokens together",
     }
-    for axis, text in zip(axes, texts, strict=True):
-        own = [result for result in results if result.text == text]
+    for axis, (text, own) in zip(axes, texts.items(), strict=True):
         for (name, label), marker in zip(names.items(), "osx", strict=True):
             axis.scatter([r.kl for r in own], [getattr(r, name) for r in own], marker=marker, label=label, s=20)
         axis.set(xlim=(0, BINS[-1][1]), ylim=(0.84, 1.002), title=text, xlabel="student's KL to the teacher, nats")
@@ -236,17 +244,20 @@ def plot(results: list[Result], path: Path) -> None:
 def main() -> int:
     parser = teacher_parser(__doc__)
     parser.add_argument("--students", type=int, default=40, help="how many to draw")
-    parser.add_argument("--pruned", type=int, default=0, help="take so many pruned students instead")
+    parser.add_argument(
+        "--pruned", type=int, nargs="+", metavar="LAYERS", help="take pruned students instead, without so many layers"
+    )
     parser.add_argument("--weights", action="store_true", help="measure the gradient of the student's weights, too")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     parser.add_argument("--plot", type=Path, help="write a picture there")
     parser.add_argument("--json", action="store_true")
     options = parse(parser)
     results = run(options)
-    if options.json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
-    else:
-        report(results, binned=not options.pruned)
+    tables = [pruned_table(results)] if options.pruned else binned_tables(results)
+    print(json.dumps([asdict(result) for result in results], indent=2) if options.json else "\n\n".join(tables))
+    if options.markdown:
+        write_tables(options.markdown, tables)
     if options.plot:
         plot(results, options.plot)
     return 0
