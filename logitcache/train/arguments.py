@@ -10,6 +10,8 @@ from typing import Any
 from logitcache.errors import ConfigError, MissingDependencyError
 from logitcache.stream import Layout
 from logitcache.train.config import TrainConfig
+from logitcache.train.precision import uses_tf32
+from logitcache.train.processes import several
 from logitcache.utils.reasons import reason
 
 #: Where checkpoints go, under ``out``.
@@ -26,7 +28,8 @@ def training_arguments(config: TrainConfig, layout: Layout, epoch_steps: Sequenc
         resumes: the run goes on from a checkpoint.
 
     Raises:
-        ConfigError: a pass-through field doesn't exist, or has a value that the Trainer refuses.
+        ConfigError: a field of ``trainer`` doesn't exist, or has a value that the Trainer refuses; or the Trainer would
+            divide each batch over several GPUs of this process.
         MissingDependencyError: ``trainer.deepspeed`` is set, and deepspeed isn't installed.
     """
     from transformers import TrainingArguments
@@ -37,9 +40,22 @@ def training_arguments(config: TrainConfig, layout: Layout, epoch_steps: Sequenc
             raise ConfigError(f"trainer.{name} is not a field of transformers.TrainingArguments")
     if config.trainer.get("deepspeed") and find_spec("deepspeed") is None:
         raise MissingDependencyError("trainer.deepspeed needs DeepSpeed: pip install deepspeed")
+    try:
+        arguments = TrainingArguments(**argument_values(config, layout, epoch_steps, resumes=resumes))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"transformers refuses the settings: {reason(error)}") from error
+    if arguments.n_gpu > 1:
+        raise ConfigError(several(arguments.n_gpu))
+    return arguments
+
+
+def argument_values(
+    config: TrainConfig, layout: Layout, epoch_steps: Sequence[int], *, resumes: bool
+) -> dict[str, Any]:
+    """What ``TrainingArguments`` is given. Arguments as in :func:`training_arguments`."""
     max_steps, first_epoch = config.max_steps or sum(epoch_steps), max(1, epoch_steps[0])
     every = first_epoch if config.checkpoint_every is None else config.checkpoint_every
-    values: dict[str, Any] = {
+    values = {
         "output_dir": str(config.out / CHECKPOINTS),
         "remove_unused_columns": False,
         "per_device_train_batch_size": layout.micro_batch_size,
@@ -65,13 +81,15 @@ def training_arguments(config: TrainConfig, layout: Layout, epoch_steps: Sequenc
         "disable_tqdm": True,
         "bf16": config.mixed_precision == "bf16",
         "fp16": config.mixed_precision == "fp16",
+        "tf32": uses_tf32(config) or None,
         "report_to": "none",
         **config.trainer,
     }
-    try:
-        return TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"transformers refuses the settings: {reason(error)}") from error
+    if isinstance(asked := config.trainer.get("parallelism_config"), dict):
+        from accelerate.parallelism_config import ParallelismConfig
+
+        values["parallelism_config"] = ParallelismConfig(**asked)
+    return values
 
 
 def micro_batch_size(config: TrainConfig, world_size: int) -> int:

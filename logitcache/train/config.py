@@ -140,8 +140,12 @@ class TrainConfig(Config):
         Literal["fp32", "bf16", "fp16"], Field(description="Data type of the student's weights."), Flag(MODEL)
     ] = "fp32"
     mixed_precision: Annotated[
-        Literal["no", "bf16", "fp16"], Field(description="Compute in half precision."), Flag(MODEL)
-    ] = "no"
+        Literal["auto", "no", "bf16", "fp16"],
+        Field(
+            description="Compute in half precision; auto is bf16 for fp32 weights on a GPU that has it, otherwise no."
+        ),
+        Flag(MODEL),
+    ] = "auto"
     attention: Annotated[
         str | None,
         Field(description="Attention implementation of transformers, such as sdpa or eager."),

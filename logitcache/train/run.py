@@ -21,13 +21,15 @@ from logitcache.losses.registry import resolve
 from logitcache.models.dtypes import DTYPES
 from logitcache.stream import Stream, stream
 from logitcache.students.pairing import check_lengths, load_student, pair
-from logitcache.train import checkpoints
+from logitcache.train import checkpoints, sharding
 from logitcache.train.arguments import CHECKPOINTS, micro_batch_size, training_arguments
 from logitcache.train.attention import at_loading, choose_attention
 from logitcache.train.audit import Audit, choose_fill
 from logitcache.train.config import TrainConfig
 from logitcache.train.lora import prepare_student
 from logitcache.train.packing import check_packing
+from logitcache.train.precision import describe_precision, warn_of_half_weights, with_precision
+from logitcache.train.processes import check_processes, several_gpus
 from logitcache.train.result import TrainResult, evaluations
 from logitcache.train.source import Source, check_eval_cache
 from logitcache.utils.atomic import write_atomically
@@ -59,8 +61,9 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         "steps_per_epoch": run.steps[0],
         "parameters": sum(count for count, _ in parameters),
         "trained_parameters": sum(count for count, trained in parameters if trained),
+        "precision": describe_precision(run.config),
         "resumes_from": run.checkpoint,
-        "notes": run.notes,
+        "notes": [*run.notes, *filter(None, [several_gpus(config)])],
     }
 
 
@@ -79,7 +82,9 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
     """
     config = TrainConfig.parse(settings) if config is None else config
     started = time.perf_counter()
+    check_processes(config)
     run = Run(config, report)
+    config = run.config
     trainer = run.trainer()
     trainer.train(resume_from_checkpoint=run.checkpoint)
     measured = evaluations(trainer.state.log_history)
@@ -108,7 +113,8 @@ class Run:
     """One run: everything is opened and checked here, before anything is written."""
 
     def __init__(self, config: TrainConfig, report: Report) -> None:
-        self.config, self._report = config, report
+        self.config = config = with_precision(config)
+        self._report = report
         self.loss = resolve(config.loss, **config.loss_options)
         self.checkpoint = _place(config)
         self.settings = config.model_dump(mode="json", exclude=resumed_as(TrainConfig, "free"))
@@ -121,13 +127,15 @@ class Run:
         check_eval_cache(self.source.caches, audit_cache)
         self._check_targets()
         torch.manual_seed(config.seed)
-        student = load_student(config.student, dtype=DTYPES[config.dtype], attention=at_loading(config))
+        with sharding.all_ranks_load():
+            student = load_student(config.student, dtype=DTYPES[config.dtype], attention=at_loading(config))
         self.pairing = pair(self.cache, student, config.student, max_length=config.max_length)
         for cache in self.source.caches[1:]:
             check_lengths(cache, student, config.max_length)
         for cache in filter(None, (self.eval_cache, audit_cache)):
             check_lengths(cache, student)
         self.student = prepare_student(student, config)
+        warn_of_half_weights(self.student, config)
         if config.pack_tokens is not None:
             check_packing(student)
         limit = self.pairing.vocab_limit
@@ -169,7 +177,7 @@ class Run:
         if is_first_rank():
             config.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
-        return DistillTrainer(
+        trainer = DistillTrainer(
             model=module,
             args=args,
             feed=Feed(feed_stream, feed_stream.plan(0).order.samples, args.max_steps - done),
@@ -182,6 +190,9 @@ class Run:
             total_tokens=round(feed_stream.epoch_tokens * args.max_steps / max(1, self.steps[0])),
             report=self._report,
         )
+        if self.checkpoint is not None:
+            sharding.check_checkpoint(Path(self.checkpoint), trainer.fsdp)
+        return trainer
 
     def arguments(self) -> Any:
         """The settings as ``transformers.TrainingArguments``. Raises as ``training_arguments`` does."""
@@ -217,7 +228,11 @@ class Run:
         config = self.config
         if not (config.write_report and trainer.args.should_save):
             return ()
-        facts: dict[str, Any] = {"cache": self.source.readable.digest, "teacher": self.source.teachers()}
+        facts: dict[str, Any] = {
+            "cache": self.source.readable.digest,
+            "teacher": self.source.teachers(),
+            "precision": describe_precision(config),
+        }
         if components := self.source.components(trainer.feed.stream):
             facts["caches"] = components
         if self.eval_cache is not None:
@@ -238,6 +253,7 @@ class Run:
 def check_settings(config: TrainConfig) -> None:
     """What can be refused without loading anything. Raises as :func:`train` does."""
     resolve(config.loss, **config.loss_options)
+    check_processes(config)
     _place(config)
 
 

@@ -17,12 +17,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from logitcache.errors import DivergedError, LogitCacheWarning, StorageError
 from logitcache.evaluate.measure import MetricSums, metric_sums
-from logitcache.losses import HeadStats, StudentWithLoss
+from logitcache.losses import HeadStats, Sealed, StudentWithLoss
 from logitcache.losses.metrics import coverage_advice
 from logitcache.stream import Batch, Stream
 from logitcache.students.saving import save_model
-from logitcache.train import checkpoints
+from logitcache.train import checkpoints, sharding
 from logitcache.train.audit import Audit, shared_logits, without_targets
+from logitcache.train.processes import prepare_division
 from logitcache.utils.progress import Report
 from logitcache.utils.reasons import reason
 
@@ -77,10 +78,16 @@ class DistillTrainer(Trainer):
         # The Trainer wants an eval_dataset where there is an eval_strategy; evaluate() below uses the stream.
         super().__init__(model=model, args=args, eval_dataset=[] if eval_stream else None)
         self.remove_callback(PrinterCallback)
+        prepare_division(self, model)
         self.feed, self._eval_stream, self._tokenizer = feed, eval_stream, tokenizer
         self._settings, self._keep, self._advised = settings, keep_checkpoints, False
         self._components, self._audit, self._seen = components, audit, _Coverage()
         self.add_callback(_Follow(self, total_tokens, report))
+
+    @property
+    def fsdp(self) -> Any | None:
+        """accelerate's plugin for FSDP, if the student is divided that way."""
+        return getattr(self.accelerator.state, "fsdp_plugin", None)
 
     def get_train_dataloader(self) -> Any:
         return self.feed
@@ -92,7 +99,7 @@ class DistillTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, stats = model(**inputs)
+        loss, stats = model(Sealed(inputs["batch"]))
         self._seen.add(stats, inputs["batch"].targets.k)
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -115,7 +122,7 @@ class DistillTrainer(Trainer):
         model.eval()
         total: MetricSums | None = None
         for batch in self._eval_stream():
-            part = model(**self._prepare_inputs({"batch": batch}), read=_metrics)
+            part = model(Sealed(self._prepare_inputs({"batch": batch})["batch"]), read=_metrics)
             total = part if total is None else total.plus(part)
         assert total is not None
         if self.args.world_size > 1:
@@ -131,7 +138,7 @@ class DistillTrainer(Trainer):
     def _audited(self, batch: Batch) -> Tensor:
         """Every rank runs all audit rows: they are few, and a sharded student needs all ranks anyway."""
         inputs = self._prepare_inputs({"batch": without_targets(batch)})
-        logits: Tensor = self.model_wrapped(**inputs, read=shared_logits)
+        logits: Tensor = self.model_wrapped(Sealed(inputs["batch"]), read=shared_logits)
         return logits
 
     def student(self) -> Any:
@@ -141,6 +148,12 @@ class DistillTrainer(Trainer):
     def _module(self) -> StudentWithLoss:
         module: StudentWithLoss = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return module
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A whole student, also where checkpoints hold shards: the Trainer writes no student then."""
+        if sharding.form_of(self.fsdp) == sharding.SHARDED:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A plain student: ``from_pretrained`` loads it, and knows nothing of us."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsdp_on_cpu import allow_fsdp_on_cpu
 
 import logitcache as lc
 from logitcache.train.trainer import DistillTrainer, Feed
@@ -24,6 +25,7 @@ def digest_of(module: torch.nn.Module) -> str:
 
 
 def main() -> None:
+    allow_fsdp_on_cpu()
     place, settings = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     rank = int(__import__("os").environ.get("RANK", "0"))
     seen: dict[str, Any] = {"samples": [], "digest": None}
@@ -32,6 +34,7 @@ def main() -> None:
     clip = DistillTrainer._clip_grad_norm
 
     def watch(self: DistillTrainer, model: torch.nn.Module) -> Any:
+        seen["wrapper"] = type(model).__name__
         if self.state.global_step == 0 and rank == 0 and not self.is_fsdp_enabled:
             student = self.student()
             torch.save({n: p.grad.clone() for n, p in student.named_parameters()}, place / "gradients.pt")

@@ -119,6 +119,7 @@ def test_fsdp_trains_and_saves_a_plain_student(cache: Cache, student_dir: Path, 
     settings = settings_for(cache, student_dir, max_steps=4, trainer=fsdp)
     alone = run_ranks(tmp_path / "one", 1, settings_for(cache, student_dir, max_steps=4))
     sharded = run_ranks(tmp_path / "two", 2, settings)
+    assert sharded[0]["wrapper"] == "FSDPStudentWithLoss"
     assert sharded[0]["losses"] == pytest.approx(alone[0]["losses"], abs=1e-4)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "out").state_dict()
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "out").state_dict()
