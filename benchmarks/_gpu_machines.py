@@ -65,11 +65,12 @@ def _llama(vocab_size: int, width: int, inner: int, layers: int, heads: int, key
     )
 
 
-# The shapes of models that people know; the weights are random.
+# The shapes of models that people know, the 7B one with the vocabulary of its smaller students. The weights are random.
 _SMOLLM2_135M = _llama(49_152, 576, 1_536, 30, 9, 3, tied=True)
+_SMOLLM2_360M = _llama(49_152, 960, 2_560, 32, 15, 5, tied=True)
 _QWEN_HALF_B = _qwen(151_936, 896, 4_864, 24, 14, 2, tied=True)
 _QWEN_1B = _qwen(151_936, 1_536, 8_960, 28, 12, 2, tied=True)
-_QWEN_7B = _qwen(152_064, 3_584, 18_944, 28, 28, 4, tied=False)
+_QWEN_7B = _qwen(151_936, 3_584, 18_944, 28, 28, 4, tied=False)
 _QWEN_14B = _qwen(152_064, 5_120, 13_824, 48, 40, 8, tied=False)
 _LLAMA_3B = _llama(128_256, 3_072, 8_192, 28, 24, 8, tied=True)
 _LLAMA_70B = _llama(128_256, 8_192, 28_672, 80, 64, 8, tied=False)
@@ -77,7 +78,7 @@ _TINY = _llama(2_048, 64, 128, 2, 4, 2, tied=True)
 
 #: Smallest first.
 MACHINES = (
-    Machine("8 GiB", 6 * _GIB, 1, _QWEN_HALF_B, _SMOLLM2_135M, _QWEN_HALF_B, 400_000, 4_096, 1_024),
+    Machine("8 GiB", 6 * _GIB, 1, _QWEN_HALF_B, _SMOLLM2_135M, _SMOLLM2_360M, 400_000, 4_096, 1_024),
     Machine("24 GiB", 21 * _GIB, 1, _LLAMA_3B, _QWEN_HALF_B, _QWEN_1B, 800_000, 8_192, 1_024),
     Machine("80 GiB", 70 * _GIB, 1, _QWEN_14B, _QWEN_1B, _QWEN_7B, 1_600_000, 16_384, 2_048),
     Machine("8 x 80 GiB", 70 * _GIB, 8, _LLAMA_70B, _QWEN_1B, _QWEN_7B, 800_000, 16_384, 2_048),
@@ -99,8 +100,13 @@ def build(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) ->
 
 
 def build_spread(config: PretrainedConfig, devices: list[torch.device], dtype: torch.dtype) -> Any:
-    """The same with its layers spread over devices, as ``--device-map auto`` would load it. Llama and Qwen2 only."""
+    """The same with its layers spread over devices, as ``--device-map auto`` would load it.
+
+    For Llama and Qwen2 whose output layer is not tied to the embedding, which stands on another device.
+    """
     from accelerate import dispatch_model
+
+    assert not config.tie_word_embeddings
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

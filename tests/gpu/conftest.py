@@ -1,4 +1,4 @@
-"""Tests that need a GPU: `make test-gpu`. Without one they are all skipped, which is one line of the summary."""
+"""Tests that need a GPU: `make test-gpu`. Without one they are left out, and one line says so."""
 
 from __future__ import annotations
 
@@ -20,10 +20,20 @@ from logitcache.cache.reader import Cache
 Torchrun = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _a_gpu() -> None:
-    if why := why_no_gpu():
-        pytest.skip(f"{why} (make test-gpu)")
+HERE = Path(__file__).parent
+_left_out: list[pytest.Item] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if why_no_gpu():
+        _left_out.extend(item for item in items if HERE in item.path.parents)
+        config.hook.pytest_deselected(items=_left_out)
+        items[:] = [item for item in items if HERE not in item.path.parents]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _left_out:
+        terminalreporter.write_line(f"tests/gpu: {len(_left_out)} tests left out: {why_no_gpu()}")
 
 
 @pytest.fixture
