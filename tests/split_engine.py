@@ -11,7 +11,10 @@ import torch
 from engine_conformance import EngineConformance, Open
 
 from logitcache import engines
-from logitcache.engines import Engine, Team
+from logitcache.engines import Engine, EngineSettings, Team
+from logitcache.models.identity import find_teacher
+from logitcache.targets.parts import Part, top_k_of_parts
+from logitcache.targets.topk import TopK
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +50,31 @@ class TestSplit(EngineConformance):
         if opened:
             with processes.leading():
                 pass
+
+
+@pytest.mark.parametrize("vocab_size", [64, 65, 3])
+def test_parts_give_what_the_whole_gives(processes: Team, vocab_size: int) -> None:
+    logits = torch.randn(40, vocab_size, generator=torch.Generator().manual_seed(vocab_size)) * 5
+    logits[10:20] = logits[10:20].round()  # ties
+    logits[20:30, ::2] = -torch.inf
+    logits[30:] -= 1000 * torch.arange(vocab_size)  # a tail far below
+    k = min(8, vocab_size)
+    each = -(-vocab_size // processes.size)
+    mine = logits[:, processes.rank * each : (processes.rank + 1) * each].clone()
+    given = top_k_of_parts(mine, Part(processes.rank * each, vocab_size), k)
+    whole = TopK.from_logits(logits, k)
+    certain = whole.logprobs > whole.logprobs[:, -1:]  # which of several equal logits come last is left open
+    assert torch.equal(given.ids[certain], whole.ids[certain])
+    torch.testing.assert_close(given.logprobs, whole.logprobs)
+    torch.testing.assert_close(given.residual_logprob, whole.residual_logprob)
+
+
+@pytest.mark.parametrize("settings", [{}, {"statistics": True}])
+def test_logits_are_gathered_only_where_all_are_needed(
+    processes: Team, tiny_llama_dir: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = find_teacher(str(tiny_llama_dir))
+    asked = EngineSettings(teacher, 8, torch.device("cpu"), torch.bfloat16, 64, tensor_parallel=True, **settings)
+    engine = engines.open_engine("transformers", asked)
+    assert (engine.output.split is None) == bool(settings)
+    assert engine.info.head_dtype == (None if settings else "float32")

@@ -11,14 +11,15 @@ from typing import Any
 from logitcache.dump.plan import Plan
 from logitcache.dump.settings import Job
 from logitcache.engines.batch_size import tokens_that_fit
+from logitcache.engines.output_layer import chunk_bytes
 from logitcache.models import build_empty
 from logitcache.models.cost import Estimate, estimate_of, forward_bytes, forward_operations, gib
 from logitcache.models.dtypes import DTYPES
 from logitcache.models.hardware import Hardware
 from logitcache.models.sizes import Sizes, sizes_of
 
-#: Most bytes of one chunk's logits in float32, by kind of device. Top-k and log-sum-exp need two more copies.
-_CHUNK_BYTES, _CHUNK_COPIES = {"cpu": 32 << 20, "cuda": 256 << 20}, 3
+#: A chunk's logits, and at most as much for top-k, log-sum-exp and statistics.
+_CHUNK_COPIES = 2
 #: Of one stored entry while targets are on the device: an id of 8 bytes and a log-prob of 4.
 _ENTRY_BYTES = 12
 _MOST_DEVICES = 1_024
@@ -62,8 +63,12 @@ def parts_of(job: Job, hardware: Hardware) -> int:
     return max(hardware.devices, job.processes) if spread else 1
 
 
-def estimate_dump(job: Job, sizes: Sizes, plan: Plan, hardware: Hardware) -> Estimate:
-    """What the dump takes on each device, whether it fits, and how fast it can be at most."""
+def estimate_dump(job: Job, sizes: Sizes, plan: Plan, hardware: Hardware, asked: int | None) -> Estimate:
+    """What the dump takes on each device, whether it fits, and how fast it can be at most.
+
+    ``asked`` are the user's tokens of a batch. Without them a batch that doesn't fit will be halved, so it is enough that
+    a single sequence fits.
+    """
     context = plan.tokens / max(plan.sequences, 1)
     head = 2.0 * sizes.vocab_size * sizes.width * plan.targets / max(plan.tokens, 1)
     operations = forward_operations(sizes, context) + head
@@ -72,6 +77,10 @@ def estimate_dump(job: Job, sizes: Sizes, plan: Plan, hardware: Hardware) -> Est
     parts, value_bytes = parts_of(job, hardware), DTYPES[config.dtype].itemsize
     memory = _memory(job, sizes, config.batch_tokens, parts, value_bytes)
     estimate = estimate_of(memory, sizes, hardware, operations)
+    if asked is None and estimate.fits is False:
+        assert config.max_length is not None
+        least = _memory(job, sizes, config.max_length, parts, value_bytes)
+        estimate = replace(estimate, fits=estimate_of(least, sizes, hardware, operations).fits)
     if estimate.fits is not False:
         return estimate
     return estimate.advised(*_advice(job, sizes, hardware, operations))
@@ -85,7 +94,7 @@ def _memory(job: Job, sizes: Sizes, batch_tokens: int, parts: int, value_bytes: 
         assert config.max_length is not None
         activations += batch_tokens * config.max_length * sizes.heads * (4 + value_bytes)
     reference = 0 if job.reference is None else sum(path.stat().st_size for path in job.reference.weight_files())
-    chunk = min(_CHUNK_BYTES.get(job.device.type, _CHUNK_BYTES["cuda"]), 4 * batch_tokens * sizes.vocab_size)
+    chunk = min(chunk_bytes(job.device), 4 * batch_tokens * sizes.vocab_size)
     answers = batch_tokens * sizes.layers * 2 * sizes.key_width * value_bytes if config.generate else 0
     return {
         "weights": _weights(sizes, config.dtype, value_bytes) // parts,

@@ -10,7 +10,7 @@ from logitcache.cache.publish import finalize_cache, remove_scratch
 from logitcache.cache.tokenizer import tokenizer_files
 from logitcache.dump.claims import try_claim
 from logitcache.dump.corpus import special_tokens
-from logitcache.dump.descriptors import read_descriptor
+from logitcache.dump.descriptors import Descriptor, read_descriptor
 from logitcache.dump.plan import Plan
 from logitcache.dump.settings import Job
 from logitcache.errors import NonFiniteLogitsError, StorageError
@@ -82,14 +82,7 @@ def _write_manifest(job: Job, plan: Plan) -> None:
     if not entries:
         raise NonFiniteLogitsError("no position of the corpus had finite logits: try --dtype fp32")
     provenance = Provenance(
-        teacher=Teacher(
-            name=job.files.name,
-            revision=job.files.revision,
-            weights_digest=settings["weights_digest"],
-            dtype=str(DTYPES[config.dtype]).removeprefix("torch."),
-            engine=config.engine,
-            head_dtype=done[0].head_dtype,
-        ),
+        teacher=_teacher(job, settings, done[0]),
         tokenizer_digest=settings["tokenizer_digest"],
         corpus_digest=plan.corpus_digest,
         top_k=config.top_k,
@@ -117,6 +110,17 @@ def _write_manifest(job: Job, plan: Plan) -> None:
         tokenizer_files(job.tokenizer),
         calibration=None if calibration is None else Calibration.model_validate(calibration),
         card=config.card,
+    )
+
+
+def _teacher(job: Job, settings: dict[str, Any], descriptor: Descriptor) -> Teacher:
+    return Teacher(
+        name=job.files.name,
+        revision=job.files.revision,
+        weights_digest=settings["weights_digest"],
+        dtype=str(DTYPES[job.config.dtype]).removeprefix("torch."),
+        engine=job.config.engine,
+        head_dtype=descriptor.head_dtype,
     )
 
 

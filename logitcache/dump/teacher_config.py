@@ -38,8 +38,8 @@ class TeacherConfig(Config):
     head_dtype: Annotated[
         Literal["fp32", "model"],
         Field(
-            description="Dtype of the teacher's logits: fp32 adds up and returns the output layer's product in float32, "
-            "also if the weights are in half precision; model leaves it to the model."
+            description="Dtype of the teacher's logits: fp32 computes the output layer's product in float32, also if "
+            "the weights are in half precision; model leaves it to the model."
         ),
         Flag(TEACHER),
     ] = "fp32"

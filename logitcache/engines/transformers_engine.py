@@ -25,10 +25,11 @@ from logitcache.engines.batches import cut_into_batches, pad, padded_tokens
 from logitcache.engines.generate import Generation, answer, heeds_padding
 from logitcache.engines.halving import in_halves
 from logitcache.engines.host import HostTopK, to_host
+from logitcache.engines.output_layer import OutputLayer
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
 from logitcache.models.teacher import load_model
-from logitcache.models.wide_head import can_widen, wide_logits
+from logitcache.targets.beyond import Beyond
 from logitcache.targets.topk import TopK
 from logitcache.utils.device import DEVICES, Devices
 
@@ -38,8 +39,6 @@ NAME = "transformers"
 CAN = Capabilities(
     statistics=True, tail_samples=True, candidates=True, generation=True, tensor_parallel=True, reproducible=True
 )
-#: Bytes of one chunk's logits in float32: a GPU needs larger chunks than a CPU to be fast.
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 
 def open_transformers(settings: EngineSettings, devices: Devices = DEVICES) -> TransformersEngine:
@@ -117,7 +116,6 @@ class TransformersEngine(Engine):
         self._model = model
         self._devices = devices
         self.head = check_language_model(model, "teacher", _name(model))
-        self._top_k, self._tail_samples, self._candidates = top_k, tail_samples, candidates
         self._batch_tokens = batch_tokens
         self._reference = None if reference is None else check_language_model(reference, "reference", _name(reference))
         heads = [self.head] if self._reference is None else [self.head, self._reference]
@@ -127,24 +125,30 @@ class TransformersEngine(Engine):
         self._turn = min((head.turn for head in heads if head.turn is not None), default=sys.maxsize)
         if costs:
             warnings.warn(f"teacher {_name(model)}: {costs[0]}", LogitCacheWarning, stacklevel=2)
-        self._statistics = statistics
         self._halve = halve
         self._heeds_padding: bool | None = None  # checked when the first prompts are answered
         self._device = device_of(model)
         vocab_size = self.head.vocab_size
-        self._widens = wide_head and can_widen(self.head)
-        self._info = EngineInfo(NAME, vocab_size, _dtype_name(model), CAN, "float32" if self._widens else None)
-        if wide_head and not self._widens and model.dtype.itemsize < 4:
+        if top_k > vocab_size:
+            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
+        self.output = OutputLayer(
+            self.head,
+            top_k,
+            Beyond(tail_samples, candidates),
+            self._reference,
+            statistics=statistics,
+            wide=wide_head,
+            device=self._device,
+        )
+        dtype, widens = str(model.dtype).removeprefix("torch."), self.output.widens
+        self._info = EngineInfo(NAME, vocab_size, dtype, CAN, "float32" if widens else None)
+        if wide_head and not widens and model.dtype.itemsize < 4:
             warnings.warn(
-                f"teacher {_name(model)}: its logits stay in {_dtype_name(model)}, because its output layer is not a "
-                "plain matrix on one device. Log-probs are off by up to 1/16 nat",
+                f"teacher {_name(model)}: its logits stay in {dtype}, because its output layer is not a plain matrix "
+                "on one device. Log-probs are off by up to 1/16 nat",
                 LogitCacheWarning,
                 stacklevel=2,
             )
-        if top_k > vocab_size:
-            raise ModelError(f"top-k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
-        chunk_bytes = _CHUNK_BYTES.get(self._device.type, _CHUNK_BYTES["cuda"])
-        self._chunk_rows = max(1, chunk_bytes // (4 * vocab_size))
 
     @property
     def info(self) -> EngineInfo:
@@ -219,7 +223,7 @@ class TransformersEngine(Engine):
         some = index_N[:: max(1, len(index_N) // 128)][:128]
         hidden_ND = self.head.hidden_at(input_ids_BL.to(self._device), some.to(self._device))
         covered_V = torch.zeros(self.head.vocab_size, dtype=torch.float64, device=self._device)
-        for hidden_CD in torch.split(hidden_ND, self._chunk_rows):
+        for hidden_CD in torch.split(hidden_ND, self.output.chunk_rows):
             probs_CV = self.head.logits(hidden_CD).float().softmax(1)
             covered_V += probs_CV.sort(1, descending=True).values.cumsum(1, dtype=torch.float64).sum(0).to(self._device)
         return int((covered_V / len(some) < mass).sum()) + 1
@@ -234,34 +238,12 @@ class TransformersEngine(Engine):
         hidden_ND = self._hidden(self.head, batch)
         liked_NE = None if self._reference is None else self._hidden(self._reference, batch)
         draws_N = torch.from_numpy(np.concatenate([_draws(sequence) for sequence in batch])).to(hidden_ND.device)
-        parts = [slice(start, start + self._chunk_rows) for start in range(0, max(1, len(hidden_ND)), self._chunk_rows)]
-        return TopK.cat(
-            [
-                self._head_chunk(hidden_ND[part], draws_N[part], None if liked_NE is None else liked_NE[part])
-                for part in parts
-            ]
-        )
+        return self.output.targets(hidden_ND, draws_N, liked_NE)
 
     def _hidden(self, head: Head, batch: Sequence[TokenSequence]) -> Tensor:
         """Last hidden states ``[N, D]`` at the positions that have targets."""
         input_ids_BL, index_N = pad(batch)
         return head.hidden_at(input_ids_BL.to(self._device), index_N.to(self._device))
-
-    def _head_chunk(self, hidden_CD: Tensor, draws_C: Tensor, liked_CE: Tensor | None) -> TopK:
-        logits_CV = wide_logits(self.head, hidden_CD) if self._widens else self.head.logits(hidden_CD)
-        reference_CW = None
-        if self._reference is not None and liked_CE is not None:
-            reference_CW = self._reference.logits(liked_CE).to(logits_CV.device)
-        return TopK.from_logits(
-            logits_CV,
-            self._top_k,
-            statistics=self._statistics,
-            overwrite=True,
-            tail_samples=self._tail_samples,
-            draws=draws_C,
-            candidates=self._candidates,
-            reference=reference_CW,
-        )
 
 
 def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
@@ -275,10 +257,6 @@ def _draws(sequence: TokenSequence) -> NDArray[np.float64]:
 def _name(model: Any) -> str:
     """The place that the model was loaded from, for messages."""
     return str(getattr(model.config, "name_or_path", "") or type(model).__name__)
-
-
-def _dtype_name(model: Any) -> str:
-    return str(model.dtype).removeprefix("torch.")
 
 
 def _too_large(batch: Sequence[TokenSequence]) -> str:

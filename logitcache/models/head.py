@@ -45,6 +45,11 @@ class Head:
     turn: int | None = None
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the output layer's weights; None if it has none."""
+        return _dtype_of(self.output)
+
+    @property
     def weight(self) -> Tensor:
         """``[V, D]``, the head's matrix.
 
@@ -180,8 +185,12 @@ def _row(inputs: dict[str, Any], row: int) -> dict[str, Any]:
 
 def as_weights(hidden: Tensor, output: nn.Module) -> Tensor:
     """Hidden states in the dtype of an output layer: some bodies give float32 with weights of any dtype (Mamba)."""
-    dtype = next((value.dtype for value in output.parameters() if value.is_floating_point()), None)
+    dtype = _dtype_of(output)
     return hidden if dtype is None else hidden.to(dtype)
+
+
+def _dtype_of(output: nn.Module) -> torch.dtype | None:
+    return next((value.dtype for value in output.parameters() if value.is_floating_point()), None)
 
 
 def run(module: nn.Module, input_ids: Tensor, **inputs: Any) -> Tensor:

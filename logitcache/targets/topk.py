@@ -145,20 +145,14 @@ class TopK:
         if reference is not None and candidates:
             ids_NK = choose_candidates(logits_NV.to(wide), ids_NK, candidates, reference)
         values_NK = logits_NV.gather(1, ids_NK).to(wide)
-        first_N = values_NK[:, 0]
         # The residual mass is summed directly: one minus the listed mass would lose all digits. The sum is relative to
         # the largest logit in it, which may be far below the listed ones, or above a candidate.
         rest_NV = logits_NV if overwrite else logits_NV.clone()
-        rest_N = log_sum_exp(rest_NV.scatter_(1, ids_NK, -math.inf), wide) - first_N
-        values_NK = values_NK - first_N[:, None]
-        # Log Σ exp relative to the first entry: it is at most log V, so the log-probs keep their digits.
-        log_partition_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
-        return cls(
-            ids=ids_NK,
-            logprobs=values_NK - log_partition_N[:, None],
-            residual_logprob=rest_N - log_partition_N,
-            vocab_size=logits_NV.shape[1],
-            log_partition=log_partition_N + first_N if statistics else None,
+        rest_N = log_sum_exp(rest_NV.scatter_(1, ids_NK, -math.inf), wide)
+        targets, log_partition_N = normalised(ids_NK, values_NK, rest_N, logits_NV.shape[1])
+        return replace(
+            targets,
+            log_partition=log_partition_N if statistics else None,
             logit_std=logit_std_N,
             tail_samples=tail_samples,
             candidates=candidates,
@@ -258,3 +252,19 @@ def _check_logits(logits: Tensor, k: int) -> None:
         raise TargetsError(f"logits {tuple(logits.shape)} must be [N, V]")
     if not 1 <= k <= logits.shape[1]:
         raise TargetsError(f"top-k {k} must be from 1 to the vocabulary's {logits.shape[1]}")
+
+
+def normalised(ids_NK: Tensor, values_NK: Tensor, rest_N: Tensor, vocab_size: int) -> tuple[TopK, Tensor]:
+    """Targets from raw logits, and the log-partition ``[N]``.
+
+    Args:
+        ids_NK: the entries' ids.
+        values_NK: their logits, float32 or float64.
+        rest_N: log Σ exp of all other logits.
+        vocab_size: V.
+    """
+    first_N = values_NK[:, 0]
+    # Log Σ exp relative to the first entry: it is at most log V, so the log-probs keep their digits.
+    values_NK, rest_N = values_NK - first_N[:, None], rest_N - first_N
+    relative_N = torch.logaddexp(values_NK.logsumexp(1), rest_N)
+    return TopK(ids_NK, values_NK - relative_N[:, None], rest_N - relative_N, vocab_size), relative_N + first_N

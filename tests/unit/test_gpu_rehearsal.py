@@ -101,7 +101,7 @@ def multiplied(call: Call) -> list[tuple[torch.dtype, tuple[int, ...]]]:
 def test_a_dump_batch(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama().to(torch.bfloat16)
     engine = TransformersEngine(model, top_k=16, **settings)
-    monkeypatch.setattr(engine, "_chunk_rows", CHUNK)
+    monkeypatch.setattr(engine.output, "chunk_rows", CHUNK)
     monkeypatch.setattr(largest, "_TILE_BYTES", {"cpu": 4 * CHUNK * (V // 3)})
     tokens = np.random.default_rng(0).integers(0, V, (ROWS, LENGTH)).astype(np.uint32)
     mask = np.ones(LENGTH, dtype=bool)
