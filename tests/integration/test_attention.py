@@ -10,7 +10,7 @@ import torch
 import transformers
 from memory_cache import MemoryCache
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 import logitcache as lc
 from logitcache.losses import StudentWithLoss
@@ -54,9 +54,11 @@ def losses_and_gradients(model: Any, **layout: Any) -> tuple[list[float], torch.
     return losses, gradient
 
 
+@pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("pack_tokens", [40, None])
-def test_attention_by_document_gives_the_same_losses_and_gradients(pack_tokens: int | None) -> None:
-    model = student().double()
+def test_attention_by_document_gives_the_same_losses_and_gradients(pack_tokens: int | None, window: int | None) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SHAPE, sliding_window=window)).double()
     losses, gradient = losses_and_gradients(model, batch_size=3, pack_tokens=pack_tokens)
     register()
     model.set_attn_implementation(BY_DOCUMENT)
