@@ -120,7 +120,7 @@ def _planned(job: Job, asked: DumpConfig, described: Hardware | None, report: Re
         generate = None if asked.generate is None else asked.generate.model_dump()
         unrecorded = {"generate": generate, "inputs": [{"name": source.name} for source in job.sources]}
         plan = new_plan(job, Path(scratch), report, settings=unrecorded)
-        estimate = None if sizes is None else estimate_dump(job, sizes, plan, hardware)
+        estimate = None if sizes is None else estimate_dump(job, sizes, plan, hardware, asked.batch_tokens)
         if described is not None or (estimate is not None and estimate.fits is False):
             batch_tokens = job.config.batch_tokens or CPU_TOKENS
             return _summary(job, plan, estimate, None, partial(padded_tokens, batch_tokens=batch_tokens))

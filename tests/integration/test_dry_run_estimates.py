@@ -67,6 +67,19 @@ def test_dump_for_another_machine(place: Path, tmp_path: Path) -> None:
         plan_dump(**settings(place, "empty", tmp_path))
 
 
+def test_a_batch_that_was_asked_for_must_fit(place: Path, tmp_path: Path) -> None:
+    """Where none was asked for, the dump halves what doesn't fit."""
+    small = parse_hardware("1MiB")
+    free = plan_dump(**settings(place, "empty", tmp_path), hardware=small).estimate
+    asked = plan_dump(**settings(place, "empty", tmp_path), batch_tokens=1024, hardware=small).estimate
+    assert free is not None
+    assert asked is not None
+    assert free.fits is True
+    assert asked.fits is False
+    assert free.memory == asked.memory
+    assert asked.advice[0].startswith("--batch-tokens ")
+
+
 def test_what_doesnt_fit_is_not_loaded(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "DEVICES", Small())
     planned = plan_dump(**settings(place, "empty", tmp_path), batch_tokens=64)
