@@ -113,9 +113,13 @@ def ran(settings: dict[str, dict[str, Any]], place: Path) -> Callable[[str], lis
         )
         for rank in range(RANKS)
     ]
-    for rank in ranks:
-        _, told = rank.communicate(timeout=300)
-        assert rank.returncode == 0, told[-6000:]
+    try:
+        for rank in ranks:
+            _, told = rank.communicate(timeout=300)
+            assert rank.returncode == 0, told[-6000:]
+    finally:
+        for rank in ranks:
+            rank.kill()  # one that waits for another which has failed
     return lambda name: [json.loads((place / f"{name}.{rank}.json").read_text()) for rank in range(RANKS)]
 
 
