@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +34,6 @@ from logitcache.models.cost import (
 from logitcache.models.hardware import Hardware, parse_hardware
 from logitcache.models.sizes import Sizes, sizes_of
 from logitcache.train.estimate import Shape, estimate_training, memory_of
-from logitcache.train.lora import prepare_student
 
 GIB = 1 << 30
 ROWS, TOKENS = 4, 64
@@ -56,7 +56,7 @@ OTHERS = [
     Gemma2Config(**PLAIN),
     MixtralConfig(**PLAIN, num_local_experts=4, num_experts_per_tok=2),
 ]
-MIXED = TrainConfig(cache="c", student="s", out="o")
+RUN = TrainConfig(cache="c", student="s", out="o")
 
 
 def empty(config: PretrainedConfig, **more: Any) -> Any:
@@ -82,21 +82,13 @@ def shape(**more: Any) -> Shape:
 def test_weights_gradients_and_optimizer_to_the_byte(
     config: PretrainedConfig, dtype: torch.dtype, lora_rank: int | None
 ) -> None:
-    settings = MIXED.model_copy(update={"lora_rank": lora_rank, "lora_targets": "all-linear"})
-    if lora_rank is not None:
-        pytest.importorskip("peft")
-
     def adapted(model: Any) -> Any:
-        # The name of the base is written into the adapter; here there is none.
         if lora_rank is None:
             return model
-        from peft import LoraConfig, get_peft_model
+        lora = LoraConfig(r=lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(model, lora)
 
-        return get_peft_model(model, LoraConfig(r=lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-
-    sizes = sizes_of(
-        adapted(prepare_student(empty(config, dtype=dtype), settings.model_copy(update={"lora_rank": None})))
-    )
+    sizes = sizes_of(adapted(empty(config, dtype=dtype)))
     model = adapted(AutoModelForCausalLM.from_config(config, dtype=dtype))
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
     model(input_ids=torch.arange(8)[None] + 1, labels=torch.arange(8)[None] + 1).loss.backward()
@@ -220,7 +212,7 @@ def test_what_doesnt_fit_and_what_to_change() -> None:
     assert sizes.parameters == 8_030_261_248
 
     def on(text: str, **more: Any) -> Any:
-        return estimate_training(MIXED, sizes, shape(**more), parse_hardware(text), 32_768, 2048)
+        return estimate_training(RUN, sizes, shape(**more), parse_hardware(text), 32_768, 2048)
 
     roomy = on("400GiB,100TFLOPS")
     assert roomy.fits is True
