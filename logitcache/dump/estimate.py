@@ -66,8 +66,8 @@ def parts_of(job: Job, hardware: Hardware) -> int:
 def estimate_dump(job: Job, sizes: Sizes, plan: Plan, hardware: Hardware, asked: int | None) -> Estimate:
     """What the dump takes on each device, whether it fits, and how fast it can be at most.
 
-    ``asked`` are the user's tokens of a batch. Without them a batch that doesn't fit will be halved, so it is enough that
-    a single sequence fits.
+    ``asked`` are the user's tokens of a batch. Without them a batch that doesn't fit will be halved, so it is enough
+    that a single sequence fits.
     """
     context = plan.tokens / max(plan.sequences, 1)
     head = 2.0 * sizes.vocab_size * sizes.width * plan.targets / max(plan.tokens, 1)
