@@ -18,6 +18,7 @@ from logitcache.data import TokenSequence
 from logitcache.engines import Engine, EngineSettings, Generation
 from logitcache.errors import LogitCacheError
 from logitcache.models.identity import find_teacher
+from logitcache.targets.beyond import Beyond
 from logitcache.targets.topk import TopK
 
 K = 8
@@ -185,7 +186,7 @@ class EngineConformance:
             assert (targets.logit_std > 0).all()
 
     def test_tail_samples(self, open: Open) -> None:
-        engine = self.open_or_refuse(open, "tail_samples", "--tail-samples", tail_samples=3)
+        engine = self.open_or_refuse(open, "tail_samples", "--tail-samples", beyond=Beyond(tail_samples=3))
         if engine is None:
             return
         sequences = mixed()

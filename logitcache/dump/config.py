@@ -13,6 +13,7 @@ from logitcache.engines.generate import Generation
 from logitcache.format.encoding import Encoding, Preset
 from logitcache.format.formats import ShardFormatName
 from logitcache.format.manifest import Card
+from logitcache.targets.beyond import Beyond
 from logitcache.utils.settings import Flag
 
 #: Default number of a reference's candidates. s-LD compares 8 ids, and some of those are in the teacher's top too.
@@ -127,6 +128,11 @@ class DumpConfig(CorpusConfig, TeacherConfig):
         Field(description="Only write the manifest; all shards must be finished already."),
         Flag(WORKERS, resume="free"),
     ] = False
+
+    @property
+    def beyond(self) -> Beyond:
+        """How many of the K entries are not chosen by rank."""
+        return Beyond(self.tail_samples, self.candidates)
 
     @model_validator(mode="before")
     @classmethod

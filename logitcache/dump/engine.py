@@ -16,8 +16,8 @@ def check_engine(config: DumpConfig) -> None:
     """
     wanted = Capabilities(
         statistics=config.statistics,
-        tail_samples=config.tail_samples > 0,
-        candidates=config.candidates > 0,
+        tail_samples=config.beyond.tail_samples > 0,
+        candidates=config.beyond.candidates > 0,
         generation=config.generate is not None,
         tensor_parallel=config.tensor_parallel,
     )
@@ -38,9 +38,8 @@ def open_teacher(job: Job) -> Engine:
         device=job.device,
         dtype=DTYPES[config.dtype],
         batch_tokens=config.batch_tokens,
-        tail_samples=config.tail_samples,
+        beyond=config.beyond,
         reference=job.reference,
-        candidates=config.candidates,
         statistics=config.statistics,
         device_map=config.device_map,
         tensor_parallel=config.tensor_parallel,

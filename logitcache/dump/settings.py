@@ -103,7 +103,7 @@ def resolve(config: DumpConfig, processes: int = 1, *, elsewhere: bool = False, 
     top_k = vocab_size if config.top_k == EVERY_ID else config.top_k
     if top_k > vocab_size:
         raise ConfigError(f"top_k {top_k} is more than the teacher's vocabulary of {vocab_size} ids")
-    if top_k == vocab_size and (config.tail_samples or config.candidates):
+    if top_k == vocab_size and config.beyond.count:
         raise ConfigError("all ids are kept: nothing is left for tail_samples or candidates")
     device = torch.device("cuda") if elsewhere else choose_device(config.device, devices)
     tokenizer = load_tokenizer(files, trust_remote_code=config.trust_remote_code)

@@ -147,15 +147,17 @@ def _agrees(item: Listed, config: DumpConfig, settings: Settings) -> bool:
         return False
     origin = item.manifest.provenance
     teacher = origin.teacher
+    dtype = str(DTYPES[config.dtype]).removeprefix("torch.")
+    wide = config.head_dtype == "fp32" and DTYPES[config.dtype].itemsize < 4
     found = (
-        teacher.engine, teacher.weights_digest, teacher.dtype, origin.tokenizer_digest, origin.top_k,
-        origin.tail_samples or 0, origin.candidates or 0, origin.settings.get("reference"), origin.max_length,
+        teacher.engine, teacher.weights_digest, teacher.dtype, teacher.head_dtype, origin.tokenizer_digest,
+        origin.top_k, origin.beyond, origin.settings.get("reference"), origin.max_length,
         item.manifest.encoding.preset, item.manifest.encoding.bound,
     )  # fmt: skip
     wanted = (
-        config.engine, settings["weights_digest"], str(DTYPES[config.dtype]).removeprefix("torch."),
-        settings["tokenizer_digest"], config.top_k, config.tail_samples, config.candidates, settings["reference"],
-        config.max_length, config.encoding.preset, config.encoding.bound,
+        config.engine, settings["weights_digest"], dtype, "float32" if wide else None, settings["tokenizer_digest"],
+        config.top_k, config.beyond, settings["reference"], config.max_length, config.encoding.preset,
+        config.encoding.bound,
     )  # fmt: skip
     return found == wanted and item.manifest.totals.shards > 0
 

@@ -16,6 +16,7 @@ from logitcache.data import TokenSequence
 from logitcache.engines.generate import Generation
 from logitcache.errors import ModelError
 from logitcache.models.identity import TeacherFiles
+from logitcache.targets.beyond import RANKED_ONLY, Beyond
 from logitcache.targets.topk import TopK
 
 
@@ -70,10 +71,9 @@ class EngineSettings:
         device: where to compute.
         dtype: dtype of the arithmetic.
         batch_tokens: the most tokens of one forward pass, padding included; a longer sequence runs alone.
-        tail_samples: how many of the K entries are drawn from all ids below the others; equal sequences get equal
-            ones.
+        beyond: how many of the K entries are a sample of the tail, drawn from all ids below the others (equal sequences
+            get equal ones), or candidates.
         reference: the files of another model with the same token ids, which chooses the candidates; None without one.
-        candidates: how many of the K entries are candidates.
         statistics: also give the log-partition and the logits' standard deviation.
         device_map: how to place the teacher on several devices, as in transformers.
         tensor_parallel: this process holds a part of each layer, and all processes run the same forward passes.
@@ -87,9 +87,8 @@ class EngineSettings:
     device: torch.device
     dtype: torch.dtype
     batch_tokens: int
-    tail_samples: int = 0
+    beyond: Beyond = RANKED_ONLY
     reference: TeacherFiles | None = None
-    candidates: int = 0
     statistics: bool = False
     device_map: str | None = None
     tensor_parallel: bool = False

@@ -77,8 +77,8 @@ def open_engine(name: str, settings: EngineSettings, *, generation: bool = False
     """
     wanted = Capabilities(
         statistics=settings.statistics,
-        tail_samples=settings.tail_samples > 0,
-        candidates=settings.candidates > 0,
+        tail_samples=settings.beyond.tail_samples > 0,
+        candidates=settings.beyond.candidates > 0,
         generation=generation,
         tensor_parallel=settings.tensor_parallel,
     )

@@ -29,7 +29,7 @@ from logitcache.engines.output_layer import OutputLayer
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
 from logitcache.models.teacher import load_model
-from logitcache.targets.beyond import Beyond
+from logitcache.targets.beyond import RANKED_ONLY, Beyond
 from logitcache.targets.topk import TopK
 from logitcache.utils.device import DEVICES, Devices
 
@@ -68,9 +68,8 @@ def open_transformers(settings: EngineSettings, devices: Devices = DEVICES) -> T
         model,
         top_k=settings.top_k,
         batch_tokens=settings.batch_tokens,
-        tail_samples=settings.tail_samples,
+        beyond=settings.beyond,
         reference=reference,
-        candidates=settings.candidates,
         statistics=settings.statistics,
         wide_head=settings.wide_head,
         halve=not settings.tensor_parallel,
@@ -85,9 +84,8 @@ class TransformersEngine(Engine):
         model: from :func:`logitcache.models.teacher.load_model`.
         top_k: K.
         batch_tokens: tokens of one forward pass, padding included.
-        tail_samples: how many of the K are drawn from all ids below the others; equal sequences get equal ones.
+        beyond: how many of the K are a sample of the tail, which is the same for equal sequences, or candidates.
         reference: another loaded model with the same token ids, which chooses the candidates.
-        candidates: how many of the K are candidates.
         statistics: also give the log-partition and the logits' standard deviation.
         wide_head: give logits in float32, also if the weights are in half precision.
         halve: try a batch in two halves when memory runs out. Not where other processes must run the same passes.
@@ -105,9 +103,8 @@ class TransformersEngine(Engine):
         *,
         top_k: int,
         batch_tokens: int = CPU_TOKENS,
-        tail_samples: int = 0,
+        beyond: Beyond = RANKED_ONLY,
         reference: Any | None = None,
-        candidates: int = 0,
         statistics: bool = False,
         wide_head: bool = True,
         halve: bool = True,
@@ -134,7 +131,7 @@ class TransformersEngine(Engine):
         self.output = OutputLayer(
             self.head,
             top_k,
-            Beyond(tail_samples, candidates),
+            beyond,
             self._reference,
             statistics=statistics,
             wide=wide_head,

@@ -1,4 +1,4 @@
-"""Our settings and those passed through, as ``transformers.TrainingArguments``."""
+"""Turn logitcache's settings into ``transformers.TrainingArguments``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from logitcache.train.precision import uses_tf32
 from logitcache.train.processes import several
 from logitcache.utils.reasons import reason
 
-#: Where checkpoints go, under ``out``.
+#: Directory of the checkpoints, inside ``out``.
 CHECKPOINTS = "checkpoints"
 
 
 def training_arguments(config: TrainConfig, layout: Layout, epoch_steps: Sequence[int], *, resumes: bool) -> Any:
-    """Our settings and the pass-through ones as ``transformers.TrainingArguments``.
+    """Logitcache's settings, and those of ``trainer``, as ``transformers.TrainingArguments``.
 
     Args:
         config: all settings.
         layout: how global batches are divided over ranks and micro-batches.
         epoch_steps: optimizer steps of each epoch.
-        resumes: the run goes on from a checkpoint.
+        resumes: True if the run continues from a checkpoint.
 
     Raises:
         ConfigError: a field of ``trainer`` doesn't exist, or has a value that the Trainer refuses; or the Trainer would
@@ -93,5 +93,5 @@ def argument_values(
 
 
 def micro_batch_size(config: TrainConfig, world_size: int) -> int:
-    """Rows of one forward pass on one rank; by default what the rank has in a step, up to 8."""
+    """Rows of one forward pass on one rank; by default the rank's rows of a step, at most 8."""
     return config.micro_batch_size or min(8, -(-config.batch_size // world_size))

@@ -1,4 +1,4 @@
-"""Every setting of a training run, validated once at the border."""
+"""All settings of a training run, validated when they are given."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AN_EPOCH = "an epoch"
 
 
 class TrainConfig(Config):
-    """What ``lc.train`` and ``logitcache train`` take; ``docs/reference/settings.md`` lists all settings.
+    """The settings of ``lc.train`` and ``logitcache train``; ``docs/reference/settings.md`` lists all of them.
 
     The defaults are BiLD's where the paper states them (cosine, AdamW 0.9/0.95, weight decay 1e-4, clip 1.0).
     """
@@ -53,13 +53,13 @@ class TrainConfig(Config):
     ] = Field(default_factory=dict)
     audit: Annotated[
         str | None,
-        Field(description="Cache with every id at a few positions, to set and measure how s-LD fills missing ids."),
+        Field(description="Cache with every id at a few positions, to choose how s-LD estimates missing values."),
         Flag(LOSS),
     ] = None
     epochs: Annotated[int, Field(ge=1, description="Passes over the cache."), Flag(STEPS)] = 1
     max_steps: Annotated[
         int | None,
-        Field(ge=1, description="Stop after so many optimizer steps."),
+        Field(ge=1, description="Stop after this many optimizer steps."),
         Flag(STEPS, default="all steps of the epochs"),
     ] = None
     batch_size: Annotated[int, Field(ge=1, description="Rows of an optimizer step, over all ranks."), Flag(STEPS)] = 16
@@ -70,7 +70,7 @@ class TrainConfig(Config):
     ] = None
     pack_tokens: Annotated[
         int | None,
-        Field(ge=2, description="Pack sequences into rows of at most so many tokens."),
+        Field(ge=2, description="Pack sequences into rows of at most this many tokens."),
         Flag(STEPS, default="a row holds one sequence"),
     ] = None
     group_by_length: Annotated[
@@ -79,10 +79,10 @@ class TrainConfig(Config):
         Flag(STEPS, name="--no-group-by-length", resume="free"),
     ] = True
     window_tokens: Annotated[
-        int, Field(ge=1, description="Samples are shuffled within windows of so many tokens."), Flag(STEPS)
+        int, Field(ge=1, description="Samples are shuffled within windows of this many tokens."), Flag(STEPS)
     ] = DEFAULT_WINDOW_TOKENS
     prefetch: Annotated[
-        int, Field(ge=0, description="Batches that are read ahead of the student."), Flag(STEPS, resume="free")
+        int, Field(ge=0, description="Batches that are read in advance."), Flag(STEPS, resume="free")
     ] = 4
     seed: Annotated[
         int, Field(ge=0, description="Seed of the samples' order, of dropout and of new adapters."), Flag(STEPS)
@@ -202,7 +202,7 @@ class TrainConfig(Config):
     @field_validator("weights", "betas", mode="before")
     @classmethod
     def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """``0.7,0.3``, as a command line gives them."""
+        """Parse numbers of the command line, such as ``0.7,0.3``."""
         if not isinstance(value, str):
             return value
         try:
@@ -213,7 +213,7 @@ class TrainConfig(Config):
 
     @field_serializer("cache", "eval_cache", "audit", when_used="json")
     def _without_passwords(self, value: str | tuple[str, ...] | None) -> str | list[str] | None:
-        """What is written beside the student and into its report says no password of a URL."""
+        """Remove passwords from URLs, because the settings are written to files beside the student."""
         if value is None or isinstance(value, str):
             return None if value is None else public_name(value)
         return [public_name(place) for place in value]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from logitcache.errors import LogitCacheWarning
+from logitcache.models.dtypes import DTYPES
 from logitcache.train.config import TrainConfig
 from logitcache.utils.device import DEVICES, Devices, local_device
 
@@ -30,6 +31,12 @@ def with_precision(config: TrainConfig, devices: Devices = DEVICES) -> TrainConf
     device = gpu(config, devices)
     half = device is not None and config.dtype == "fp32" and devices.has_bf16(device)
     return config.model_copy(update={"mixed_precision": "bf16" if half else "no"})
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The arithmetic of the run for what runs the student outside the Trainer; the settings' own, not ``auto``."""
+    half = config.mixed_precision in ("bf16", "fp16")
+    return torch.autocast(device.type, DTYPES[config.mixed_precision if half else "bf16"], enabled=half)
 
 
 def uses_tf32(config: TrainConfig, devices: Devices = DEVICES) -> bool:

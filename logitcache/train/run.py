@@ -28,7 +28,7 @@ from logitcache.train.audit import Audit, choose_fill
 from logitcache.train.config import TrainConfig
 from logitcache.train.lora import prepare_student
 from logitcache.train.packing import check_packing
-from logitcache.train.precision import describe_precision, warn_of_half_weights, with_precision
+from logitcache.train.precision import autocast, describe_precision, warn_of_half_weights, with_precision
 from logitcache.train.processes import check_processes, several_gpus
 from logitcache.train.result import TrainResult, evaluations
 from logitcache.train.source import Source, check_eval_cache
@@ -44,7 +44,7 @@ NOTHING_LEARNT = "no position met the conditions, so the student is what it was"
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
-    """What a run would do, after all checks that don't write anything. Raises as :func:`train` does."""
+    """Describe a run after all checks, without writing anything. Raises as :func:`train` does."""
     run = Run(config, silent)
     stream, totals = run.train_stream(), [cache.manifest.totals for cache in run.source.caches]
     parameters = [(value.numel(), value.requires_grad) for value in run.student.parameters()]
@@ -55,7 +55,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         **({"caches": components} if components else {}),
         "sequences": stream.plan(0).order.samples,
         "tokens": stream.epoch_tokens,
-        # Targets are counted per cache; how many a part of one holds is only known when it is read.
+        # Targets are counted for whole caches; their number in a part of a cache is known only when it is read.
         **({"targets": sum(total.targets for total in totals)} if exact else {}),
         "optimizer_steps": config.max_steps or sum(run.steps),
         "steps_per_epoch": run.steps[0],
@@ -68,17 +68,17 @@ def plan(config: TrainConfig) -> dict[str, Any]:
 
 
 def train(config: TrainConfig | None = None, *, report: Report = silent, **settings: Any) -> TrainResult:
-    """Train a student from a cache. Needs nothing but the two: the teacher's files are never opened.
+    """Train a student from a cache. The teacher's files are not needed.
 
     Args:
-        config: the settings, or give them as keywords; see :class:`TrainConfig`.
+        config: the settings; or give them as keywords; see :class:`TrainConfig`.
         report: called with progress in tokens.
 
     Raises:
         ConfigError: a setting isn't allowed.
         OutputExistsError: ``out`` exists and ``resume`` isn't set.
-        TokenizerMismatchError, ModelError, TargetsError: student and cache don't go together.
-        ResumeMismatchError: cache or settings have changed since the run that is to be resumed.
+        TokenizerMismatchError, ModelError, TargetsError: the student can't be trained from this cache.
+        ResumeMismatchError: the cache or the settings have changed since the run was started.
     """
     config = TrainConfig.parse(settings) if config is None else config
     started = time.perf_counter()
@@ -110,7 +110,7 @@ def train(config: TrainConfig | None = None, *, report: Report = silent, **setti
 
 
 class Run:
-    """One run: everything is opened and checked here, before anything is written."""
+    """One run. It opens and checks everything before it writes anything."""
 
     def __init__(self, config: TrainConfig, report: Report) -> None:
         self.config = config = with_precision(config)
@@ -148,16 +148,16 @@ class Run:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What the user should know about the caches, and about the pair of cache and student."""
+        """Notes for the user about the caches and the student."""
         return [*self.source.notes(self.train_stream(), self.eval_cache), *self.pairing.notes]
 
     def _check_targets(self) -> None:
-        """Refuse a loss that needs what the cache doesn't hold now, and not at the first step."""
+        """Check, before the first step, that the cache holds what the loss needs."""
         batch = next(iter(stream(self.source.readable, batch_size=1, shuffle=False, prefetch=0)))
         self.loss.check_inputs(batch.targets, batch.labels)
 
     def trainer(self) -> DistillTrainer:
-        """The Trainer, ready to start; from here on there are files."""
+        """Make the Trainer. This writes the first files."""
         # Imported late: loading transformers' Trainer takes seconds, and other commands don't need it.
         from logitcache.train.trainer import DistillTrainer, Feed
 
@@ -173,7 +173,8 @@ class Run:
         if module.why_dense:
             warnings.warn(module.why_dense, LogitCacheWarning, stacklevel=2)
         if self.audit is not None:
-            self.notes.extend(choose_fill(self.audit, module.to(args.device)))
+            with autocast(config, args.device):
+                self.notes.extend(choose_fill(self.audit, module.to(args.device)))
         if is_first_rank():
             config.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.out / CONFIG_NAME, yaml.safe_dump(config.model_dump(mode="json")))
@@ -215,7 +216,7 @@ class Run:
         )
 
     def save(self, trainer: DistillTrainer) -> None:
-        """The trained student into ``out``: written aside first, its configuration comes last."""
+        """Save the trained student to a temporary directory, then move its files to ``out``, the configuration last."""
         aside = self.config.out / ".incoming"
         trainer.save_model(str(aside))
         if not trainer.args.should_save:
@@ -251,19 +252,19 @@ class Run:
 
 
 def check_settings(config: TrainConfig) -> None:
-    """What can be refused without loading anything. Raises as :func:`train` does."""
+    """Check the settings without loading a cache or a model. Raises as :func:`train` does."""
     resolve(config.loss, **config.loss_options)
     check_processes(config)
     _place(config)
 
 
 def is_first_rank() -> bool:
-    """True in the process that writes and speaks; alone, or started by torchrun."""
+    """True in the process that writes files and messages: the only one, or the first one of torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _place(config: TrainConfig) -> str | None:
-    """The checkpoint to go on from, if any.
+    """The checkpoint to continue from, if there is one.
 
     Raises:
         OutputExistsError: there is something in ``out``, and ``resume`` isn't set.
@@ -272,7 +273,7 @@ def _place(config: TrainConfig) -> str | None:
     out = config.out
     if not config.resume:
         if not is_first_rank():
-            return None  # the first one may have begun to write there
+            return None  # the first rank may have written files already
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputExistsError(f"{out} exists: choose another --out, remove it, or go on with --resume")
         return None

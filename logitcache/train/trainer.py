@@ -1,4 +1,4 @@
-"""transformers.Trainer, fed from a cache: batches from the stream, the loss from the module, plain students on disk."""
+"""transformers.Trainer with batches from a cache's stream, the loss from the module, and plain students on disk."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from logitcache.utils.reasons import reason
 
 
 class Feed:
-    """The stream as the Trainer's dataloader, which also measures how long a batch is waited for.
+    """The stream as the Trainer's dataloader. It also measures the time of waiting for batches.
 
     The Trainer looks for keys in what it is fed, so each batch stands in a dictionary, as ``forward`` names it.
 
-    It has no length: the whole run is one pass of ``steps`` steps, and the stream itself knows about epochs.
+    It has no length: the whole run is one pass of ``steps`` steps, and the stream counts the epochs.
     """
 
     def __init__(self, stream: Stream, epoch_samples: int, steps: int) -> None:
@@ -56,7 +56,7 @@ class Feed:
 
 
 class DistillTrainer(Trainer):
-    """See the module; what isn't overridden here is the Trainer that people know."""
+    """See the module's docstring; everything that isn't overridden here is the Trainer's."""
 
     loss_is_scaled_for_ga = True
 
@@ -104,7 +104,7 @@ class DistillTrainer(Trainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds how much of what s-LD reads was in the cache, and says once if it is too little."""
+        """Add the coverage of s-LD to the log, and warn once if it is too low."""
         if "loss" in logs and (seen := self._seen.take()) is not None:
             coverage, listed = seen
             logs = {**logs, "s_ld_coverage": round(coverage, 4)}
@@ -116,7 +116,7 @@ class DistillTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Measure against the held-out cache; each rank takes its share of every batch."""
+        """Measure the student on the held-out cache; each rank takes its share of every batch."""
         assert self._eval_stream is not None
         model = self.model_wrapped
         model.eval()
@@ -142,7 +142,7 @@ class DistillTrainer(Trainer):
         return logits
 
     def student(self) -> Any:
-        """The student inside whatever wraps it."""
+        """The student without its wrappers."""
         return self._module().student
 
     def _module(self) -> StudentWithLoss:
@@ -156,7 +156,7 @@ class DistillTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """A plain student: ``from_pretrained`` loads it, and knows nothing of us."""
+        """Save a plain student, which ``from_pretrained`` loads without logitcache."""
         if not self.args.should_save:
             return
         out = Path(str(output_dir or self.args.output_dir))
@@ -182,7 +182,7 @@ class DistillTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, self.student())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A tied head isn't in the file, and needn't be; anything else missing is a fault."""
+        """Refuse a checkpoint that doesn't fit. A tied head isn't in the file, which is no fault."""
         tied = set(getattr(self.student(), "_tied_weights_keys", None) or ())
         missing = [name for name in load_result.missing_keys if name not in tied]
         if missing or load_result.unexpected_keys:
@@ -190,14 +190,14 @@ class DistillTrainer(Trainer):
 
 
 def _metrics(module: StudentWithLoss, batch: Batch, hidden_ND: Tensor) -> MetricSums:
-    """What the student's forward pass is asked for at held-out positions."""
+    """The metrics at held-out positions; for ``read`` of the module's ``forward``."""
     assert module.vocab_limit is not None
     targets = batch.targets.limited(module.vocab_limit)
     return metric_sums(module.head, hidden_ND, targets, batch.labels, module.vocab_limit)
 
 
 class _Coverage:
-    """Share of the student's top k that the targets held, over the steps since it was last taken."""
+    """Share of the student's top k that the targets hold, over the steps since the last :meth:`take`."""
 
     def __init__(self) -> None:
         self._covered, self._counted, self._listed = torch.zeros(()), 0, 0
@@ -205,12 +205,12 @@ class _Coverage:
     def add(self, stats: HeadStats, k: int) -> None:
         """``k``: K of the targets."""
         if stats.coverage is not None:
-            # Stays on the device until it is asked for.
+            # Kept on the device until it is read, so that the CPU doesn't wait.
             self._covered = self._covered.to(stats.coverage.device) + stats.coverage * stats.tokens
             self._counted, self._listed = self._counted + stats.tokens, k
 
     def take(self) -> tuple[float, int] | None:
-        """The share, and K; None if the loss looked for none of the student's ids."""
+        """The share, and K; None if the loss doesn't use the student's top k."""
         if not self._counted:
             return None
         share = float(self._covered) / self._counted
@@ -224,7 +224,7 @@ def save_student(
     """Save a student with a tokenizer's files beside it.
 
     Raises:
-        StorageError: no room, no permission.
+        StorageError: the disk is full, or permission is denied.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def save_student(
 
 
 class _Follow(TrainerCallback):
-    """Keeps the Trainer's idea of the epoch true, adds rates to the log, and reports progress."""
+    """Sets the Trainer's epoch, adds rates to the log, and reports progress."""
 
     def __init__(self, trainer: DistillTrainer, total_tokens: int, report: Report) -> None:
         self._trainer, self._total, self._report = trainer, total_tokens, report
@@ -244,7 +244,7 @@ class _Follow(TrainerCallback):
         self._tokens = self._before = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._before = round(self._total * state.global_step / state.max_steps)  # of a run that is resumed
+        self._before = round(self._total * state.global_step / state.max_steps)  # before a resume
         self._mark()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -276,6 +276,6 @@ class _Follow(TrainerCallback):
         self._mark()
 
     def _mark(self) -> None:
-        """Time goes by from here: evaluating and saving don't count as training."""
+        """Measure time from here on: evaluating and saving don't count as training."""
         feed = self._trainer.feed
         self._started, self._tokens, self._waited = time.perf_counter(), feed.tokens, feed.waiting

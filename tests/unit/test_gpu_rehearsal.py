@@ -17,6 +17,7 @@ from logitcache.losses import fused
 from logitcache.stream import Batch
 from logitcache.stream.known_labels import KnownLabels
 from logitcache.targets import largest
+from logitcache.targets.beyond import Beyond
 
 V, LENGTH, ROWS, CHUNK = 1031, 48, 8, 64
 
@@ -95,7 +96,7 @@ def multiplied(call: Call) -> list[tuple[torch.dtype, tuple[int, ...]]]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"wide_head": False}, {}, {"statistics": True}, {"tail_samples": 4}],
+    [{"wide_head": False}, {}, {"statistics": True}, {"beyond": Beyond(tail_samples=4)}],
     ids=["bf16 head", "float32 head", "statistics", "tail samples"],
 )
 def test_a_dump_batch(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
