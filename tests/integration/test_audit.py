@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import logitcache as lc
+from logitcache.train import run
 
 pytestmark = pytest.mark.integration
 
@@ -116,3 +118,20 @@ def test_a_loss_that_drops_pairs_keeps_doing_so_and_is_measured(
     )
     (note,) = [note for note in result.notes if "audit rows" in note]
     assert note.startswith("pairs with a teacher value that the cache lacks are left out")
+
+
+def test_the_fill_is_chosen_in_the_arithmetic_of_the_run(
+    audit: lc.Cache, small: lc.Cache, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, flash attention can't run in any other."""
+    dtypes: list[torch.dtype | None] = []
+
+    def choose(*given: Any) -> list[str]:
+        dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return []
+
+    monkeypatch.setattr(run, "choose_fill", choose)
+    for precision in ("bf16", "no"):
+        settings = {"audit": audit.root, "max_steps": 1, "mixed_precision": precision, "trainer": {"use_cpu": True}}
+        lc.train(cache=small.root, student=tiny_llama_dir, out=tmp_path / precision, **settings)
+    assert dtypes == [torch.bfloat16, None]
