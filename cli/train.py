@@ -69,7 +69,7 @@ def show_plan(config: TrainConfig, hardware: Hardware | None, *, as_json: bool) 
     planned = plan(config, hardware)
     estimate = planned.pop("estimate")
     if as_json:
-        print_json(planned | {"estimate": asdict(estimate)})
+        print_json(planned | {"estimate": estimate and asdict(estimate)})
         return
     for name, value in planned.items():
         if name == "caches":
@@ -79,7 +79,7 @@ def show_plan(config: TrainConfig, hardware: Hardware | None, *, as_json: bool) 
         if value not in (None, []):
             told = "; ".join(value) if name == "notes" else value
             console.print(f"{name.replace('_', ' ')}: {told}", highlight=False)
-    for name, told in estimate_lines(estimate, "step", planned["optimizer_steps"]):
+    for name, told in () if estimate is None else estimate_lines(estimate, "step", planned["optimizer_steps"]):
         console.print(f"{name}: {told}", highlight=False, soft_wrap=True)
 
 

@@ -27,7 +27,7 @@ from logitcache.engines import Engine, team
 from logitcache.engines.batch_size import CPU_TOKENS
 from logitcache.engines.batches import padded_tokens
 from logitcache.engines.transformers_engine import NAME as TRANSFORMERS
-from logitcache.errors import OutputExistsError
+from logitcache.errors import ModelError, OutputExistsError
 from logitcache.format.formats import encode_shard
 from logitcache.models.cost import Estimate
 from logitcache.models.hardware import Hardware, hardware_at_hand
@@ -63,7 +63,8 @@ class DryRun:
             reach together, or None.
         seconds: for all workers together at this rate.
         measured: whether the teacher was run. It is not if it doesn't fit, or if the plan is for other devices.
-        estimate: memory and operations by formula; None for an engine of another package.
+        estimate: memory and operations by formula; None for an engine of another package, and for a model that can't be
+            built without weights.
         workers: what each worker computes first.
     """
 
@@ -111,7 +112,12 @@ def plan_dump(
 
 def _planned(job: Job, asked: DumpConfig, described: Hardware | None, report: Report) -> DryRun:
     """The plan, the estimate of memory, and what a small sample shows if the teacher fits."""
-    sizes = teacher_sizes(job) if job.config.engine == TRANSFORMERS else None
+    sizes = None
+    try:
+        sizes = teacher_sizes(job) if job.config.engine == TRANSFORMERS else None
+    except ModelError:
+        if described is not None:
+            raise  # otherwise it may still load, or else loading says why it doesn't
     hardware = described or hardware_at_hand(job.device, torch.cuda.device_count() if job.config.device_map else 1)
     if sizes is not None:
         job = fitting_batch(job, sizes, hardware, asked.batch_tokens)

@@ -64,9 +64,9 @@ def sizes_of(model: Any) -> Sizes:
     modules = _blocks(model)
     blocks = [sum(value.numel() for value in block.parameters()) for block in modules]
     parameters = sum(value.numel() for value in values)
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    head_width = int(getattr(config, "head_dim", None) or width // heads)
-    queries, keys = heads * head_width, int(getattr(config, "num_key_value_heads", None) or heads) * head_width
+    heads = _first(config, ("num_attention_heads",)) or 1
+    head_width = _first(config, ("head_dim",)) or width // heads
+    queries, keys = heads * head_width, (_first(config, ("num_key_value_heads",)) or heads) * head_width
     return Sizes(
         parameters=parameters,
         trained=sum(value.numel() for value in trained),
@@ -81,7 +81,7 @@ def sizes_of(model: Any) -> Sizes:
         vocab_size=vocab_size if output is None else int(output.weight.shape[0]),
         width=width,
         inner=inner_width(config, width),
-        layers=int(getattr(config, "num_hidden_layers", None) or max(1, len(blocks))),
+        layers=_first(config, ("num_hidden_layers",)) or max(1, len(blocks)),
         heads=heads,
         attention_width=queries,
         key_width=keys,
@@ -91,13 +91,12 @@ def sizes_of(model: Any) -> Sizes:
 
 def inner_width(config: Any, width: int) -> int:
     """I: the feed-forward width of one token, the sum over the experts that it uses."""
-    inner = int(getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width)
+    inner = _first(config, ("intermediate_size", "ffn_dim")) or 4 * width
     used = _first(config, _EXPERTS_USED)
     if not used or not _first(config, _EXPERT_COUNTS):
         return inner
-    shared = int(getattr(config, "shared_expert_intermediate_size", None) or 0)
-    of_one = int(getattr(config, "moe_intermediate_size", None) or inner)
-    shared = shared or of_one * int(getattr(config, "n_shared_experts", None) or 0)
+    of_one = _first(config, ("moe_intermediate_size",)) or inner
+    shared = _first(config, ("shared_expert_intermediate_size",)) or of_one * _first(config, ("n_shared_experts",))
     return of_one * used + shared
 
 
@@ -140,6 +139,12 @@ def _used_share(config: Any) -> float:
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int:
-    """The first of these settings that a configuration has as a positive number; 0 if it has none."""
-    found = (getattr(config, name, None) for name in names)
-    return next((int(value) for value in found if isinstance(value, int) and value > 0), 0)
+    """The first of some numbers that a configuration has, the largest where layers differ; 0 if it has none."""
+    settings = config.to_dict()
+    for name in names:
+        # Not getattr: transformers refuses to give what differs between layers.
+        value = settings.get(config.attribute_map.get(name, name), settings.get(name))
+        numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+        if max(numbers, default=0) > 0:
+            return max(numbers)
+    return 0

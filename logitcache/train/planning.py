@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from logitcache.errors import ModelError
 from logitcache.models.cost import Estimate
 from logitcache.models.hardware import Hardware, hardware_at_hand
 from logitcache.models.sizes import Sizes
@@ -34,7 +35,13 @@ def plan(config: TrainConfig, hardware: Hardware | None = None) -> dict[str, Any
         LogitCacheError: as :func:`logitcache.train`.
     """
     run.check_settings(config)
-    source, sizes = Source.open(config), student_sizes(config)
+    try:
+        sizes = student_sizes(config)
+    except ModelError:
+        if hardware is not None:
+            raise
+        return run.plan(config) | {"estimate": None}  # it may still load, or else this says why it doesn't
+    source = Source.open(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = config.trainer.get("use_cpu")
     hardware = hardware or hardware_at_hand(torch.device("cpu") if on_cpu else choose_device("auto"), ranks)

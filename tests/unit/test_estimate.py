@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3nTextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     LlamaConfig,
     MixtralConfig,
@@ -201,6 +203,13 @@ def test_a_token_goes_to_some_experts_only() -> None:
     assert whole.parameters == some.parameters
     experts = 3 * 3 * 128 * 384  # layers, matrices, D, I
     assert whole.active - some.active == 3 * experts
+
+
+@pytest.mark.parametrize("config", [Gemma3nTextConfig(), Gemma4TextConfig()], ids=name)
+def test_widths_that_differ_between_layers(config: PretrainedConfig) -> None:
+    sizes = sizes_of(empty(config))
+    assert sizes.active > 10**8
+    assert min(sizes.inner, sizes.attention_width, sizes.key_width, sizes.layers) > 0
 
 
 def test_what_doesnt_fit_and_what_to_change() -> None:
