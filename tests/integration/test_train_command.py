@@ -76,6 +76,7 @@ def test_dry_run(place: Path, tmp_path: Path) -> None:
     printed = json.loads(run(place, tmp_path / "out", "--batch-size", "3", "--epochs", "2", "--dry-run", "--json"))
     assert printed["optimizer_steps"] == 6
     assert printed["parameters"] == printed["trained_parameters"] > 0
+    assert " arithmetic, fp32 weights" in printed["precision"]
     assert "optimizer steps: 6" in run(place, tmp_path / "out", "--batch-size", "3", "--epochs", "2", "--dry-run")
     assert not (tmp_path / "out").exists()
 
@@ -91,6 +92,7 @@ def test_the_report_stands_alone(place: Path, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     assert content["summary"]["steps"] == 4
     assert content["summary"]["cache"] == lc.open(place / "cache").digest
+    assert " arithmetic, fp32 weights" in content["summary"]["precision"]
     assert content["before"]["kl"] != content["after"]["kl"]
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
