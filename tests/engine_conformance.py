@@ -199,7 +199,7 @@ class EngineConformance:
 
     def test_candidates(self, open: Open, teacher_dir: Path) -> None:
         # The teacher itself as the reference prefers what comes next in the teacher's own order.
-        more = {"reference": find_teacher(str(teacher_dir)), "candidates": 3}
+        more = {"reference": find_teacher(str(teacher_dir)), "beyond": Beyond(candidates=3)}
         engine = self.open_or_refuse(open, "candidates", "--reference", **more)
         for targets in [] if engine is None else scored(engine, mixed()):
             assert (targets.k, targets.ranked, targets.candidates) == (K, K - 3, 3)

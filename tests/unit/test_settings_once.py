@@ -116,8 +116,9 @@ def test_what_a_dump_records_under_its_name() -> None:
     """The record decides the digest of a cache: a field that is added here changes the digest of every dump."""
     assert resumed_as(DumpConfig, "same") == {
         "attention", "bad_rows", "batch_tokens", "candidates", "data_kind", "device_map", "dtype", "end_of_text",
-        "engine", "every", "long_rows", "max_length", "overlap", "positions", "shard_format", "shard_tokens",
-        "skip_non_finite", "split", "statistics", "tail_samples", "template_args", "text_column", "top_k", "turns",
+        "engine", "every", "head_dtype", "long_rows", "max_length", "overlap", "positions", "shard_format",
+        "shard_tokens", "skip_non_finite", "split", "statistics", "tail_samples", "template_args", "text_column", "top_k",
+        "turns",
     }  # fmt: skip
 
 
