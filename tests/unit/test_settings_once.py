@@ -117,8 +117,8 @@ def test_what_a_dump_records_under_its_name() -> None:
     assert resumed_as(DumpConfig, "same") == {
         "attention", "bad_rows", "batch_tokens", "candidates", "data_kind", "device_map", "dtype", "end_of_text",
         "engine", "every", "head_dtype", "long_rows", "max_length", "overlap", "positions", "shard_format",
-        "shard_tokens", "skip_non_finite", "split", "statistics", "tail_samples", "template_args", "text_column", "top_k",
-        "turns",
+        "shard_tokens", "skip_non_finite", "split", "statistics", "tail_samples", "template_args", "text_column",
+        "top_k", "turns",
     }  # fmt: skip
 
 
