@@ -7,17 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from logitcache.evaluate.measure import Metrics
-
-# name in Metrics.flat(), heading, format, True if lower is better
-ROWS = (
-    ("kl", "KL(teacher ‖ student), nats", "{:.4f}", True),
-    ("cross_entropy", "cross-entropy, nats", "{:.4f}", True),
-    ("perplexity", "perplexity", "{:,.2f}", True),
-    ("top1_agreement", "top-1 agreement", "{:.1%}", False),
-    ("overlap@8", "overlap@8", "{:.1%}", False),
-    ("overlap@32", "overlap@32", "{:.1%}", False),
-    ("s_ld_coverage", "s-LD coverage", "{:.1%}", False),
-)
+from logitcache.evaluate.shown import SHOWN
 
 
 def comparison_table(students: Mapping[str, Metrics]) -> Table:
@@ -27,16 +17,16 @@ def comparison_table(students: Mapping[str, Metrics]) -> Table:
     for name in students:
         table.add_column(name, justify="right")
     flat = {name: metrics.flat() for name, metrics in students.items()}
-    for key, heading, form, lower in ROWS:
-        values = [one[key] for one in flat.values() if key in one]
+    for shown in SHOWN:
+        values = [one[shown.key] for one in flat.values() if shown.key in one]
         if len(values) < len(flat):
             continue
-        best = min(values) if lower else max(values)
+        best = shown.best(values)
         cells = [
-            f"[bold green]{form.format(value)}[/]" if value == best and len(values) > 1 else form.format(value)
+            f"[bold green]{shown.text(value)}[/]" if value == best and len(values) > 1 else shown.text(value)
             for value in values
         ]
-        table.add_row(heading, *cells)
+        table.add_row(shown.title, *cells)
     return table
 
 

@@ -12,21 +12,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from logitcache.evaluate.measure import Metrics
+from logitcache.evaluate.shown import SHOWN
 from logitcache.utils.atomic import write_atomically
 
 NO_PLOT = "no curves and no report.png: matplotlib isn't installed (pip install 'logitcache[plot]')"
 BLUE, ORANGE, GREY = "#3f51b5", "#e07b39", "#9aa0ae"
-# name in Metrics.flat(), title, format, True if a smaller value is better
-SHOWN = (
-    ("kl", "KL(teacher ‖ student), nats", "{:.3f}", True),
-    ("cross_entropy", "cross-entropy, nats", "{:.3f}", True),
-    ("perplexity", "perplexity", "{:,.1f}", True),
-    ("top1_agreement", "top-1 agreement", "{:.1%}", False),
-    ("overlap@1", "overlap@1", "{:.1%}", False),
-    ("overlap@8", "overlap@8", "{:.1%}", False),
-    ("overlap@32", "overlap@32", "{:.1%}", False),
-    ("s_ld_coverage", "s-LD coverage: student's top 8 held by the cache", "{:.1%}", False),
-)
 _PAGE = Environment(loader=PackageLoader("logitcache.evaluate", "."), autoescape=True, undefined=StrictUndefined)
 
 
@@ -130,15 +120,15 @@ def draw_comparison(students: Mapping[str, Metrics]) -> Any | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    chosen = [item for item in SHOWN if item[0] in ("kl", "perplexity", "top1_agreement", "overlap@8")]
+    chosen = [shown for shown in SHOWN if shown.key in ("kl", "perplexity", "top1_agreement", "overlap@8")]
     figure = Figure(figsize=(11, 1.2 + 0.45 * len(students)), layout="constrained")
     names = list(students)
-    for panel, (key, title, form, less) in zip(figure.subplots(1, len(chosen), sharey=True), chosen, strict=True):
-        values = [students[name].flat().get(key, math.nan) for name in names]
-        best = min(values) if less else max(values)
+    for panel, shown in zip(figure.subplots(1, len(chosen), sharey=True), chosen, strict=True):
+        values = [students[name].flat().get(shown.key, math.nan) for name in names]
+        best = shown.best(values)
         bars = panel.barh(names, values, color=[BLUE if value == best else GREY for value in values], height=0.6)
-        panel.bar_label(bars, labels=[form.format(value) for value in values], padding=3, fontsize=8)
-        panel.set_title(f"{title}\n({'less' if less else 'more'} is better)", fontsize=9)
+        panel.bar_label(bars, labels=[shown.text(value) for value in values], padding=3, fontsize=8)
+        panel.set_title(f"{shown.title}\n({'less' if shown.less_is_better else 'more'} is better)", fontsize=9)
         panel.spines[["top", "right", "bottom"]].set_visible(False)
         panel.set_xticks([])
         panel.margins(x=0.25)
@@ -185,12 +175,13 @@ def _changes(before: Metrics, after: Metrics) -> list[dict[str, Any]]:
     """What training changed: a row for each metric that both measurements have."""
     one, two = before.flat(), after.flat()
     rows = []
-    for key, title, form, less in SHOWN:
+    for shown in SHOWN:
+        key = shown.key
         if key not in one or key not in two:
             continue
-        better = two[key] < one[key] if less else two[key] > one[key]
+        better = two[key] != one[key] and shown.best((one[key], two[key])) == two[key]
         change = f"{two[key] / one[key] - 1:+.0%}" if one[key] else "–"
-        cells = (title, form.format(one[key]), form.format(two[key]), change)
+        cells = (shown.title, shown.text(one[key]), shown.text(two[key]), change)
         rows.append({"cells": cells, "kind": "good" if better else "bad"})
     return rows
 
