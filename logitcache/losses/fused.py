@@ -30,6 +30,9 @@ CHUNK_BYTES = 64 << 20
 # what is free now: otherwise two runs of the same job could have different chunks and differ in their last bits.)
 _GPU_SHARE = 1 / 64
 _LEAST_ROWS, _MOST_ROWS = 128, 2048
+# float16 has no values between 0 and 6e-8, and most gradients of a mean are smaller: they are multiplied by this, as
+# those of a sum, before they are rounded. A single one may then be as large as 4,000.
+_FP16_FACTOR = 16.0
 
 
 @dataclass
@@ -158,6 +161,7 @@ def _dense_pass(
     weight_grad = torch.zeros_like(weight_VD, dtype=dtype) if wants[1] else None
     bias_grad = torch.zeros_like(bias_V, dtype=dtype) if wants[2] and bias_V is not None else None
     read_VD = operand(weight_VD, job.dtype) if wants[0] else None
+    factor = _FP16_FACTOR / job.scale if job.dtype == torch.float16 else 1.0
     for rows, logits_BV in _chunks(hidden_ND, weight_VD, bias_V, job):
         logits_BV.requires_grad_(any(wants))
         with torch.set_grad_enabled(any(wants)):
@@ -169,11 +173,14 @@ def _dense_pass(
         gradient_BV = job.finish.slope(gradient_BV, logits_BV.detach())
         if bias_grad is not None:
             bias_grad += gradient_BV.sum(0)
-        read_BV = gradient_operand(gradient_BV, job.dtype)
+        read_BV = gradient_operand(gradient_BV if factor == 1 else gradient_BV * factor, job.dtype)
         if hidden_grad is not None and read_VD is not None:
             product(read_BV, read_VD, out_MP=hidden_grad[rows])
         if weight_grad is not None:
             add_product(weight_grad, read_BV.T, operand(hidden_ND[rows], job.dtype))
+    for gradient in (hidden_grad, weight_grad):
+        if gradient is not None and factor != 1:
+            gradient /= factor
     return total, (hidden_grad, weight_grad, bias_grad)
 
 

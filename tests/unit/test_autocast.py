@@ -6,6 +6,7 @@ from test_fused_head import case, fused_loss
 
 import logitcache as lc
 from logitcache import losses
+from logitcache.losses import fused
 
 
 @pytest.mark.parametrize("loss", ["bild", "residual_kl", "bild=1.0,cross_entropy=0.1"])
@@ -26,6 +27,27 @@ def test_autocast_rounds_what_the_head_multiplies_and_nothing_else(loss: str) ->
         assert leaf.grad.dtype == torch.float32
         # Not bfloat16, whose step is 2^-8: the gradients are float32 sums.
         torch.testing.assert_close(leaf.grad, rounded[name].grad, rtol=1e-2, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl", "tvd"])
+def test_small_gradients_are_kept_where_a_device_multiplies_float16(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over many positions makes most gradients smaller than float16's least number."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5000, 16, generator=generator)
+    targets = lc.TopK.from_logits(torch.randn(256, 5000, generator=generator) * 3, 16)
+
+    def gradients() -> list[torch.Tensor]:
+        generator.manual_seed(1)
+        leaves = [(torch.randn(256, 16, generator=generator) / 10).requires_grad_(), weight.clone().requires_grad_()]
+        with torch.autocast("cpu", torch.float16):
+            value = losses.linear_loss(loss, *leaves, targets)
+        return list(torch.autograd.grad(value, leaves))
+
+    expected = gradients()
+    # As a GPU does; the CPU has no such product.
+    monkeypatch.setattr(fused, "gradient_operand", lambda gradient, dtype: gradient.to(dtype).float())
+    for found, wanted in zip(gradients(), expected, strict=True):
+        assert (found - wanted).norm() < 2e-3 * wanted.norm()
 
 
 def test_mixed_dtypes_keep_their_own() -> None:
