@@ -154,7 +154,7 @@ def test_ids_that_only_the_student_has_take_the_plain_bound(estimator: losses.Es
 
 def test_an_estimator_of_another_vocabulary_is_refused(estimator: losses.Estimator) -> None:
     other = lc.TopK.from_logits(torch.randn(5, VOCAB + 1), K)
-    with pytest.raises(lc.LogitCacheError, match=f"knows {VOCAB} ids, the targets {VOCAB + 1}"):
+    with pytest.raises(lc.LogitCacheError, match=f"has {VOCAB} ids, but the targets have {VOCAB + 1}"):
         losses.get("bild", estimator=estimator)(torch.randn(5, VOCAB + 1), other)
     with pytest.raises(lc.LogitCacheError, match="estimator = 7 is not allowed"):
         losses.parse("bild(estimator=7)")
