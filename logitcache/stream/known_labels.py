@@ -25,8 +25,7 @@ class KnownLabels:
     @classmethod
     def of(cls, labels: Tensor) -> KnownLabels:
         """Look at the labels. Those of a GPU are waited for."""
-        least, greatest = (int(value) for value in labels.aminmax()) if len(labels) else (0, 0)
-        return cls(labels, _version(labels), least, greatest)
+        return cls(labels, _version(labels), *_range(labels))
 
     def copied(self, labels: Tensor) -> KnownLabels:
         """The same for a copy of the labels, for example on another device."""
@@ -34,7 +33,17 @@ class KnownLabels:
 
     def hold_for(self, labels: Tensor) -> bool:
         """True if these are the labels, and nothing has changed them since."""
-        return labels is self.labels and _version(labels) == self.version
+        if labels is not self.labels or _version(labels) != self.version:
+            return False
+        # torch doesn't count changes through numpy, which shares memory on a CPU only. To look again is fast there. (A
+        # subclass may have no values, as fake tensors do.)
+        at_hand = type(labels) is Tensor and labels.device.type == "cpu"
+        return not at_hand or _range(labels) == (self.least, self.greatest)
+
+
+def _range(labels: Tensor) -> tuple[int, int]:
+    least, greatest = labels.aminmax() if len(labels) else (0, 0)
+    return int(least), int(greatest)
 
 
 def _version(labels: Tensor) -> int:

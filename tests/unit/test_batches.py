@@ -6,6 +6,7 @@ import math
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -257,3 +258,19 @@ def test_memory_holds_a_few_windows_however_large_the_cache() -> None:
     assert len(live) == 180
     # Windows of one shard here: two that a batch spans, one ahead, and what the batch before still holds.
     assert most <= 6
+
+
+def test_labels_that_were_changed_are_looked_at_again() -> None:
+    """Also through numpy, whose changes torch doesn't count; and if the batch is copied after that."""
+    cache = MemoryCache.random(shards=2, largest=9, longest=8, seed=2)
+    changes: list[Callable[[torch.Tensor], None]] = [
+        lambda labels: labels[:1].fill_(-100),
+        lambda labels: labels.numpy()[:1].fill(-100),
+        lambda labels: labels.data[:1].fill_(-100),
+    ]
+    for change in changes:
+        batch = next(iter(stream(cache, batch_size=2)))
+        assert batch.label_range == (int(batch.labels.min()), int(batch.labels.max()))
+        change(batch.labels)
+        assert batch.label_range is None
+        assert batch.to("cpu").label_range is None
