@@ -11,8 +11,8 @@ from logitcache.errors import ConfigError
 from logitcache.utils.device import DEVICES
 
 _UNITS = {"GIB": 1 << 30, "GB": 10**9, "MIB": 1 << 20, "MB": 10**6, "TIB": 1 << 40, "TB": 10**12}
-_MEMORY = re.compile(r"(?:(\d+)\s*[xX]\s*)?(\d+(?:\.\d+)?)\s*([KMGT]i?B)", re.IGNORECASE)
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*T(?:FLOPS|FLOP/s)", re.IGNORECASE)
+_MEMORY = re.compile(r"(?:(\d{1,7})\s*[xX]\s*)?(\d{1,9}(?:\.\d+)?)\s*([MGT]i?B)", re.IGNORECASE | re.ASCII)
+_RATE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*T(?:FLOPS|FLOP/s)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,19 @@ def parse_hardware(text: str) -> Hardware:
     """Parse devices of the command line: ``80GiB``, ``8x80GiB``, ``8x80GiB,400TFLOPS``.
 
     Raises:
-        ConfigError: the text isn't of this form, or holds a zero.
+        ConfigError: the text isn't of this form, names something twice, or holds a zero.
     """
-    memory, devices, tflops = None, 1, None
+    memory: int | None = None
+    devices, tflops = 1, None
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if (found := _MEMORY.fullmatch(part)) and found[3].upper() in _UNITS:
+        if memory is None and (found := _MEMORY.fullmatch(part)):
             memory, devices = round(float(found[2]) * _UNITS[found[3].upper()]), int(found[1] or 1)
-        elif found := _RATE.fullmatch(part):
+        elif tflops is None and (found := _RATE.fullmatch(part)):
             tflops = float(found[1])
         else:
-            raise ConfigError(f"hardware {text!r} can't be read at {part!r}: write 80GiB, 8x80GiB or 8x80GiB,400TFLOPS")
+            raise ConfigError(
+                f"hardware {text[:80]!r} can't be read at {part[:40]!r}: write 80GiB, 8x80GiB or 8x80GiB,400TFLOPS"
+            )
     if not memory or not devices or tflops == 0:
         raise ConfigError(f"hardware {text!r} names no memory, or a zero: write 80GiB, 8x80GiB or 8x80GiB,400TFLOPS")
     return Hardware(memory, devices, tflops, elsewhere=True)

@@ -255,9 +255,14 @@ def test_hardware_in_words(text: str, expected: Hardware) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "80", "400TFLOPS", "0x80GiB", "8x80GiB,fast", "0GiB", "8x80GiB,0TFLOPS", "8x80KiB"]
-)
+    "text",
+    [
+        "", "80", "400TFLOPS", "0x80GiB", "8x80GiB,fast", "0GiB", "8x80GiB,0TFLOPS", "8x80KiB", "8x80GiB,8x40GiB",
+        "80GiB,400TFLOPS,300TFLOPS", f"{'9' * 5000}x80GiB", f"{'9' * 400}GiB", f"80GiB,{'9' * 400}TFLOPS",
+    ],
+)  # fmt: skip
 def test_hardware_that_cant_be_read(text: str) -> None:
+    """Also what names a number twice, and numbers too large for any machine."""
     with pytest.raises(LogitCacheError, match="write 80GiB, 8x80GiB or 8x80GiB,400TFLOPS") as caught:
         parse_hardware(text)
     assert len(str(caught.value).splitlines()) == 1
