@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 import torch
 from engine_conformance import EngineConformance, Open
+from torch import nn
+from torch.distributed.tensor import DeviceMesh, Replicate, Shard, distribute_tensor
 
 from logitcache import engines
 from logitcache.engines import Engine, EngineSettings, Team
+from logitcache.models.finish import Finish
+from logitcache.models.head import Head
 from logitcache.models.identity import find_teacher
+from logitcache.models.split_head import find_split
 from logitcache.targets.parts import Part, top_k_of_parts
 from logitcache.targets.topk import TopK
 
@@ -78,3 +83,23 @@ def test_logits_are_gathered_only_where_all_are_needed(
     engine = engines.open_engine("transformers", asked)
     assert (engine.output.split is None) == bool(settings)
     assert engine.info.head_dtype == (None if settings else "float32")
+
+
+@pytest.mark.parametrize("bias", ["none", "divided", "replicated", "whole"])
+@pytest.mark.parametrize(("rows", "kept"), [(67, None), (67, 40), (67, 20), (3, None)])
+def test_each_process_has_the_biases_of_its_own_ids(processes: Team, bias: str, rows: int, kept: int | None) -> None:
+    torch.manual_seed(rows)
+    linear, hidden = nn.Linear(16, rows, bias=bias != "none"), torch.randn(9, 16)
+    expected = linear(hidden)[:, :kept].detach()
+    mesh = DeviceMesh("cpu", list(range(processes.size)))
+    linear.weight = nn.Parameter(distribute_tensor(linear.weight.detach(), mesh, [Shard(0)]))
+    if bias in ("divided", "replicated"):
+        placement = Shard(0) if bias == "divided" else Replicate()
+        linear.bias = nn.Parameter(distribute_tensor(linear.bias.detach(), mesh, [placement]))
+    split = find_split(Head(nn.Identity(), linear, expected.shape[1], Finish(kept_rows=kept)))
+    assert split is not None
+    mine = split.logits(hidden)
+    torch.testing.assert_close(mine, expected[:, split.part.first_id :][:, : mine.shape[1]])
+    given, whole = top_k_of_parts(mine, split.part, 3), TopK.from_logits(expected, 3)
+    assert torch.equal(given.ids, whole.ids)
+    torch.testing.assert_close(given.logprobs, whole.logprobs)

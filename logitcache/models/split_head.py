@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from logitcache.models.finish import Finish
 from logitcache.models.head import Head
@@ -51,16 +51,22 @@ def find_split(head: Head) -> SplitHead | None:
         return None
     if weight.device_mesh.ndim != 1 or weight.placements != (Shard(0),):
         return None
+    if isinstance(head.output.bias, DTensor) and head.output.bias.placements not in ((Shard(0),), (Replicate(),)):
+        return None
     group = weight.device_mesh.get_group()
     # As torch divides a dimension: equal parts, the last ones shorter or empty.
     rows, each = len(weight), -(-len(weight) // distributed.get_world_size(group))
     first = min(rows, each * distributed.get_rank(group))
-    weight_PD, bias_P = weight.to_local(), _local(head.output.bias)
+    weight_PD = weight.to_local()
+    bias_P = _local(head.output.bias, slice(first, first + len(weight_PD)))
     # Ids from ``vocab_size`` on are rows that the model drops.
     kept = max(0, min(len(weight_PD), head.vocab_size - first))
     part = Part(first, head.vocab_size, group)
     return SplitHead(weight_PD[:kept], None if bias_P is None else bias_P[:kept], head.finish, part)
 
 
-def _local(bias: Any) -> Tensor | None:
-    return bias.to_local() if isinstance(bias, DTensor) else bias
+def _local(bias: Any, mine: slice) -> Tensor | None:
+    """This process's biases; ``mine`` are its ids, for a bias that each process holds whole."""
+    is_part = isinstance(bias, DTensor) and bias.placements == (Shard(0),)
+    local: Tensor | None = bias.to_local() if isinstance(bias, DTensor) else bias
+    return local if local is None or is_part else local[mine]
