@@ -7,6 +7,8 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from logitcache.errors import ConfigError, MissingDependencyError
 from logitcache.stream import Layout
 from logitcache.train.config import TrainConfig
@@ -79,6 +81,8 @@ def argument_values(
         "logging_steps": config.log_every,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
+        # The Trainer takes bf16 on a CPU only if it is told that a CPU is meant.
+        "use_cpu": config.mixed_precision == "bf16" and not torch.accelerator.is_available(),
         "bf16": config.mixed_precision == "bf16",
         "fp16": config.mixed_precision == "fp16",
         "tf32": uses_tf32(config) or None,

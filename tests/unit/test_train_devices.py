@@ -97,6 +97,17 @@ def test_precision_by_device(settings: dict[str, Any], devices: Devices, expecte
     assert with_precision(config(**settings), devices).mixed_precision == expected
 
 
+def test_bf16_is_taken_without_an_accelerator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = config(out=tmp_path, mixed_precision="bf16")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not values(settings)["use_cpu"]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert not values(config())["use_cpu"]
+    arguments = training_arguments(settings, Layout(batch_size=8, micro_batch_size=4), [2], resumes=False)
+    assert arguments.bf16
+    assert arguments.device.type == "cpu"
+
+
 def test_what_stays_float32_runs_in_tf32_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert values(config())["tf32"] is None
     monkeypatch.setattr(precision.Devices, "count", Gpus(1).count)
