@@ -28,7 +28,7 @@ def first_fault(
     if fault["type"] == "extra_forbidden":
         return unknown_setting(field, known, listed_by)
     if fault["type"] == "missing":
-        return f"{field} is missing"
+        return f"the setting {field} is missing (on the command line: --{field.replace('_', '-')})"
     return f"{field} = {fault['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 

@@ -156,6 +156,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(config: type[Config], name:
         gather(config, {name: 1})
 
 
+def test_a_missing_setting_names_its_flag() -> None:
+    with pytest.raises(LogitCacheError, match=r"^the setting cache is missing \(on the command line: --cache\)$"):
+        TrainConfig.parse({"student": "s", "out": "o"})
+
+
 def test_python_suggests_names_too() -> None:
     with pytest.raises(LogitCacheError, match=r"^max_lenght is not a setting; did you mean max_length\?"):
         TrainConfig.parse({"cache": "c", "student": "s", "out": "o", "max_lenght": 5})
