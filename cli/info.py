@@ -102,11 +102,12 @@ def _fraction(bound: float) -> str:
 def _teacher(cache: Cache) -> dict[str, str]:
     origin = cache.manifest.provenance
     teacher = origin.teacher
+    logits = f", logits in {teacher.head_dtype}," if teacher.head_dtype else ""
     rows = {
         "name": teacher.name,
         "revision": teacher.revision,
         "weights": _short(teacher.weights_digest),
-        "ran in": f"{teacher.dtype} on {teacher.engine}",
+        "ran in": f"{teacher.dtype}{logits} on {teacher.engine}",
         "tokenizer": _short(origin.tokenizer_digest),
         "corpus": _short(origin.corpus_digest),
         "positions": origin.positions,

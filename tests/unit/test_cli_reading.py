@@ -27,7 +27,7 @@ from logitcache.cli.main import run
 from logitcache.format.arrays import ShardArrays, sequence_digest
 from logitcache.format.encoding import Encoding
 from logitcache.format.formats import encode_shard
-from logitcache.format.manifest import Card
+from logitcache.format.manifest import Card, Teacher
 
 TEXT = "The state of the Union is strong.\nLet us go on – together."
 
@@ -117,6 +117,17 @@ def test_info_shows_what_matters(shell: Shell, root: Path) -> None:
     for part in ("bytes per token", "top-k mass", "mean by rank"):
         assert part in shell.out
     assert max(map(len, shell.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("head_dtype", [None, "float32"])
+def test_info_names_the_dtype_of_the_logits(shell: Shell, tmp_path: Path, head_dtype: str | None) -> None:
+    teacher = Teacher(
+        name="t", dtype="bfloat16", head_dtype=head_dtype, engine="e", weights_digest="sha256:" + "0" * 64
+    )
+    build_cache(tmp_path / "cache", teacher=teacher)
+    assert shell("info", tmp_path / "cache") == 0
+    expected = "bfloat16, logits in float32, on e" if head_dtype else "bfloat16 on e"
+    assert re.search(rf"ran in +{expected}\s", shell.out)
 
 
 def test_info_as_json_holds_the_manifest(shell: Shell, root: Path) -> None:
