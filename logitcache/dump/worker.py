@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from logitcache.data import TokenSequence
 from logitcache.dump.assemble import Computed
@@ -20,6 +22,7 @@ from logitcache.dump.writer import ShardWriter
 from logitcache.engines import Engine, Generation
 from logitcache.errors import DumpInterruptedError, LogitCacheWarning, StorageError
 from logitcache.format.manifest import MANIFEST_NAME
+from logitcache.targets.topk import TopK
 from logitcache.utils.files import SCRATCH_DIR
 from logitcache.utils.progress import Report
 
@@ -190,18 +193,37 @@ class Worker:
 
     def _check_mass(self, engine: Engine, computed: Computed) -> None:
         """Warn if the top K hold too little of the teacher's probability in the first shard."""
-        found = [targets for _, targets in computed.scored]
-        ranked, beyond = found[0].ranked, found[0].k - found[0].ranked
-        residual = torch.cat([targets.top(ranked).residual_logprob for targets in found])
-        mass = float(-torch.expm1(residual.double()).mean())
+        first = computed.scored[0][1]
+        ranked, beyond = first.ranked, first.k - first.ranked
+        masses = [-torch.expm1(targets.top(ranked).residual_logprob.double()) for _, targets in computed.scored]
+        mass = float(torch.cat(masses).mean())
         if not mass < self._config.min_mass:  # also for NaN, which the writer reports with its position
             return
-        longest = max(computed.sequences, key=lambda sequence: len(sequence.token_ids_L))
-        needed = engine.k_for_mass(longest, self._config.min_mass)
-        larger = "a larger --top-k" if needed is None else f"--top-k {needed + beyond}"
+        needed = engine.k_for_mass(_typical(computed, masses, mass), self._config.min_mass)
+        larger = "a larger --top-k" if needed is None else f"--top-k {_rounded(needed, first) + beyond}"
         warnings.warn(
-            f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need "
-            f"{larger}. A loss over the top few ids, such as BiLD, may not need them",
+            f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need about "
+            f"{larger}. A loss over the top few ids, such as BiLD, may not need that many",
             LowMassWarning,
             stacklevel=2,
         )
+
+
+def _rounded(needed: int, targets: TopK) -> int:
+    """An estimate of K, more than what was kept already, rounded up to a multiple of 8."""
+    return min(-(-max(needed, targets.ranked + 1) // 8) * 8, targets.vocab_size)
+
+
+def _typical(computed: Computed, masses: list[Tensor], mean: float) -> TokenSequence:
+    """Of the sequences at least half as long as the longest, the one whose top K hold nearest to the mean."""
+    least = max(len(sequence.token_ids_L) for sequence in computed.sequences) / 2
+    nearest, found = math.inf, computed.sequences[0]
+    for (which, _), mass_N in zip(computed.scored, masses, strict=True):
+        start = 0
+        for sequence in (computed.sequences[s] for s in which):
+            end = start + int(sequence.target_mask_L.sum())
+            away = abs(float(mass_N[start:end].mean()) - mean)
+            if len(sequence.token_ids_L) >= least and away < nearest:
+                nearest, found = away, sequence
+            start = end
+    return found

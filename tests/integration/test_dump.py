@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +20,10 @@ from transformers import (
 )
 
 import logitcache as lc
+from logitcache.data import TokenSequence
 from logitcache.dump import LowMassWarning, config_path, plan_dump
+from logitcache.dump.assemble import Computed
+from logitcache.dump.worker import _rounded, _typical
 from logitcache.engines.transformers_engine import TransformersEngine
 from logitcache.losses.tail import represent_tail
 
@@ -140,7 +144,7 @@ def test_statistics_restore_raw_logits(tiny_llama_dir: Path, mixed_rows: list[st
 
 def test_low_mass_names_a_sufficient_k(tiny_llama_dir: Path, mixed_rows: list[str], tmp_path: Path) -> None:
     settings: dict[str, Any] = TINY | {"min_mass": 0.5}
-    with pytest.warns(LowMassWarning, match=r"the top 16 cover 0% .*; 50% need --top-k (\d+)") as caught:
+    with pytest.warns(LowMassWarning, match=r"the top 16 cover 0% .*; 50% need about --top-k (\d+)") as caught:
         lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "out", **settings)
     message = next(str(warning.message) for warning in caught if warning.category is LowMassWarning)
     needed = int(message.split("--top-k ")[1].split(".")[0])
@@ -148,6 +152,20 @@ def test_low_mass_names_a_sufficient_k(tiny_llama_dir: Path, mixed_rows: list[st
         warnings.simplefilter("error", LowMassWarning)
         settings |= {"top_k": needed + 200, "shard_tokens": 64}
         lc.dump(teacher=str(tiny_llama_dir), data=mixed_rows[:1], out=tmp_path / "enough", **settings)
+
+
+def test_the_k_is_that_of_a_typical_sequence() -> None:
+    sequences = [TokenSequence(np.zeros(n, np.uint32), np.arange(n) < n - 1) for n in (3, 9, 9, 7)]
+    masses = [torch.tensor([0.1] * 8 + [0.5] * 2), torch.tensor([0.6] * 6 + [0.9] * 8)]
+    targets = lc.TopK.from_logits(torch.randn(1, 5), 2)
+    computed = Computed(sequences, [([1, 0], targets), ([3, 2], targets)])
+    assert _typical(computed, masses, 0.5) is sequences[3]
+    assert _typical(computed, masses, 0.95) is sequences[2]
+
+
+def test_the_k_is_more_than_was_kept() -> None:
+    kept = lc.TopK.from_logits(torch.randn(1, 50), 29)
+    assert [_rounded(needed, kept) for needed in (18, 29, 32, 33, 49)] == [32, 32, 32, 40, 50]
 
 
 def test_command_line(tiny_llama_dir: Path, heldout_text: Path, tmp_path: Path) -> None:
