@@ -78,7 +78,7 @@ class Head:
             what = f"{type(self.body).__name__} can't be taken apart into hidden states and an output layer"
         elif isinstance(self.output, nn.Sequential):
             what = "the output layer is several modules, one after the other"
-        elif type(self.output) is not nn.Linear or self.output._forward_hooks or self.output._forward_pre_hooks:
+        elif type(self.output) is not nn.Linear or _is_changed(self.output):
             what = (
                 f"the output layer is {type(self.output).__module__.split('.')[0]}'s {kind}, not a plain linear layer "
                 "(adapted, quantised or hooked?)"
@@ -176,6 +176,12 @@ class Head:
             return hidden_ND
         logits_NV: Tensor = self.output(as_weights(hidden_ND, self.output))
         return self.finish.of(logits_NV)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """True if something comes before or after a module's own forward, or in its place."""
+    replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")  # accelerate's moves tensors only
+    return replaced or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _row(inputs: dict[str, Any], row: int) -> dict[str, Any]:

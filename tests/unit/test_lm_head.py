@@ -130,6 +130,17 @@ def test_a_head_that_is_not_linear_falls_back_to_dense_and_says_why() -> None:
         _ = student.head.weight
 
 
+def test_a_head_whose_forward_was_replaced_falls_back_to_dense() -> None:
+    model, (inputs, mask) = tiny("llama", tied=False), batch()
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: forward(hidden).sin()
+    student = losses.loss_model(model, "forward_kl")
+    assert not student.fused
+    keep = inputs.labels != -100
+    expected = losses.get("forward_kl")(logits_at(model, inputs, mask)[keep], inputs.targets[keep]).mean()
+    torch.testing.assert_close(student(inputs, attention_mask=mask)[0], expected)
+
+
 def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A Granite whose logits go through one more function."""
     model = tiny("granite", tied=True)
