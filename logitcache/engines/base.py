@@ -16,7 +16,7 @@ from logitcache.data import TokenSequence
 from logitcache.engines.generate import Generation
 from logitcache.errors import ModelError
 from logitcache.models.identity import TeacherFiles
-from logitcache.targets.beyond import RANKED_ONLY, Beyond
+from logitcache.targets.beyond import ALL_RANKED, Beyond
 from logitcache.targets.topk import TopK
 
 
@@ -87,7 +87,7 @@ class EngineSettings:
     device: torch.device
     dtype: torch.dtype
     batch_tokens: int
-    beyond: Beyond = RANKED_ONLY
+    beyond: Beyond = ALL_RANKED
     reference: TeacherFiles | None = None
     statistics: bool = False
     device_map: str | None = None

@@ -29,7 +29,7 @@ from logitcache.engines.output_layer import OutputLayer
 from logitcache.errors import LogitCacheWarning, ModelError
 from logitcache.models import Head, check_language_model, device_of
 from logitcache.models.teacher import load_model
-from logitcache.targets.beyond import RANKED_ONLY, Beyond
+from logitcache.targets.beyond import ALL_RANKED, Beyond
 from logitcache.targets.topk import TopK
 from logitcache.utils.device import DEVICES, Devices
 
@@ -103,7 +103,7 @@ class TransformersEngine(Engine):
         *,
         top_k: int,
         batch_tokens: int = CPU_TOKENS,
-        beyond: Beyond = RANKED_ONLY,
+        beyond: Beyond = ALL_RANKED,
         reference: Any | None = None,
         statistics: bool = False,
         wide_head: bool = True,

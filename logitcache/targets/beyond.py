@@ -46,7 +46,3 @@ class Beyond:
 
 #: Every entry is one of the most probable ids.
 ALL_RANKED = Beyond()
-
-
-#: Every entry is chosen by rank.
-RANKED_ONLY = Beyond()
