@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from logitcache.errors import ConfigError, MissingDependencyError
@@ -92,7 +93,10 @@ def _add_lora(student: Any, config: TrainConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(student, lora)
+        with warnings.catch_warnings():
+            # peft reads a name that transformers has replaced.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(student, lora)
     except ValueError as error:
         raise ConfigError(f"lora_targets = {targets!r}: {reason(error)}") from error
     name_base(model, base)

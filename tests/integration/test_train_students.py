@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def test_half_precision_stays_close(cache: Cache, student_dir: Path, tmp_path: P
     )
     assert losses_of(mixed) == pytest.approx(losses_of(full), rel=0.05)
     assert losses_of(mixed) != losses_of(full)
+
+
+def test_new_adapters_say_nothing_of_renamed_functions(student_dir: Path) -> None:
+    pytest.importorskip("peft")
+    student = AutoModelForCausalLM.from_pretrained(student_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        prepare_student(student, TrainConfig.parse({"cache": "c", "student": student_dir, "out": "o", "lora_rank": 2}))
 
 
 def test_lora_trains_adapters_only(cache: Cache, held_out: Cache, student_dir: Path, tmp_path: Path) -> None:
