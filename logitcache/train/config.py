@@ -133,7 +133,7 @@ class TrainConfig(Config):
     ] = 1.0
     trainer: Annotated[
         dict[str, Any],
-        Field(description="Further field of transformers.TrainingArguments, such as gradient_checkpointing=true."),
+        Field(description="Further field of transformers.TrainingArguments, such as activation_checkpointing=true."),
         Flag(OPTIMIZER, resume="free"),
     ] = Field(default_factory=dict)
     dtype: Annotated[
