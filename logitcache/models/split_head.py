@@ -5,11 +5,11 @@ Shape legend: N positions, D hidden width, V ids in the vocabulary, P of them in
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from logitcache.models.finish import Finish
 from logitcache.models.head import Head
@@ -47,26 +47,32 @@ class SplitHead:
 def find_split(head: Head) -> SplitHead | None:
     """The part of a head that this process holds; None if its rows aren't divided over processes."""
     weight: Any = getattr(head.output, "weight", None)
-    if head.whole or type(head.output) is not nn.Linear or not isinstance(weight, DTensor):
+    if head.whole or type(head.output) is not nn.Linear or not is_divided(weight):
         return None
+    from torch.distributed.tensor import Replicate, Shard
+
     if weight.device_mesh.ndim != 1 or weight.placements != (Shard(0),):
         return None
-    if isinstance(head.output.bias, DTensor) and head.output.bias.placements not in ((Shard(0),), (Replicate(),)):
+    bias: Any = head.output.bias
+    if is_divided(bias) and bias.placements not in ((Shard(0),), (Replicate(),)):
         return None
     group = weight.device_mesh.get_group()
     # As torch divides a dimension: equal parts, the last ones shorter or empty.
     rows, each = len(weight), -(-len(weight) // distributed.get_world_size(group))
     first = min(rows, each * distributed.get_rank(group))
     weight_PD = weight.to_local()
-    bias_P = _local(head.output.bias, slice(first, first + len(weight_PD)))
+    is_part = is_divided(bias) and bias.placements == (Shard(0),)
+    bias_P: Tensor | None = bias.to_local() if is_divided(bias) else bias
+    if bias_P is not None and not is_part:  # each process holds the whole bias
+        bias_P = bias_P[first : first + len(weight_PD)]
     # Ids from ``vocab_size`` on are rows that the model drops.
     kept = max(0, min(len(weight_PD), head.vocab_size - first))
     part = Part(first, head.vocab_size, group)
     return SplitHead(weight_PD[:kept], None if bias_P is None else bias_P[:kept], head.finish, part)
 
 
-def _local(bias: Any, mine: slice) -> Tensor | None:
-    """This process's biases; ``mine`` are its ids, for a bias that each process holds whole."""
-    is_part = isinstance(bias, DTensor) and bias.placements == (Shard(0),)
-    local: Tensor | None = bias.to_local() if isinstance(bias, DTensor) else bias
-    return local if local is None or is_part else local[mine]
+def is_divided(value: Any) -> bool:
+    """True for a tensor that is divided over processes, or that each holds as its copy: a ``DTensor``."""
+    # Its module takes most of a second to load. Who has such a tensor has loaded it.
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(value, loaded.DTensor)

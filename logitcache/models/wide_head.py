@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from logitcache.models.head import Head
 from logitcache.models.product import operand, product, reads_half, wide
+from logitcache.models.split_head import is_divided
 
 # Of the weight's rows that a device without half-precision products widens at a time.
 _WIDENED_BYTES = 64 << 20
@@ -24,7 +24,7 @@ def can_widen(head: Head) -> bool:
     if head.why_dense:
         return False
     weight = head.weight
-    at_hand = not isinstance(weight, DTensor) and weight.device.type != "meta"
+    at_hand = not is_divided(weight) and weight.device.type != "meta"
     return at_hand and weight.dtype in (torch.bfloat16, torch.float16)
 
 
