@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,10 @@ def measured(measure: str, side: Side, shared: Path, options: argparse.Namespace
     command += ["--tree", str(side.tree), "--shared", str(shared), "--own", str(side.own)]
     command += ["--teacher", str(options.teacher), "--threads", str(options.threads)]
     # The revision's folder has no `benchmarks`, so that comes from the working tree for both.
-    environment = os.environ | {"PYTHONPATH": f"{side.tree}{os.pathsep}{REPO}"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{side.tree}{os.pathsep}{REPO}",
+        "BEFORE_AFTER_STARTED": str(time.time()),
+    }
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
