@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logitcache.errors import CorruptCacheError
 from logitcache.format.arrays import ShardArrays
-from logitcache.stream.known_labels import KnownLabels
+from logitcache.stream.known_labels import KnownLabels, is_at_hand
 from logitcache.stream.rows import Sample
 from logitcache.targets.topk import TopK
 
@@ -41,7 +41,7 @@ class Batch:
         document_starts: ``[D + 1]`` int32: where each of the D documents begins in ``input_ids.view(-1)``, and how long
             that is; the padding of a packed row is one document. None if that isn't known.
         longest_document: tokens of the longest of these documents.
-        known_labels: what is known of ``labels``, so that a training step need not look at them on a GPU.
+        known_labels: what is known of ``labels`` on a GPU, so that a training step need not look at them there.
     """
 
     input_ids: Tensor
@@ -64,8 +64,14 @@ class Batch:
     @property
     def label_range(self) -> tuple[int, int] | None:
         """The least and the greatest label; None if that isn't known without looking at them."""
+        known = self._known_labels()
+        return None if known is None else (known.least, known.greatest)
+
+    def _known_labels(self) -> KnownLabels | None:
         known = self.known_labels
-        return (known.least, known.greatest) if known is not None and known.hold_for(self.labels) else None
+        if known is not None and known.hold_for(self.labels):
+            return known
+        return KnownLabels.of(self.labels) if is_at_hand(self.labels) else None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Copy to a device; from pinned memory with ``non_blocking`` the copy overlaps with computing."""
@@ -77,10 +83,8 @@ class Batch:
 
     def _map(self, function: Callable[[Any], Any]) -> Batch:
         changed = {name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor | TopK)}
-        known = self.known_labels
-        if known is not None:
-            known = known.copied(changed["labels"]) if known.hold_for(self.labels) else None
-        return replace(self, **{**changed, "known_labels": known})
+        known = self._known_labels()
+        return replace(self, **changed | {"known_labels": None if known is None else known.copied(changed["labels"])})
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,6 @@ def collate(rows: Sequence[Sequence[Sample]], shards: Mapping[int, ShardArrays],
         target_index=torch.from_numpy(index_N),
         targets=_targets(pieces, template),
         labels=labels_N,
-        known_labels=KnownLabels.of(labels_N),
         tokens=sum(piece.length for piece in pieces),
         document_starts=torch.from_numpy(starts_D1),
         longest_document=int(np.diff(starts_D1).max()),

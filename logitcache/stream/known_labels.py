@@ -36,20 +36,20 @@ class KnownLabels:
         if labels is not self.labels or _version(labels) != self.version:
             return False
         # torch doesn't count changes through numpy, which shares memory on a CPU only. To look again is fast there.
-        return not _is_at_hand(labels) or _range(labels) == (self.least, self.greatest)
+        return not is_at_hand(labels) or _range(labels) == (self.least, self.greatest)
 
 
 def _range(labels: Tensor) -> tuple[int, int]:
     if not len(labels):
         return 0, 0
-    if _is_at_hand(labels):  # numpy takes a tenth of the time for a batch
+    if is_at_hand(labels):  # numpy takes a tenth of the time for a batch
         values_N = labels.detach().numpy()
         return int(values_N.min()), int(values_N.max())
     least, greatest = labels.aminmax()
     return int(least), int(greatest)
 
 
-def _is_at_hand(labels: Tensor) -> bool:
+def is_at_hand(labels: Tensor) -> bool:
     """True on a CPU. (A subclass may have no values, as fake tensors do.)"""
     return type(labels) is Tensor and labels.device.type == "cpu"
 

@@ -139,7 +139,7 @@ class Stream(IterableDataset[Batch]):
     def _step_batches(self, group: list[Row], shards: dict[int, ShardArrays], epoch: int, step: int) -> Iterator[Batch]:
         layout = self.layout
         targets = _count(shards[shard].targets_of(local) for row in group for shard, local in row.samples)
-        lengths_B = [_count(shards[shard].tokens_of(local) for shard, local in row.samples) for row in group]
+        lengths_B = [_tokens(row, shards) for row in group] if layout.group_by_length else [0] * len(group)
         template = next(iter(shards.values()))
         for part, rows in enumerate(divide(lengths_B, layout)[layout.rank]):
             yield replace(
@@ -155,6 +155,10 @@ class Stream(IterableDataset[Batch]):
 
     def _settings(self) -> dict[str, Any]:
         return {**asdict(self.order), "pack_tokens": self.layout.pack_tokens, **asdict(self.layout.lengths)}
+
+
+def _tokens(row: Row, shards: dict[int, ShardArrays]) -> int:
+    return _count(shards[shard].tokens_of(local) for shard, local in row.samples)
 
 
 def _count(parts: Iterable[slice]) -> int:

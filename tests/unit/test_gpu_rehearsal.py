@@ -15,7 +15,6 @@ from logitcache.data import TokenSequence
 from logitcache.engines.transformers_engine import TransformersEngine
 from logitcache.losses import fused
 from logitcache.stream import Batch
-from logitcache.stream.known_labels import KnownLabels
 from logitcache.targets import largest
 from logitcache.targets.beyond import Beyond
 
@@ -56,7 +55,6 @@ def packed_batch() -> Batch:
         targets=targets,
         labels=labels,
         batch_targets=len(index),
-        known_labels=KnownLabels.of(labels),
     )
 
 
