@@ -200,9 +200,9 @@ class Worker:
         if not mass < self._config.min_mass:  # also for NaN, which the writer reports with its position
             return
         needed = engine.k_for_mass(_typical(computed, masses, mass), self._config.min_mass)
-        larger = "a larger --top-k" if needed is None else f"--top-k {_rounded(needed, first) + beyond}"
+        larger = "a larger --top-k" if needed is None else f"about --top-k {_rounded(needed, first) + beyond}"
         warnings.warn(
-            f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need about "
+            f"the top {ranked} cover {mass:.0%} of the teacher's probability; {self._config.min_mass:.0%} need "
             f"{larger}. A loss over the top few ids, such as BiLD, may not need that many",
             LowMassWarning,
             stacklevel=2,

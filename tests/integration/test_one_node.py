@@ -30,7 +30,10 @@ EPOCHS = 2
 
 
 def read_as_rank(rank: int, url: str, environment: dict[str, str], start: object, out: Path) -> None:
-    """Stream the cache as one rank of eight, and write a digest of all its data."""
+    """Stream the cache as one rank of eight, and write a digest of all its data.
+
+    Ranks wait for one another at each step, as training does when it sums gradients.
+    """
     os.environ.update(environment)
     cache = lc.open(url)
     start.wait()  # type: ignore[attr-defined]
@@ -40,6 +43,7 @@ def read_as_rank(rank: int, url: str, environment: dict[str, str], start: object
         targets = batch.targets
         for tensor in (batch.input_ids, targets.ids, targets.logprobs, targets.residual_logprob):
             digest.update(tensor.numpy().tobytes())
+        start.wait(100)  # type: ignore[attr-defined]
     out.write_text(digest.hexdigest())
 
 
