@@ -31,11 +31,14 @@ def prepared(arrays: ShardArrays, vocab_limit: int | None = None, selection: Sel
         arrays = replace(arrays, token_ids_L=np.where(arrays.token_ids_L < vocab_limit, arrays.token_ids_L, 0))
     if selection is not None and not selection.keeps_all:
         arrays = keep_targets(arrays, selection.keep(arrays))
-    return replace(
+    arrays = replace(
         arrays,
         topk_ids_NK=narrow_ids(arrays.topk_ids_NK, arrays.vocab_size),
         topk_logprobs_NK=narrow_logprobs(arrays.topk_logprobs_NK),
     )
+    # Each shard is prepared in a thread of its own. Batches are made one after the other, and need both of these.
+    _ = arrays.target_positions_N, arrays.target_offsets_S1
+    return arrays
 
 
 def narrow_ids(ids_NK: NDArray[np.uint32], vocab_size: int) -> NDArray[Any]:
