@@ -37,44 +37,23 @@ class Machine:
     step_tokens: int
 
 
-def _qwen(vocab_size: int, width: int, inner: int, layers: int, heads: int, keys: int, *, tied: bool) -> Qwen2Config:
-    return Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=keys,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-
-
-def _llama(vocab_size: int, width: int, inner: int, layers: int, heads: int, keys: int, *, tied: bool) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=keys,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+def _shape(kind: type[Any], vocab_size: int, *sizes: int, tied: bool) -> Any:
+    """A configuration; ``sizes``: width, feed-forward width, layers, heads, key-value heads."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    shape = dict(zip(names, sizes, strict=True))
+    return kind(vocab_size=vocab_size, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0, **shape)
 
 
 # The shapes of models that people know, the 7B one with the vocabulary of its smaller students. The weights are random.
-_SMOLLM2_135M = _llama(49_152, 576, 1_536, 30, 9, 3, tied=True)
-_SMOLLM2_360M = _llama(49_152, 960, 2_560, 32, 15, 5, tied=True)
-_QWEN_HALF_B = _qwen(151_936, 896, 4_864, 24, 14, 2, tied=True)
-_QWEN_1B = _qwen(151_936, 1_536, 8_960, 28, 12, 2, tied=True)
-_QWEN_7B = _qwen(151_936, 3_584, 18_944, 28, 28, 4, tied=False)
-_QWEN_14B = _qwen(152_064, 5_120, 13_824, 48, 40, 8, tied=False)
-_LLAMA_3B = _llama(128_256, 3_072, 8_192, 28, 24, 8, tied=True)
-_LLAMA_70B = _llama(128_256, 8_192, 28_672, 80, 64, 8, tied=False)
-_TINY = _llama(2_048, 64, 128, 2, 4, 2, tied=True)
+_SMOLLM2_135M = _shape(LlamaConfig, 49_152, 576, 1_536, 30, 9, 3, tied=True)
+_SMOLLM2_360M = _shape(LlamaConfig, 49_152, 960, 2_560, 32, 15, 5, tied=True)
+_QWEN_HALF_B = _shape(Qwen2Config, 151_936, 896, 4_864, 24, 14, 2, tied=True)
+_QWEN_1B = _shape(Qwen2Config, 151_936, 1_536, 8_960, 28, 12, 2, tied=True)
+_QWEN_7B = _shape(Qwen2Config, 151_936, 3_584, 18_944, 28, 28, 4, tied=False)
+_QWEN_14B = _shape(Qwen2Config, 152_064, 5_120, 13_824, 48, 40, 8, tied=False)
+_LLAMA_3B = _shape(LlamaConfig, 128_256, 3_072, 8_192, 28, 24, 8, tied=True)
+_LLAMA_70B = _shape(LlamaConfig, 128_256, 8_192, 28_672, 80, 64, 8, tied=False)
+_TINY = _shape(LlamaConfig, 2_048, 64, 128, 2, 4, 2, tied=True)
 
 #: Smallest first.
 MACHINES = (

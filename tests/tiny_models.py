@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -23,6 +30,25 @@ def spread(model: PreTrainedModel, std: float = 0.3) -> PreTrainedModel:
                 value.normal_(std=std)
             else:
                 value.add_(torch.randn_like(value), alpha=0.1)
+    return model
+
+
+def random_llama(vocab_size: int, *, layers: int = 2, bias: bool = False) -> LlamaForCausalLM:
+    """A Llama of width 32; with ``bias`` its output layer has one."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+        )
+    )
+    if bias:
+        model.lm_head = torch.nn.Linear(32, vocab_size)
     return model
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Kinds of devices with such products. On other devices the operands are widened.
 NATIVE = frozenset({"cuda"})
+# Of a weight's rows that are widened at a time elsewhere.
+_WIDENED_BYTES = 64 << 20
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -44,6 +46,23 @@ def product(left_MN: Tensor, right_NP: Tensor, *, out_MP: Tensor | None = None) 
     if reads_half(left_MN):
         return torch.mm(left_MN, right_NP, out_dtype=wide(left_MN.dtype), out=out_MP)
     return torch.mm(left_MN, right_NP, out=out_MP)
+
+
+def wide_product(left_MN: Tensor, right_PN: Tensor) -> Tensor:
+    """``left @ right.T`` in float32, ``[M, P]``. ``right``, a weight in any dtype, is never copied as a whole.
+
+    ``left`` is moved to the weight's device, and rounded to its dtype.
+    """
+    right_PN, dtype = right_PN.detach(), right_PN.dtype
+    left_MN = operand(left_MN.to(right_PN.device), dtype)
+    if reads_half(right_PN) or dtype == wide(dtype):
+        return product(left_MN, right_PN.T)
+    result_MP = torch.empty(len(left_MN), len(right_PN), dtype=wide(dtype), device=right_PN.device)
+    rows = max(1, _WIDENED_BYTES // (4 * right_PN.shape[1]))
+    for start in range(0, len(right_PN), rows):
+        some = slice(start, start + rows)
+        product(left_MN, operand(right_PN[some], dtype).T, out_MP=result_MP[:, some])
+    return result_MP
 
 
 def add_product(total_MP: Tensor, left_MN: Tensor, right_NP: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from logitcache.models.finish import Finish
 from logitcache.models.head import Head
-from logitcache.models.product import operand, product
+from logitcache.models.product import wide_product
 from logitcache.targets.parts import Part
 
 
@@ -35,9 +35,7 @@ class SplitHead:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """``[N, P]`` float32 logits of this part's ids."""
-        dtype = self.weight_PD.dtype
-        hidden_ND = operand(hidden_ND.to(self.weight_PD.device), dtype)
-        logits_NP = product(hidden_ND, operand(self.weight_PD, dtype).T)
+        logits_NP = wide_product(hidden_ND, self.weight_PD)
         if self.bias_P is not None:
             logits_NP += self.bias_P
         self.finish.in_place(logits_NP)

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from logitcache.models.head import Head
-from logitcache.models.product import operand, product, reads_half, wide
+from logitcache.models.product import wide_product
 from logitcache.models.split_head import is_divided
-
-# Of the weight's rows that a device without half-precision products widens at a time.
-_WIDENED_BYTES = 64 << 20
 
 
 def can_widen(head: Head) -> bool:
@@ -30,15 +27,8 @@ def can_widen(head: Head) -> bool:
 
 def wide_logits(head: Head, hidden_ND: Tensor) -> Tensor:
     """``[N, V]`` float32 logits of a head for which :func:`can_widen` holds. The weight is never copied as a whole."""
-    weight_VD, bias_V = head.weight.detach(), head.bias
-    dtype = weight_VD.dtype
-    hidden_ND = operand(hidden_ND.to(weight_VD.device), dtype)
-    logits_NV = torch.empty(len(hidden_ND), len(weight_VD), dtype=wide(dtype), device=weight_VD.device)
-    rows = len(weight_VD) if reads_half(weight_VD) else max(1, _WIDENED_BYTES // (4 * weight_VD.shape[1]))
-    for start in range(0, len(weight_VD), rows):
-        weight_RD = operand(weight_VD[start : start + rows], dtype)
-        product(hidden_ND, weight_RD.T, out_MP=logits_NV[:, start : start + rows])
-    if bias_V is not None:
-        logits_NV += bias_V
+    logits_NV = wide_product(hidden_ND, head.weight)
+    if head.bias is not None:
+        logits_NV += head.bias
     head.finish.in_place(logits_NV)
     return logits_NV

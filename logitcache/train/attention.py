@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcache.errors import ConfigError
+from logitcache.errors import ConfigError, ModelError
 from logitcache.models import device_of, evaluating, find_head, without_adapter
 from logitcache.models.documents import BY_DOCUMENT, register
 from logitcache.models.probe import half, same, vocabulary
@@ -94,7 +94,7 @@ def _try_by_document(model: Any) -> None:
             same(found, wanted, tolerance=_TOLERANCE[half(model)])
             for found, wanted in zip(_probe(model), expected, strict=True)
         )
-    except Exception:  # noqa: BLE001 - whatever goes wrong in somebody's model, it keeps the attention that works
+    except (ModelError, ValueError, ImportError, AttributeError, KeyError, AssertionError):  # it can't be switched
         agrees = False
     if not agrees and _name(model) != before:
         model.set_attn_implementation(before)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_runs import Call, as_on_a_gpu, fake_weights
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import random_llama
 
 import logitcache as lc
 from logitcache.data import TokenSequence
@@ -19,24 +19,6 @@ from logitcache.targets import largest
 from logitcache.targets.beyond import Beyond
 
 V, LENGTH, ROWS, CHUNK = 1031, 48, 8, 64
-
-
-def llama(bias: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=V,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-        )
-    )
-    if bias:
-        model.lm_head = torch.nn.Linear(32, V)
-    return model
 
 
 def packed_batch() -> Batch:
@@ -67,7 +49,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("loss", ["bild", "bild=1.0,residual_kl=1.0", "bild=1.0,cross_entropy=0.1", "dkd", "normkd"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_training_step(loss: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = lc.losses.loss_model(llama(bias), loss)
+    module = lc.losses.loss_model(random_llama(V, bias=bias), loss)
     batch = packed_batch()
     with as_on_a_gpu(monkeypatch) as (mode, log):
         fake_weights(module, mode)
@@ -98,7 +80,7 @@ def multiplied(call: Call) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     ids=["bf16 head", "float32 head", "statistics", "tail samples"],
 )
 def test_a_dump_batch(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = llama().to(torch.bfloat16)
+    model = random_llama(V).to(torch.bfloat16)
     engine = TransformersEngine(model, top_k=16, **settings)
     monkeypatch.setattr(engine.output, "chunk_rows", CHUNK)
     monkeypatch.setattr(largest, "_TILE_BYTES", {"cpu": 4 * CHUNK * (V // 3)})

@@ -7,31 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import random_llama
+from transformers import LlamaForCausalLM
 
 from logitcache.data import TokenSequence
 from logitcache.engines.transformers_engine import TransformersEngine
 from logitcache.errors import LogitCacheWarning
-from logitcache.models import find_head, wide_head
+from logitcache.models import find_head, product, wide_head
 
 V = 300
 
 
 def llama(dtype: torch.dtype, *, bias: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=V,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
-    if bias:
-        model.lm_head = nn.Linear(32, V)
+    model = random_llama(V, layers=1, bias=bias)
     with torch.no_grad():
         model.lm_head.weight *= 40  # logits of 20 and more, as large models have them
     return model.to(dtype)
@@ -66,11 +54,9 @@ def test_the_weight_is_never_copied_as_a_whole(monkeypatch: pytest.MonkeyPatch) 
     head = find_head(llama(torch.bfloat16, bias=True))
     hidden = torch.randn(5, 32).bfloat16()
     whole = wide_head.wide_logits(head, hidden)
-    monkeypatch.setattr(wide_head, "_WIDENED_BYTES", 4 * 32 * 7)
+    monkeypatch.setattr(product, "_WIDENED_BYTES", 4 * 32 * 7)
     seen = []
-    monkeypatch.setattr(
-        wide_head, "operand", lambda matrix, dtype: seen.append(len(matrix)) or matrix.to(torch.float32)
-    )
+    monkeypatch.setattr(product, "operand", lambda matrix, dtype: seen.append(len(matrix)) or matrix.to(torch.float32))
     torch.testing.assert_close(wide_head.wide_logits(head, hidden), whole)
     assert max(seen) == 7
 
